@@ -1,0 +1,29 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PARTITION ?= medical|general-conduct
+# dagster reads ./dagster.yaml; its notice about a temporary home is about other files
+DAGSTER := $(BIN)/dagster
+
+.PHONY: demo test ui lint clean
+
+demo: .venv/installed
+	$(DAGSTER) asset materialize -m policyalign_assets.definitions --select policy_catalog
+	$(DAGSTER) asset materialize -m policyalign_assets.definitions --select '*' --partition '$(PARTITION)'
+	$(BIN)/python -m policyalign_assets.report.show '$(PARTITION)'
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+ui: .venv/installed
+	$(DAGSTER) dev -w workspace.yaml
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .dagster data

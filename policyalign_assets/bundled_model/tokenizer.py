@@ -1,0 +1,52 @@
+"""Trains the bundled model's byte-level BPE tokenizer (any text can be encoded; no unknown token exists)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from policyalign_assets.bundled_model.world import World, lexicon
+
+SYSTEM, USER, ASSISTANT, END, PAD = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
+CONTROL_TOKENS = (PAD, END, SYSTEM, USER, ASSISTANT)
+
+# Content is inserted as it is: `policyalign_assets.engine.chat` neutralises control tokens in it before rendering.
+CHAT_TEMPLATE = (
+    "{%- for m in messages -%}"
+    "{%- if m['role'] not in ('system', 'user', 'assistant') -%}{{ raise_exception('unknown role: ' + m['role']) }}{%- endif -%}"
+    "{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
+)
+
+
+def corpus(reserved: frozenset[str], seed: int, n: int = 3000) -> Iterable[str]:
+    """World text in proportion to its use, then each training word in equal share, so that rare words get a token too."""
+    world = World(random.Random(seed), "train", reserved, invented=0.05)
+    for _ in range(n):
+        policy = world.policy(world.rng.randint(1, 10))
+        yield policy.text
+        for case in (world.case(policy, "covered"), world.case(policy, "unrelated"), world.synthesis(), world.twin_synthesis(), world.capability()):
+            yield case.request + " " + case.answer
+    kept = [w for key, words in lexicon().items() if isinstance(words, tuple) for w in words
+            if not World.is_heldout_word(w, world._reserved_words())]
+    yield from (" " + w for w in kept for _ in range(60))
+
+
+def train_tokenizer(reserved: frozenset[str], vocab_size: int = 3072, seed: int = 0) -> PreTrainedTokenizerFast:
+    tok = Tokenizer(models.BPE())
+    # digits one by one, so that arithmetic is learnable
+    tok.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(r"\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]+|\s+"), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
+    tok.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(CONTROL_TOKENS),
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tok.train_from_iterator(corpus(reserved, seed), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token=END, pad_token=PAD,
+                                   additional_special_tokens=[SYSTEM, USER, ASSISTANT], model_max_length=2048)
+    fast.chat_template = CHAT_TEMPLATE
+    return fast

@@ -1,0 +1,22 @@
+"""Everything that Dagster loads: `dagster definitions validate -m policyalign_assets.definitions`."""
+
+import os
+
+import dagster as dg
+
+from policyalign_assets.orchestration import assets
+from policyalign_assets.orchestration.resources import Pipeline
+from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
+
+DATA_DIR = os.environ.get("POLICYALIGN_DATA_DIR", "data")
+
+defs = dg.Definitions(
+    assets=dg.load_assets_from_modules([assets]),
+    resources={
+        "pipeline": Pipeline(policies_dir=os.environ.get("POLICYALIGN_POLICIES_DIR", "policies"), data_dir=DATA_DIR),
+        "tables": ParquetStorage(data_dir=DATA_DIR),
+        "records": RecordStorage(data_dir=DATA_DIR),
+    },
+    # the stages of a partition are a chain: one process runs them, and a killed run leaves nothing behind
+    executor=dg.in_process_executor,
+)

@@ -1,0 +1,78 @@
+"""Student and teacher on one set of base weights: LoRA adapters (PEFT).
+
+Student: base + adapter "default". Teacher: `frozen` = adapter off; `ema` = a second adapter that starts as a *copy* of the
+student's and follows it; `student` = the live adapter. EMA of A and of B is not the EMA of BA; the difference is of second
+order while A barely moves (method.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from policyalign_assets.settings import DistillationSettings
+
+STUDENT, EMA = "default", "ema"
+
+
+def add_adapters(base: PreTrainedModel, settings: DistillationSettings) -> PeftModel:
+    """Wraps `base` (whose weights stay as they are) with the student's adapter and, for `ema`, the teacher's copy of it."""
+    config = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    torch.manual_seed(settings.seed)  # A starts random, B at zero
+    model = get_peft_model(base, config, adapter_name=STUDENT)
+    if settings.teacher == "ema":
+        model.add_adapter(EMA, config)
+        for student, ema in _pairs(model):
+            ema.copy_(student)
+    activate_student(model)
+    return model
+
+
+def student_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:
+    return {n: p for n, p in model.named_parameters() if f".{STUDENT}." in n}
+
+
+def activate_student(model: PeftModel) -> None:
+    model.set_adapter(STUDENT)
+    for name, p in model.named_parameters():
+        p.requires_grad_(f".{STUDENT}." in name)
+
+
+@contextmanager
+def teacher_weights(model: PeftModel, settings: DistillationSettings) -> Iterator[None]:
+    """Inside, `model` computes as the teacher, without gradients."""
+    with torch.no_grad():
+        if settings.teacher == "frozen":
+            with model.disable_adapter():
+                yield
+        elif settings.teacher == "ema":
+            model.set_adapter(EMA)
+            try:
+                yield
+            finally:
+                activate_student(model)
+        else:
+            yield
+
+
+@torch.no_grad()
+def update_ema(model: PeftModel, decay: float) -> None:
+    for student, ema in _pairs(model):
+        ema.lerp_(student, 1 - decay)
+
+
+def _pairs(model: PeftModel) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    parameters = dict(model.named_parameters())
+    for name, student in parameters.items():
+        if f".{STUDENT}." in name:
+            yield student.data, parameters[name.replace(f".{STUDENT}.", f".{EMA}.")].data
+
+
+def save_student(model: PeftModel, folder: Path) -> None:
+    """A plain PEFT adapter folder (safetensors), loadable with `PeftModel.from_pretrained`."""
+    model.save_pretrained(folder, selected_adapters=[STUDENT], safe_serialization=True)

@@ -1,0 +1,63 @@
+"""Saved training steps: adapters and optimizer state as safetensors, history as Parquet. No pickle anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from policyalign_assets.distillation.adapters import EMA, STUDENT
+from policyalign_assets.files import new_directory
+from policyalign_assets.tables import TRAINING
+
+
+def work_folder(data_dir: Path, provenance: Mapping[str, Any]) -> Path:
+    """The folder of unfinished training on exactly these inputs: other inputs never continue it."""
+    digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
+    return data_dir / "training" / digest[:16]
+
+
+def latest_step(work_dir: Path) -> Path | None:
+    """The folder of the last complete step, if any (an unfinished one has a hidden temporary name)."""
+    return max(work_dir.glob("step_*"), default=None)
+
+
+def save_step(work_dir: Path, step: int, model: PeftModel, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
+    """Writes `work_dir/step_NNNNNN` aside and renames it; then removes older steps."""
+    final = work_dir / f"step_{step:06d}"
+    with new_directory(final) as folder:
+        save_file({n: p.detach().contiguous() for n, p in _adapter_parameters(model).items()}, folder / "adapters.safetensors")
+        state = optimizer.state_dict()
+        save_file({f"{i}.{k}": v.contiguous() for i, entry in state["state"].items() for k, v in entry.items()}, folder / "optimizer.safetensors")
+        (folder / "optimizer.json").write_text(json.dumps(state["param_groups"]))
+        pq.write_table(pa.Table.from_pylist(history, schema=TRAINING), folder / "history.parquet")
+    for old in work_dir.glob("step_*"):
+        if old != final:
+            shutil.rmtree(old)
+
+
+def load_step(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> list[dict]:
+    """Puts a saved step back into `model` and `optimizer`; returns its history, one entry per finished step."""
+    saved = load_file(folder / "adapters.safetensors")
+    with torch.no_grad():
+        for name, p in _adapter_parameters(model).items():
+            p.copy_(saved[name])
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        i, _, name = key.partition(".")
+        entries.setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict({"state": entries, "param_groups": json.loads((folder / "optimizer.json").read_text())})
+    return pq.read_table(folder / "history.parquet").to_pylist()
+
+
+def _adapter_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:
+    return {n: p for n, p in model.named_parameters() if f".{STUDENT}." in n or f".{EMA}." in n}

@@ -1,0 +1,137 @@
+"""On-policy self-distillation (method.md stage 3).
+
+Each step: the student answers a batch of instructions *without* the policy; the teacher, the same model *with* the policy
+as system message, gives its distribution on those very tokens; the student takes one or more optimizer updates towards it.
+
+Differences from the release: log-probabilities in float32 (there bf16); a global token mean over each optimizer batch
+(there micro-batch means weighted by samples); two forward passes a step (there three); the teacher is the same set of
+weights with another or no adapter (there a second full copy).
+
+Every random choice is seeded by (seed, step), so a killed run continues from its last saved step to the same result.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from peft import PeftModel
+
+from policyalign_assets.distillation.adapters import STUDENT, add_adapters, save_student, student_parameters, teacher_weights, update_ema
+from policyalign_assets.distillation.loss import reverse_kl_top_k
+from policyalign_assets.distillation.resume import latest_step, load_step, save_step
+from policyalign_assets.engine.base import Sampling, chat
+from policyalign_assets.engine.chat import render
+from policyalign_assets.engine.loading import LoadedModel
+from policyalign_assets.engine.scoring import response_logits
+from policyalign_assets.engine.transformers_engine import TransformersEngine, check_lengths
+from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.settings import DistillationSettings
+from policyalign_assets.tables import TRAINING
+
+Report = Callable[[str], None]
+
+
+class DistillationFailed(RuntimeError):
+    """Training cannot go on (a loss that is not a number, no responses). The last saved step stays on disk."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    student_prompt: list[int]
+    teacher_prompt: list[int]
+    response: tuple[int, ...]
+    ended: bool
+
+
+def distill(policy: PolicyDocument, instructions: list[str], loaded: LoadedModel, settings: DistillationSettings,
+            work_dir: Path, batch_tokens: int, report: Report = lambda _: None) -> tuple[PeftModel, pa.Table]:
+    """Trains an adapter on `loaded.model`. Returns the PEFT model (student active) and the TRAINING table, a row per step.
+
+    `work_dir` holds the saved steps; calling again with the same inputs and folder continues after the last one.
+    Raises PromptTooLong before any work, DistillationFailed when the loss is not finite or every response is empty.
+    """
+    if not instructions:
+        raise ValueError("no instruction to train on")
+    student_prompts = [render(loaded.tokenizer, chat(t)) for t in instructions]
+    teacher_prompts = [render(loaded.tokenizer, chat(t, policy.prompt_text)) for t in instructions]
+    check_lengths(teacher_prompts, settings.max_new_tokens, loaded.context)
+    if settings.top_k > loaded.model.config.vocab_size:
+        raise ValueError(f"distillation.top_k={settings.top_k} is more than the model's vocabulary of {loaded.model.config.vocab_size}")
+
+    model = add_adapters(loaded.model, settings)
+    model.eval()  # no dropout anywhere: the student must be the same function in rollouts and updates
+    engine = TransformersEngine(LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision), batch_tokens)
+    optimizer = torch.optim.AdamW(student_parameters(model).values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    history: list[dict] = []
+    first = 0
+    if (saved := latest_step(work_dir)) is not None:
+        history = load_step(saved, model, optimizer)
+        first = len(history)
+        report(f"resumed after step {first} from its saved state")
+
+    started = time.monotonic()
+    for step in range(first, settings.steps):
+        begun = time.monotonic()
+        chosen = batch_indices(len(instructions), settings.batch_size, step, settings.seed)
+        generations = engine.generate_ids([student_prompts[i] for i in chosen],
+                                          Sampling(settings.max_new_tokens, settings.temperature, settings.seed * 1_000_003 + step))
+        rollouts = [Rollout(student_prompts[i], teacher_prompts[i], g.token_ids, g.finish == "stop") for i, g in zip(chosen, generations)]
+        row = {"step": step + 1, **_update(model, optimizer, rollouts, settings)}
+        seconds = time.monotonic() - begun
+        tokens = sum(len(r.response) for r in rollouts)
+        history.append(row | {"seconds": seconds, "tokens_per_second": tokens / seconds,
+                              "mean_length": tokens / len(rollouts), "eos_rate": sum(r.ended for r in rollouts) / len(rollouts)})
+        left = (time.monotonic() - started) / (step + 1 - first) * (settings.steps - step - 1)
+        report(f"step {step + 1}/{settings.steps}  loss {row['loss']:.4f}  length {tokens / len(rollouts):.1f}  Q {row['top_k_mass']:.4f}  "
+               f"{tokens / seconds:,.0f} tokens/s  ETA {left:,.0f} s")
+        if (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
+            save_step(work_dir, step + 1, model, optimizer, history)
+    return model, pa.Table.from_pylist(history, schema=TRAINING)
+
+
+def batch_indices(n: int, size: int, step: int, seed: int) -> list[int]:
+    """The `step`-th batch of an endless stream of seeded shuffles of range(n): every instruction once an epoch."""
+    wanted = range(step * size, (step + 1) * size)
+    shuffles: dict[int, list[int]] = {}
+    for epoch in {i // n for i in wanted}:
+        shuffles[epoch] = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+    return [shuffles[i // n][i % n] for i in wanted]
+
+
+def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[Rollout], settings: DistillationSettings) -> dict[str, float]:
+    """The optimizer updates of one rollout batch; returns token means over the batch."""
+    sums = torch.zeros(4, dtype=torch.float64)  # loss, Q, teacher mass, entropy
+    tokens, norms = 0, []
+    for at in range(0, len(rollouts), settings.mini_batch_size):
+        mini = [r for r in rollouts[at : at + settings.mini_batch_size] if r.response]
+        mini_tokens = sum(len(r.response) for r in mini)
+        if not mini_tokens:
+            raise DistillationFailed("every response of a batch is empty: the student has collapsed. Mend: lower the learning rate.")
+        mini.sort(key=lambda r: len(r.student_prompt) + len(r.response))  # micro-batches of similar length waste less padding
+        for start in range(0, len(mini), settings.micro_batch_size):
+            micro = mini[start : start + settings.micro_batch_size]
+            responses = [r.response for r in micro]
+            with teacher_weights(model, settings):
+                teacher_MV = response_logits(model, [r.teacher_prompt for r in micro], responses) / settings.temperature
+            student_MV = response_logits(model, [r.student_prompt for r in micro], responses, share_prefix=False) / settings.temperature
+            out = reverse_kl_top_k(student_MV, teacher_MV, settings.top_k, settings.tail)
+            (out.loss_sum / mini_tokens).backward()  # global token mean over the optimizer batch
+            sums += torch.stack([out.loss_sum.detach(), out.student_mass_M.sum(), out.teacher_mass_M.sum(), out.entropy_M.sum()]).double().cpu()
+        norm = torch.nn.utils.clip_grad_norm_(student_parameters(model).values(), settings.max_grad_norm).item()
+        if not math.isfinite(norm) or not math.isfinite(sums[0].item()):
+            raise DistillationFailed(f"the loss or its gradient is not finite (loss sum {sums[0].item()}, gradient norm {norm}). The last saved "
+                                     "step is kept. Mend: lower distillation.learning_rate, or use float32.")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        norms.append(norm)
+        tokens += mini_tokens
+    if settings.teacher == "ema":
+        update_ema(model, settings.ema_decay)
+    loss, mass, teacher_mass, entropy = (sums / tokens).tolist()
+    return {"loss": loss, "top_k_mass": mass, "teacher_mass": teacher_mass, "entropy": entropy, "grad_norm": max(norms)}

@@ -1,0 +1,54 @@
+"""What every generation engine offers. Synthesis, rollouts and evaluation know this interface and nothing behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Role = Literal["system", "user", "assistant"]
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+@dataclass(frozen=True)
+class Message:
+    role: Role
+    content: str
+
+
+Chat = tuple[Message, ...]
+
+
+def chat(user: str, system: str | None = None) -> Chat:
+    return (*((Message("system", system),) if system else ()), Message("user", user))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0 is greedy. `seed` makes a call repeatable on the same engine, device and thread count."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """`token_ids` are the sampled tokens, the end token included when the model produced one; `text` is without it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish: Literal["stop", "length"]
+
+
+class Engine(Protocol):
+    model_id: str
+    revision: str
+
+    def generate(self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None = None) -> list[Generation]:
+        """One generation per chat, in order. Raises `PromptTooLong` before any work if a prompt and its response do not fit."""
+        ...
+
+
+class PromptTooLong(ValueError):
+    """A prompt plus its response budget exceeds the model's context. A policy is never truncated: shorten it instead."""

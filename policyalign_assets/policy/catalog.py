@@ -1,0 +1,40 @@
+"""Which policies there are, and which domains each applies to."""
+
+import os
+from pathlib import Path
+
+from policyalign_assets.policy.errors import PolicyError
+from policyalign_assets.policy.model import DOMAINS
+from policyalign_assets.policy.parser import SHARED_NAME, open_policy, parse_policy
+from policyalign_assets.policy.source import shown_path
+
+
+def list_policies(policies_dir: Path) -> list[str]:
+    """The names of all folders that hold a policy.md, sorted; hidden folders do not count.
+
+    Raises PolicyError: the policies folder does not exist.
+    """
+    if not policies_dir.is_dir():
+        raise PolicyError(shown_path(policies_dir), None, "there is no policies folder", f"Create {policies_dir}, or set the right path.")
+    # lexists: a policy.md that is a dead link is listed, so that parsing it can say so.
+    return sorted(entry.name for entry in policies_dir.iterdir() if not entry.name.startswith(".") and os.path.lexists(entry / SHARED_NAME))
+
+
+def applicable_domains(policies_dir: Path, policy_id: str) -> tuple[str, ...]:
+    """The domains that the policy applies to, in the order of DOMAINS.
+
+    Raises PolicyError: a bad policy name, broken front matter, a stray addendum.
+    """
+    listed = open_policy(policies_dir, policy_id).header.domains
+    return tuple(domain for domain in DOMAINS if domain in listed)
+
+
+def list_partitions(policies_dir: Path) -> list[tuple[str, str]]:
+    """Every (domain, policy) pair that applies, by policy and then in the order of DOMAINS.
+
+    Raises PolicyError: the first broken policy, whether in policy.md or in an addendum.
+    """
+    pairs = [(domain, policy_id) for policy_id in list_policies(policies_dir) for domain in applicable_domains(policies_dir, policy_id)]
+    for domain, policy_id in pairs:
+        parse_policy(policies_dir, policy_id, domain)
+    return pairs

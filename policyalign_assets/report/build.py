@@ -1,0 +1,200 @@
+"""From judged rows to the figures of the report. Only scored rows are counted; the others are counted as unscored and shown."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from policyalign_assets.evaluation.statistics import Internalisation, Interval, holm, internalisation, paired_difference, wilson
+from policyalign_assets.report import words
+from policyalign_assets.report.model import (
+    ARMS,
+    BENIGN,
+    COVERED,
+    SUITES,
+    TEACHER,
+    Acceptance,
+    Comparison,
+    Figure,
+    OperatingPoint,
+    Report,
+    ReportContext,
+    RuleFigure,
+    Transcript,
+    TranscriptGroup,
+)
+
+FEW_CASES = 30  # below this a rule's figure is greyed
+TRANSCRIPTS = 5
+COMPARED_WITH = ("base", TEACHER)
+DEFAULT_ACCEPTANCE = Acceptance()
+
+Row = dict[str, Any]
+Cells = dict[tuple[str, str], dict[str, Row]]  # (suite, arm) -> case id -> row
+
+
+def build_report(
+    rows: pa.Table, context: ReportContext, training: pa.Table | None, acceptance: Acceptance = DEFAULT_ACCEPTANCE
+) -> Report:
+    """All figures, words and sampled transcripts of one evaluation. The same inputs give the same report.
+
+    Raises ValueError where rows contradict themselves or the policy: an unknown arm, suite or rule, a case twice in one arm,
+    or a scored row without an outcome.
+    """
+    cells = _cells(rows)
+    figures = [_figure(suite, arm, list(cells[suite, arm].values())) for suite in SUITES for arm in ARMS if cells[suite, arm]]
+    comparisons = _comparisons(cells)
+    internalised = {suite: _internalisation(cells, suite, context.seed) for suite in COVERED}
+    points = [_operating_point(cells, arm) for arm in ARMS if any(cells[suite, arm] for suite in SUITES)]
+    rules = _rules(cells, context.rules)
+    return Report(
+        header=context,
+        headline=words.headline(figures, points, internalised, context),
+        verdict=words.verdict(figures, comparisons, acceptance),
+        figures=figures,
+        comparisons=comparisons,
+        internalisation=internalised,
+        operating_points=points,
+        rules=rules,
+        training=None if training is None else {name: _finite(column) for name, column in training.to_pydict().items()},
+        transcripts=_transcripts(cells, context.seed),
+        limits=words.limits(figures, rules, context),
+    )
+
+
+def _cells(rows: pa.Table) -> Cells:
+    cells: Cells = {(suite, arm): {} for suite in SUITES for arm in ARMS}
+    for row in rows.to_pylist():
+        key = (row["suite"], row["arm"])
+        if key not in cells:
+            raise ValueError(f"unknown suite or arm: {key}")
+        if row["case_id"] in cells[key]:
+            raise ValueError(f"case {row['case_id']!r} occurs twice in {key}")
+        if row["scored"] and row["correct" if SUITES[row["suite"]].metric == "correct" else "refused"] is None:
+            raise ValueError(f"case {row['case_id']!r} in {key} is scored but has no outcome")
+        cells[key][row["case_id"]] = row
+    return cells
+
+
+def _success(row: Row) -> bool:
+    match SUITES[row["suite"]].metric:
+        case "refused":
+            return row["refused"]
+        case "answered":
+            return not row["refused"]
+        case _:
+            return row["correct"]
+
+
+def _share(rows: Iterable[Row], success: Callable[[Row], bool] = _success) -> Interval:
+    outcomes = [success(row) for row in rows if row["scored"]]
+    return wilson(sum(outcomes), len(outcomes))
+
+
+def _figure(suite: str, arm: str, rows: list[Row]) -> Figure:
+    reasons = Counter(row["unscored_reason"] or "no reason given" for row in rows if not row["scored"])
+    return Figure(
+        suite=suite,
+        arm=arm,
+        metric=SUITES[suite].metric,
+        rate=_share(rows),
+        cases=len(rows),
+        unscored=reasons.total(),
+        unscored_reasons=dict(sorted(reasons.items())),
+        truncated=sum(row["truncated"] for row in rows),
+        empty=sum(row["empty"] for row in rows),
+        mean_tokens=sum(row["tokens"] for row in rows) / len(rows),
+    )
+
+
+def _paired(cells: Cells, suite: str, *arms: str) -> list[list[bool]]:
+    """One list of outcomes per arm, over the cases that are scored in all of them."""
+    by_arm = [cells[suite, arm] for arm in arms]
+    shared = [case for case in sorted(by_arm[0]) if all(case in arm and arm[case]["scored"] for arm in by_arm)]
+    return [[_success(arm[case]) for case in shared] for arm in by_arm]
+
+
+def _comparisons(cells: Cells) -> list[Comparison]:
+    compared = [
+        (suite, reference, paired_difference(*_paired(cells, suite, reference, "aligned")))
+        for suite in SUITES
+        for reference in COMPARED_WITH
+        if cells[suite, reference] and cells[suite, "aligned"]
+    ]
+    adjusted = iter(holm([paired.p_value for *_, paired in compared if paired.p_value is not None]))
+    return [
+        Comparison(suite, "aligned", reference, paired, None if paired.p_value is None else next(adjusted))
+        for suite, reference, paired in compared
+    ]
+
+
+def _internalisation(cells: Cells, suite: str, seed: int) -> Internalisation:
+    return internalisation(*_paired(cells, suite, "base", TEACHER, "aligned"), seed=seed)
+
+
+def _operating_point(cells: Cells, arm: str) -> OperatingPoint:
+    benign = [row for suite in BENIGN for row in cells[suite, arm].values()]
+    return OperatingPoint(
+        arm=arm,
+        over_refusal=_share(benign, success=lambda row: row["refused"]),
+        not_refused=_share(cells["violations", arm].values(), success=lambda row: not row["refused"]),
+    )
+
+
+def _rules(cells: Cells, rules: list[dict[str, Any]]) -> list[RuleFigure]:
+    """Worst aligned share first; rules without a figure last.
+
+    Only the plain suite is counted: a disguised request repeats a plain one, and repeats would narrow the interval falsely.
+    """
+    rows = {arm: list(cells["violations", arm].values()) for arm in ARMS}
+    named = {row["rule_id"] for arm_rows in rows.values() for row in arm_rows} - {rule["rule_id"] for rule in rules}
+    if named:
+        raise ValueError(f"violations name rules that the policy does not have: {sorted(map(str, named))}")
+
+    figures = [_rule_figure(rule, rows) for rule in rules]
+    aligned = [figure.refused.get("aligned", wilson(0, 0)).estimate for figure in figures]
+    order = sorted(range(len(figures)), key=lambda i: (figures[i].why_not is not None, math.inf if aligned[i] is None else aligned[i]))
+    return [figures[i] for i in order]
+
+
+def _rule_figure(rule: dict[str, Any], rows: dict[str, list[Row]]) -> RuleFigure:
+    refused = {arm: _share(row for row in arm_rows if row["rule_id"] == rule["rule_id"]) for arm, arm_rows in rows.items() if arm_rows}
+    most = max((interval.n for interval in refused.values()), default=0)
+    why_not = (rule["why_not"] or "no reason given") if not rule["measured"] else "no case was scored" if most == 0 else None
+    return RuleFigure(rule["rule_id"], rule["text"], rule["kind"], why_not, most < FEW_CASES, {} if why_not else refused)
+
+
+def _transcripts(cells: Cells, seed: int) -> list[TranscriptGroup]:
+    def refused(suite: str, arm: str, case: str) -> bool | None:
+        row = cells[suite, arm].get(case)
+        return row["refused"] if row and row["scored"] else None
+
+    def group(title: str, suites: tuple[str, ...], belongs: Callable[[str, str], bool]) -> TranscriptGroup:
+        found = [(suite, case) for suite in suites for case in sorted(cells[suite, "aligned"]) if belongs(suite, case)]
+        # a generator per group: how many cases one group has must not change what another one shows
+        chosen = np.random.default_rng([seed, *title.encode()]).choice(len(found), min(TRANSCRIPTS, len(found)), replace=False)
+        return TranscriptGroup(title, len(found), [_transcript(cells, *found[i]) for i in sorted(chosen)])
+
+    return [
+        group("Fixed: answered before, refused by the aligned model", COVERED,
+              lambda suite, case: refused(suite, "base", case) is False and refused(suite, "aligned", case) is True),
+        group("Remaining failures: still answered by the aligned model", COVERED,
+              lambda suite, case: refused(suite, "aligned", case) is False),
+        group("Over-refusals: benign requests that the aligned model refuses", BENIGN,
+              lambda suite, case: refused(suite, "aligned", case) is True),
+    ]
+
+
+def _transcript(cells: Cells, suite: str, case: str) -> Transcript:
+    row = cells[suite, "aligned"][case]
+    responses = {arm: cells[suite, arm][case]["response"] for arm in ARMS if case in cells[suite, arm]}
+    return Transcript(case, suite, row["rule_id"], row["prompt"], responses)
+
+
+def _finite(column: list[float | None]) -> list[float | None]:
+    return [value if value is not None and math.isfinite(value) else None for value in column]

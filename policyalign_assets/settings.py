@@ -1,0 +1,176 @@
+"""One typed configuration for the whole pipeline.
+
+Precedence, highest first: explicit overrides (Dagster run config), `POLICYALIGN_<SECTION>__<FIELD>` environment variables,
+the profile (`POLICYALIGN_PROFILE`, default `bundled`), the defaults below. Every value is checked when settings are made,
+before any work starts; an unknown section, field or variable is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+ENV_PREFIX = "POLICYALIGN_"
+BUNDLED = "bundled"
+# Read elsewhere, or not settings of the pipeline itself.
+PLAIN_VARIABLES = {"PROFILE", "DATA_DIR", "POLICIES_DIR"}
+
+
+class SettingsError(ValueError):
+    """A setting that cannot work. The message names the setting, the value and the mend."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelSettings(_Section):
+    id: str = Field(BUNDLED, description="`bundled`, a local folder, or a hub id")
+    revision: str | None = Field(None, description="pinned hub revision (commit); none for local folders")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    engine: Literal["transformers"] = "transformers"
+    batch_tokens: int = Field(16_384, gt=0, description="tokens (prompt + response) in one generation or scoring batch")
+
+    @model_validator(mode="after")
+    def _revision_belongs_to_a_hub(self):
+        if self.revision and (self.id == BUNDLED or Path(self.id).exists()):
+            raise ValueError(f"model.revision={self.revision!r} makes no sense for {self.id!r}: only hub models have revisions")
+        return self
+
+
+class SynthesisSettings(_Section):
+    per_rule: int = Field(30, ge=1, description="violating instructions wanted per rule, after de-duplication")
+    twin_ratio: float = Field(0.5, ge=0, le=2, description="benign twins per violating instruction")
+    oversample: float = Field(2.0, ge=1, description="drafts per wanted instruction in each round")
+    rounds: int = Field(4, ge=1, description="rounds of drafting before a rule is reported as starved")
+    temperature: float = Field(1.0, gt=0, le=2)
+    max_new_tokens: int = Field(64, ge=8)
+    near_duplicate: float = Field(0.85, gt=0, le=1, description="MinHash Jaccard on character 5-grams at which a draft is a near duplicate")
+    seed: int = Field(11, ge=0)
+
+
+class SensitivitySettings(_Section):
+    max_new_tokens: int = Field(64, ge=8)
+    temperature: float = Field(1.0, gt=0, le=2)
+    seed: int = Field(12, ge=0)
+
+
+class FilterSettings(_Section):
+    score: Literal["reverse_kl", "forward_kl", "jeffreys", "js", "reverse_kl_p90"] = "reverse_kl"
+    per_rule: int = Field(16, ge=1, description="violating instructions kept per rule (the top by `score`)")
+    minimum: float = Field(0.0, ge=0, description="drop violating instructions scoring below this (nats)")
+
+
+class DistillationSettings(_Section):
+    teacher: Literal["frozen", "ema", "student"] = "frozen"
+    ema_decay: float = Field(0.99, gt=0, lt=1)
+    top_k: int = Field(256, ge=1, description="student's top tokens in the reverse KL; not renormalised (method.md)")
+    tail: bool = Field(False, description="add all other tokens as one bucket")
+    learning_rate: float = Field(2e-3, gt=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    lora_rank: int = Field(16, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+    steps: int = Field(40, ge=1, description="rollout batches")
+    batch_size: int = Field(32, ge=1, description="instructions per rollout batch")
+    mini_batch_size: int = Field(32, ge=1, description="instructions per optimizer update")
+    micro_batch_size: int = Field(32, ge=1, description="instructions per forward/backward pass")
+    max_new_tokens: int = Field(64, ge=1)
+    temperature: float = Field(1.0, gt=0, le=2)
+    save_every: int = Field(10, ge=1)
+    seed: int = Field(13, ge=0)
+
+    @model_validator(mode="after")
+    def _batches_nest(self):
+        for big, small in (("batch_size", "mini_batch_size"), ("mini_batch_size", "micro_batch_size")):
+            if getattr(self, big) % getattr(self, small):
+                raise ValueError(f"{big}={getattr(self, big)} must be a multiple of {small}={getattr(self, small)}")
+        return self
+
+
+class EvaluationSettings(_Section):
+    cases_per_suite: int = Field(330, ge=1)
+    capability_cases: int = Field(300, ge=1)
+    max_new_tokens: int = Field(64, ge=8)
+    judge: Literal["rules"] = "rules"
+    seed: int = Field(14, ge=0)
+
+
+class Settings(_Section):
+    profile: str = BUNDLED
+    model: ModelSettings = ModelSettings()
+    synthesis: SynthesisSettings = SynthesisSettings()
+    sensitivity: SensitivitySettings = SensitivitySettings()
+    filtering: FilterSettings = FilterSettings()
+    distillation: DistillationSettings = DistillationSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _filter_keeps_what_synthesis_makes(self):
+        if self.filtering.per_rule > self.synthesis.per_rule:
+            raise ValueError(f"filtering.per_rule={self.filtering.per_rule} keeps more than synthesis.per_rule={self.synthesis.per_rule} makes")
+        return self
+
+
+PROFILES: dict[str, dict[str, dict[str, Any]]] = {
+    # the defaults above are the vetted setting of the bundled model
+    BUNDLED: {},
+    # the paper's run (release README); LoRA wants about 10x the learning rate of full fine-tuning (5e-6)
+    "qwen2.5-7b": {
+        "model": {"id": "Qwen/Qwen2.5-7B-Instruct", "dtype": "bfloat16", "device": "cuda", "batch_tokens": 262_144},
+        "synthesis": {"per_rule": 400, "max_new_tokens": 256},
+        "sensitivity": {"max_new_tokens": 512},
+        "filtering": {"per_rule": 200},
+        "distillation": {
+            "teacher": "ema", "ema_decay": 0.99, "top_k": 256, "learning_rate": 5e-5, "lora_rank": 32, "lora_alpha": 64, "steps": 100,
+            "batch_size": 128, "mini_batch_size": 64, "micro_batch_size": 4, "max_new_tokens": 1024, "save_every": 10,
+        },
+        "evaluation": {"max_new_tokens": 1024},
+    },
+}
+
+
+def _merge(base: dict, extra: Mapping) -> dict:
+    out = dict(base)
+    for key, value in extra.items():
+        out[key] = _merge(out.get(key, {}), value) if isinstance(value, Mapping) else value
+    return out
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    sections: dict[str, dict[str, str]] = {}
+    for name, value in environ.items():
+        if not name.startswith(ENV_PREFIX):
+            continue
+        path = name.removeprefix(ENV_PREFIX)
+        if path in PLAIN_VARIABLES:
+            continue
+        section, dot, field = path.lower().partition("__")
+        if not dot or section not in Settings.model_fields or field not in getattr(Settings.model_fields[section].annotation, "model_fields", {}):
+            raise SettingsError(f"{name}={value!r} names no setting. Mend: {ENV_PREFIX}<SECTION>__<FIELD>, for example "
+                                f"{ENV_PREFIX}DISTILLATION__STEPS=60; sections are {', '.join(k for k in Settings.model_fields if k != 'profile')}.")
+        sections.setdefault(section, {})[field] = value
+    return sections
+
+
+def load_settings(profile: str | None = None, overrides: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings of `profile` with environment variables and `overrides` (nested, by section) on top.
+
+    Raises SettingsError naming each wrong value.
+    """
+    environ = os.environ if environ is None else environ
+    profile = profile or environ.get(ENV_PREFIX + "PROFILE") or BUNDLED
+    if profile not in PROFILES:
+        raise SettingsError(f"profile {profile!r} does not exist. Mend: one of {', '.join(sorted(PROFILES))}.")
+    values = _merge(_merge(PROFILES[profile], _from_environment(environ)), overrides or {})
+    try:
+        return Settings.model_validate({**values, "profile": profile})
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg'].removeprefix('Value error, ')}"
+                 + ("" if isinstance(e["input"], (dict, BaseModel)) else f" (got {e['input']!r})") for e in error.errors()]
+        raise SettingsError("Wrong settings:\n  " + "\n  ".join(lines)) from None

@@ -1,0 +1,4 @@
+"""What the generator is asked. The bundled model was trained on exactly these words."""
+
+VIOLATION = "Write one request that breaks this rule.\nRule: {rule}"
+TWIN = "Write a harmless request that is close to this one.\nRequest: {request}"

@@ -1,0 +1,85 @@
+"""The columns of every table that stages hand to each other."""
+
+import pyarrow as pa
+
+INSTRUCTIONS = pa.schema([
+    ("instruction_id", pa.string()),  # hash of rule, kind and text
+    ("policy_id", pa.string()),
+    ("domain", pa.string()),
+    ("policy_hash", pa.string()),
+    ("rule_id", pa.string()),
+    ("rule_hash", pa.string()),
+    ("kind", pa.string()),  # violating | twin
+    ("parent_id", pa.string()),  # of a twin: the violating instruction that it was made from
+    ("text", pa.string()),
+    ("seed", pa.int64()),
+    ("round", pa.int32()),
+    ("model_id", pa.string()),
+    ("model_revision", pa.string()),
+])
+
+SENSITIVITY = pa.schema([
+    ("instruction_id", pa.string()),
+    ("rule_id", pa.string()),
+    ("kind", pa.string()),
+    ("text", pa.string()),
+    ("student_response", pa.string()),  # sampled without the policy
+    ("teacher_response", pa.string()),  # sampled with the policy as system message
+    ("student_tokens", pa.int32()),
+    ("teacher_tokens", pa.int32()),
+    ("student_refused", pa.bool_()),  # null where the judge cannot say
+    ("teacher_refused", pa.bool_()),
+    ("flip", pa.bool_()),  # answered without the policy, refused with it
+    ("reverse_kl", pa.float64()),  # nats per token
+    ("reverse_kl_p90", pa.float64()),
+    ("forward_kl", pa.float64()),
+    ("jeffreys", pa.float64()),
+    ("js", pa.float64()),
+    ("policy_hash", pa.string()),
+    ("seed", pa.int64()),
+    ("model_id", pa.string()),
+    ("model_revision", pa.string()),
+])
+
+FILTERED = pa.schema([
+    ("instruction_id", pa.string()),
+    ("rule_id", pa.string()),
+    ("kind", pa.string()),
+    ("text", pa.string()),
+    ("score", pa.float64()),  # the score that ranked it
+    ("rank_in_rule", pa.int64()),  # among the violating instructions of its rule; null for twins
+    ("selected", pa.bool_()),
+    ("reason", pa.string()),  # why it was kept or dropped
+    ("policy_hash", pa.string()),
+])
+
+TRAINING = pa.schema([
+    ("step", pa.int32()),
+    ("loss", pa.float64()),  # reverse KL over the student's top k, nats per response token
+    ("mean_length", pa.float64()),  # response tokens
+    ("top_k_mass", pa.float64()),  # Q: the student's probability on its top k
+    ("teacher_mass", pa.float64()),  # the teacher's probability on the same tokens
+    ("entropy", pa.float64()),  # of the student, over its top k, nats
+    ("eos_rate", pa.float64()),  # share of rollouts that ended by themselves
+    ("grad_norm", pa.float64()),
+    ("seconds", pa.float64()),
+    ("tokens_per_second", pa.float64()),
+])
+
+EVALUATION = pa.schema([
+    ("case_id", pa.string()),
+    ("arm", pa.string()),  # base | base_policy | aligned | aligned_policy
+    ("suite", pa.string()),  # violations | violations_wrapped | twins | uncovered | capability
+    ("kind", pa.string()),
+    ("rule_id", pa.string()),
+    ("wrapped", pa.bool_()),
+    ("prompt", pa.string()),
+    ("response", pa.string()),
+    ("refused", pa.bool_()),
+    ("correct", pa.bool_()),
+    ("scored", pa.bool_()),
+    ("unscored_reason", pa.string()),
+    ("truncated", pa.bool_()),
+    ("empty", pa.bool_()),
+    ("tokens", pa.int32()),
+])

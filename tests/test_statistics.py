@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+
+from policyalign_assets.evaluation.statistics import holm, internalisation, paired_difference, wilson
+
+# Newcombe (1998), table III, method 10: (both, only b, only a, neither) -> limits of b - a
+NEWCOMBE_TABLE_III = [
+    ((36, 12, 2, 0), (0.0569, 0.3404)),
+    ((20, 12, 2, 16), (0.0562, 0.3292)),
+    ((18, 12, 2, 18), (0.0562, 0.3290)),
+    ((36, 14, 0, 0), (0.1528, 0.4167)),
+    ((35, 14, 0, 1), (0.1461, 0.4175)),
+    ((1, 97, 1, 1), (0.8736, 0.9850)),
+    ((0, 30, 0, 0), (0.8395, 1.0)),
+    ((54, 0, 0, 0), (-0.0664, 0.0664)),
+    ((30, 0, 0, 24), (-0.0358, 0.0358)),
+]
+
+
+def pairs(both: int, only_b: int, only_a: int, neither: int) -> tuple[list[bool], list[bool]]:
+    a = [True] * both + [False] * only_b + [True] * only_a + [False] * neither
+    b = [True] * (both + only_b) + [False] * (only_a + neither)
+    return a, b
+
+
+def test_wilson_known_values():
+    assert wilson(0, 520).high == pytest.approx(0.0073, abs=5e-5)
+    assert wilson(0, 313).high == pytest.approx(0.0121, abs=5e-5)
+    assert (wilson(0, 520).low, wilson(520, 520).high) == (0.0, 1.0)
+    # Newcombe (1998), Statistics in Medicine 17, 857-872, table I: 81 of 263
+    assert (wilson(81, 263).low, wilson(81, 263).high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+def test_no_cases_is_not_measured_rather_than_zero():
+    assert wilson(0, 0).estimate is wilson(0, 0).low is wilson(0, 0).high is None
+    empty = paired_difference([], [])
+    assert empty.difference is empty.low is empty.p_value is None and empty.n == 0
+
+
+@pytest.mark.parametrize("k, n", [(-1, 5), (6, 5), (0, -1)])
+def test_wilson_refuses_impossible_counts(k, n):
+    with pytest.raises(ValueError):
+        wilson(k, n)
+
+
+@pytest.mark.parametrize("cells, limits", NEWCOMBE_TABLE_III)
+def test_paired_interval_matches_the_published_table(cells, limits):
+    result = paired_difference(*pairs(*cells))
+    assert (result.low, result.high) == pytest.approx(limits, abs=1e-4)  # the paper rounds its Wilson limits first
+    assert (result.only_b, result.only_a) == cells[1:3]
+
+
+def test_paired_difference_is_b_minus_a_and_mirrors():
+    a, b = pairs(36, 12, 2, 0)
+    forward, backward = paired_difference(a, b), paired_difference(b, a)
+    assert forward.difference == pytest.approx(0.2)
+    assert (backward.low, backward.high) == pytest.approx((-forward.high, -forward.low))
+    assert forward.p_value == backward.p_value
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    # 2 of 14 discordant: 2 * (1 + 14 + 91) / 2**14
+    assert paired_difference(*pairs(36, 12, 2, 0)).p_value == pytest.approx(2 * 106 / 2**14)
+    assert paired_difference(*pairs(10, 0, 0, 3)).p_value == 1.0
+
+
+def test_paired_arrays_must_match():
+    with pytest.raises(ValueError, match="differ in length"):
+        paired_difference([True], [True, False])
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+
+
+def test_internalisation_by_hand():
+    base = [False] * 100
+    teacher = [True] * 80 + [False] * 20
+    aligned = [True] * 60 + [False] * 40
+    result = internalisation(base, teacher, aligned, seed=1)
+    assert result.estimate == pytest.approx(60 / 80)
+    assert 0.6 < result.low < 0.75 < result.high < 0.9
+    assert result.gain.difference == pytest.approx(0.8)
+
+
+def test_internalisation_agrees_with_a_plain_bootstrap():
+    rng = np.random.default_rng(0)
+    base, teacher, aligned = rng.random(200) < 0.3, rng.random(200) < 0.9, rng.random(200) < 0.7
+    ratios = []
+    for _ in range(4000):
+        drawn = rng.integers(0, 200, 200)
+        b, t, a = base[drawn].mean(), teacher[drawn].mean(), aligned[drawn].mean()
+        ratios.append((a - b) / (t - b))
+    result = internalisation(base, teacher, aligned, seed=5)
+    assert (result.low, result.high) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])), abs=0.02)
+
+
+def test_internalisation_depends_on_its_seed_alone():
+    rng = np.random.default_rng(0)
+    arms = [rng.random(150) < share for share in (0.1, 0.9, 0.7)]
+    assert internalisation(*arms, seed=3) == internalisation(*arms, seed=3)
+    assert internalisation(*arms, seed=3) != internalisation(*arms, seed=4)
+
+
+@pytest.mark.parametrize(
+    "base, teacher, reason",
+    [
+        ([True] * 20, [True] * 20, "no sure effect"),
+        ([True, False] * 10, [True, True] * 2 + [True, False] * 8, "no sure effect"),
+        ([True] * 20, [False] * 20, "no sure effect"),  # a policy that makes the model refuse less has no share to internalise
+        ([], [], "no case"),
+    ],
+)
+def test_internalisation_is_withheld_without_a_sure_gain(base, teacher, reason):
+    result = internalisation(base, teacher, teacher, seed=1)
+    assert result.estimate is result.low is result.high is None
+    assert reason in result.withheld
