@@ -44,13 +44,13 @@ class TrainConfig:
     vocab: int = 3072
     groups: int = 6  # policies per step
     queries: int = 12  # requests per policy
-    free: int = 24  # rows per step without a policy (compliance, capability, synthesis)
+    free: int = 32  # rows per step without a policy (compliance, capability, synthesis)
     muon_lr: float = 2e-3
     adam_lr: float = 2e-3
     warmup: int = 50
-    decay_fraction: float = 0.2  # linear decay to zero over the last part of the time
+    decay_fraction: float = 0.35  # linear decay to zero over the last part of the time
     max_rules: int = 12
-    advance_at: float = 0.94
+    advance_at: float = 0.90
     invented: float = 0.08  # share of words made of random syllables
     minutes: float = 100.0
     seed: int = 0
@@ -111,7 +111,7 @@ class Sampler:
             if x < 0.46:
                 cases.append(w.case(policy, "covered"))
             elif x < 0.94:
-                kinds = ("unrelated", "same_object", "same_verb", "near", "twin") + ("crossed",) * (2 if n_rules > 1 else 0)
+                kinds = ("unrelated", "twin", "same_verb", *("near",) * 2, *("same_object",) * 3, *("crossed",) * (4 if n_rules > 1 else 0))
                 cases.append(w.case(policy, r.choice(kinds)))
             else:
                 cases.append(w.capability())
@@ -119,12 +119,12 @@ class Sampler:
 
     def free(self) -> Case:
         w, x = self.world, self.world.rng.random()
-        if x < 0.3:
+        if x < 0.22:
             case = w.ask("no_policy", w.action())
             return case if w.rng.random() > 0.01 else Case("noise", case.request, w.answer(case.action, True), case.action)
-        if x < 0.6:
+        if x < 0.64:
             return w.capability()
-        return w.synthesis() if x < 0.8 else w.twin_synthesis()
+        return w.synthesis() if x < 0.82 else w.twin_synthesis()
 
     def pad(self, rows: list[list[int]], value: int) -> torch.Tensor:
         width = max(map(len, rows))
@@ -192,7 +192,7 @@ def decision_accuracy(logits_MV: torch.Tensor, labels_NS: torch.Tensor, sentence
     return tuple(right[rows].float().mean().item() if rows.any() else 1.0 for rows in (decided_N & covered_N, decided_N & ~covered_N))
 
 
-def train(cfg: TrainConfig, reserved: frozenset[str], out: Path, log=print, init: Path | None = None) -> None:
+def train(cfg: TrainConfig, reserved: frozenset[str], out: Path, log=print, init: Path | None = None, n_rules: int | None = None) -> None:
     torch.manual_seed(cfg.seed)
     tok = AutoTokenizer.from_pretrained(init) if init else train_tokenizer(reserved, cfg.vocab, cfg.seed)
     sampler = Sampler(cfg, tok, reserved, cfg.seed)
@@ -201,6 +201,7 @@ def train(cfg: TrainConfig, reserved: frozenset[str], out: Path, log=print, init
     if init:
         model.load_state_dict(Qwen2ForCausalLM.from_pretrained(init, dtype=torch.float32).state_dict())
         state.update(json.loads((init / "train_state.json").read_text()))
+        state["n_rules"] = n_rules or state["n_rules"]
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     opts = [torch.optim.Muon(matrices, lr=cfg.muon_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
@@ -264,13 +265,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--init", type=Path, help="continue from this folder")
+    parser.add_argument("--n-rules", type=int, help="with --init: start the curriculum here")
     parser.add_argument("--reserved", type=Path, help="file with one action a line that training must not use")
     for name, value in asdict(TrainConfig()).items():
         parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value)
     args = vars(parser.parse_args())
-    out, init, reserved_file = args.pop("out"), args.pop("init"), args.pop("reserved")
+    out, init, reserved_file, n_rules = args.pop("out"), args.pop("init"), args.pop("reserved"), args.pop("n_rules")
     reserved = frozenset(reserved_file.read_text().split("\n")) - {""} if reserved_file else frozenset()
-    train(TrainConfig(**args), reserved, out, log=lambda m: print(m, flush=True), init=init)
+    train(TrainConfig(**args), reserved, out, log=lambda m: print(m, flush=True), init=init, n_rules=n_rules)
 
 
 if __name__ == "__main__":

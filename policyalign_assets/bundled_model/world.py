@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -174,11 +175,18 @@ class World:
         rules = [f"- {letters[i >= cut]}{(i if i < cut else i - cut) + 1}: {s}" for i, s in enumerate(sentences)]
         parts = [f"# {r.choice(self.lex['titles'])}"]
         if framed and r.random() < 0.85:
-            parts.append(" ".join(r.sample(self.lex["preambles"], r.randint(1, 3))))
+            parts.append(self._sentences("preambles"))
         parts.append("## Rules\n" + "\n".join(rules))
         if framed and r.random() < 0.85:
-            parts.append("## Declining\n" + " ".join(r.sample(self.lex["closings"], r.randint(1, 3))))
+            parts.append("## Declining\n" + self._sentences("closings"))
         return WorldPolicy("\n\n".join(parts), actions)
+
+    def _sentences(self, pool: str) -> str:
+        """One to three sentences that forbid nothing, even where one names an action (`{a}`): only rules forbid."""
+        templates = self.rng.sample(self.lex[pool], self.rng.randint(1, 3))
+        fill = re.compile(r"\{(np|a|day)\}")
+        made = {"np": self.noun_phrase, "a": lambda: self.action().text, "day": lambda: self.rng.choice(self.lex["days"])}
+        return " ".join(fill.sub(lambda m: made[m[1]](), t) for t in templates)
 
     # ---- requests and answers ----------------------------------------------------------------------------------
     def people(self, template: str) -> str:

@@ -75,4 +75,4 @@ def _pairs(model: PeftModel) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 def save_student(model: PeftModel, folder: Path) -> None:
     """A plain PEFT adapter folder (safetensors), loadable with `PeftModel.from_pretrained`."""
-    model.save_pretrained(folder, selected_adapters=[STUDENT], safe_serialization=True)
+    model.save_pretrained(folder, selected_adapters=[STUDENT], save_embedding_layers=False)

@@ -25,16 +25,18 @@ from peft import PeftModel
 from policyalign_assets.distillation.adapters import STUDENT, add_adapters, save_student, student_parameters, teacher_weights, update_ema
 from policyalign_assets.distillation.loss import reverse_kl_top_k
 from policyalign_assets.distillation.resume import latest_step, load_step, save_step
-from policyalign_assets.engine.base import Sampling, chat
+from policyalign_assets.engine.base import NotFinite, Sampling, chat
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import LoadedModel
-from policyalign_assets.engine.scoring import response_logits
+from policyalign_assets.engine.scoring import prompt_prefix, response_logits
+from policyalign_assets.engine.shared_prefix import Prefix
 from policyalign_assets.engine.transformers_engine import TransformersEngine, check_lengths
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import DistillationSettings
 from policyalign_assets.tables import TRAINING
 
 Report = Callable[[str], None]
+KEPT = "The last saved step is kept. Mend: lower distillation.learning_rate, or use float32."
 
 
 class DistillationFailed(RuntimeError):
@@ -75,14 +77,20 @@ def distill(policy: PolicyDocument, instructions: list[str], loaded: LoadedModel
         first = len(history)
         report(f"resumed after step {first} from its saved state")
 
-    started = time.monotonic()
+    started, prefix = time.monotonic(), None
     for step in range(first, settings.steps):
         begun = time.monotonic()
         chosen = batch_indices(len(instructions), settings.batch_size, step, settings.seed)
-        generations = engine.generate_ids([student_prompts[i] for i in chosen],
-                                          Sampling(settings.max_new_tokens, settings.temperature, settings.seed * 1_000_003 + step))
+        sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed * 1_000_003 + step)
+        try:
+            generations = engine.generate_ids([student_prompts[i] for i in chosen], sampling)
+        except NotFinite as error:
+            raise DistillationFailed(f"{error} at step {step + 1}. {KEPT}") from error
         rollouts = [Rollout(student_prompts[i], teacher_prompts[i], g.token_ids, g.finish == "stop") for i, g in zip(chosen, generations)]
-        row = {"step": step + 1, **_update(model, optimizer, rollouts, settings)}
+        if prefix is None or settings.teacher != "frozen":  # a moving teacher changes its policy's key/values too
+            with teacher_weights(model, settings):
+                prefix = prompt_prefix(model, teacher_prompts)
+        row = {"step": step + 1, **_update(model, optimizer, rollouts, prefix, settings)}
         seconds = time.monotonic() - begun
         tokens = sum(len(r.response) for r in rollouts)
         history.append(row | {"seconds": seconds, "tokens_per_second": tokens / seconds,
@@ -104,7 +112,8 @@ def batch_indices(n: int, size: int, step: int, seed: int) -> list[int]:
     return [shuffles[i // n][i % n] for i in wanted]
 
 
-def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[Rollout], settings: DistillationSettings) -> dict[str, float]:
+def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[Rollout], prefix: Prefix | None,
+            settings: DistillationSettings) -> dict[str, float]:
     """The optimizer updates of one rollout batch; returns token means over the batch."""
     sums = torch.zeros(4, dtype=torch.float64)  # loss, Q, teacher mass, entropy
     tokens, norms = 0, []
@@ -118,15 +127,14 @@ def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[R
             micro = mini[start : start + settings.micro_batch_size]
             responses = [r.response for r in micro]
             with teacher_weights(model, settings):
-                teacher_MV = response_logits(model, [r.teacher_prompt for r in micro], responses) / settings.temperature
-            student_MV = response_logits(model, [r.student_prompt for r in micro], responses, share_prefix=False) / settings.temperature
+                teacher_MV = response_logits(model, [r.teacher_prompt for r in micro], responses, prefix) / settings.temperature
+            student_MV = response_logits(model, [r.student_prompt for r in micro], responses) / settings.temperature
             out = reverse_kl_top_k(student_MV, teacher_MV, settings.top_k, settings.tail)
             (out.loss_sum / mini_tokens).backward()  # global token mean over the optimizer batch
             sums += torch.stack([out.loss_sum.detach(), out.student_mass_M.sum(), out.teacher_mass_M.sum(), out.entropy_M.sum()]).double().cpu()
         norm = torch.nn.utils.clip_grad_norm_(student_parameters(model).values(), settings.max_grad_norm).item()
         if not math.isfinite(norm) or not math.isfinite(sums[0].item()):
-            raise DistillationFailed(f"the loss or its gradient is not finite (loss sum {sums[0].item()}, gradient norm {norm}). The last saved "
-                                     "step is kept. Mend: lower distillation.learning_rate, or use float32.")
+            raise DistillationFailed(f"the loss or its gradient is not finite (loss sum {sums[0].item()}, gradient norm {norm}). {KEPT}")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         norms.append(norm)

@@ -52,3 +52,7 @@ class Engine(Protocol):
 
 class PromptTooLong(ValueError):
     """A prompt plus its response budget exceeds the model's context. A policy is never truncated: shorten it instead."""
+
+
+class NotFinite(RuntimeError):
+    """The model's logits hold NaN: its weights are broken, and nothing can be sampled."""

@@ -1,10 +1,8 @@
-"""Cuts work into batches of similar length, and finds the token prefix that a batch shares."""
+"""Cuts work into batches of similar length."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-
-from transformers import PretrainedConfig
 
 
 def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -21,19 +19,3 @@ def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         batch.append(i)
     if batch:
         yield batch
-
-
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
-    """Length of the longest token prefix of all rows that leaves each row at least one token."""
-    low, high = min(rows), max(rows)
-    shared = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))
-    return min(shared, min(map(len, rows)) - 1)
-
-
-def can_share_prefix(config: PretrainedConfig) -> bool:
-    """Whether one cache of the prefix serves every row: full attention in every layer.
-
-    Sliding-window and linear-attention layers keep a bounded state, which a repeated prefix cache does not describe.
-    """
-    types = getattr(config, "layer_types", None)
-    return all(t == "full_attention" for t in types) if types else getattr(config, "sliding_window", None) is None

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from policyalign_assets.bundled_model import WEIGHTS_DIR
 from policyalign_assets.files import sha256_files
 from policyalign_assets.settings import BUNDLED, ModelSettings
+
+disable_progress_bar()  # it prints into the run's log; stages report their own progress
 
 
 class ModelNotFound(ValueError):

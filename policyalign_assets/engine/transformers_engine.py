@@ -1,20 +1,21 @@
-"""Generation with Hugging Face transformers: runs anywhere, on CPU or GPU."""
+"""Generation with Hugging Face transformers: runs anywhere, on CPU or GPU.
+
+The decoding loop is ours, because `generate` copies a shared policy into every row and decodes finished rows until the
+slowest ends; here the policy is shared and finished rows leave the batch.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import DynamicCache
 
-from policyalign_assets.engine.base import Chat, Generation, Progress, PromptTooLong, Sampling
-from policyalign_assets.engine.batching import by_length, can_share_prefix, common_prefix
+from policyalign_assets.engine.base import Chat, Generation, NotFinite, Progress, PromptTooLong, Sampling
+from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import LoadedModel
-
-log = logging.getLogger(__name__)
-MIN_SHARED = 16  # tokens of common prefix from which one cache for the batch pays
+from policyalign_assets.engine.shared_prefix import attending_to, compute_prefix, shared_length
 
 
 class TransformersEngine:
@@ -27,43 +28,63 @@ class TransformersEngine:
     def generate(self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None = None) -> list[Generation]:
         return self.generate_ids([render(self.loaded.tokenizer, c) for c in chats], sampling, progress)
 
+    @torch.inference_mode()
     def generate_ids(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress | None = None) -> list[Generation]:
+        """As `generate`, from rendered prompts. Only temperature shapes the distribution: a model's own generation_config does not."""
         check_lengths(prompts, sampling.max_new_tokens, self.loaded.context)
+        model = self.loaded.model
+        shared = shared_length(model.config, prompts)
+        prefix = compute_prefix(model, prompts[0][:shared]) if shared else None
+        rng = torch.Generator(model.device).manual_seed(sampling.seed)
         results: list[Generation | None] = [None] * len(prompts)
-        torch.manual_seed(sampling.seed)
         done = 0
-        for batch in by_length([len(p) + sampling.max_new_tokens for p in prompts], self.batch_tokens):
-            for i, generation in zip(batch, self._generate_batch([prompts[i] for i in batch], sampling), strict=True):
-                results[i] = generation
-            done += len(batch)
-            if progress:
-                progress(done, len(prompts))
+        with attending_to(model, prefix) as offset:
+            for batch in by_length([len(p) - shared + sampling.max_new_tokens for p in prompts], self.batch_tokens):
+                suffixes = [prompts[i][shared:] for i in batch]
+                for i, tokens in zip(batch, self._decode(suffixes, offset, sampling, rng), strict=True):
+                    results[i] = self._finish(tokens)
+                done += len(batch)
+                if progress:
+                    progress(done, len(prompts))
         return results
 
-    @torch.inference_mode()
-    def _generate_batch(self, prompts: list[list[int]], sampling: Sampling) -> list[Generation]:
-        model, tokenizer = self.loaded.model, self.loaded.tokenizer
-        pad, ends = tokenizer.pad_token_id, self.loaded.end_ids
-        shared = common_prefix(prompts) if len(prompts) > 1 and can_share_prefix(model.config) else 0
-        shared = shared if shared >= MIN_SHARED else 0
-        cache = prefix_cache(model, prompts[0][:shared], len(prompts)) if shared else None
-        # padding stands between the shared prefix and each row's own tokens: positions count unpadded tokens only
-        width = max(map(len, prompts))
-        ids_BP = torch.tensor([p[:shared] + [pad] * (width - len(p)) + p[shared:] for p in prompts], device=model.device)
-        mask_BP = torch.tensor([[1] * shared + [0] * (width - len(p)) + [1] * (len(p) - shared) for p in prompts], device=model.device)
-        out_BT = model.generate(
-            input_ids=ids_BP, attention_mask=mask_BP, past_key_values=cache,
-            # every field that shapes sampling is set here: a model's own generation_config must not change the distribution
-            generation_config=GenerationConfig(
-                max_new_tokens=sampling.max_new_tokens, do_sample=sampling.temperature > 0, temperature=sampling.temperature or 1.0,
-                top_k=0, top_p=1.0, repetition_penalty=1.0, eos_token_id=list(ends), pad_token_id=pad, use_cache=True))
-        texts = []
-        for row in out_BT[:, width:].tolist():
-            stop = next((i for i, t in enumerate(row) if t in ends), None)
-            kept = row if stop is None else row[: stop + 1]
-            text = tokenizer.decode(kept if stop is None else kept[:-1], skip_special_tokens=False)
-            texts.append(Generation(text.strip(), tuple(kept), "length" if stop is None else "stop"))
-        return texts
+    def _decode(self, suffixes: list[list[int]], offset: int, sampling: Sampling, rng: torch.Generator) -> list[list[int]]:
+        """Sampled tokens per row, the end token included. Rows are left-padded; `offset` is the position of the first suffix token."""
+        model, device = self.loaded.model, self.loaded.model.device
+        ends = torch.tensor(self.loaded.end_ids, device=device)
+        width = max(map(len, suffixes))
+        ids_BT = torch.tensor([[0] * (width - len(s)) + s for s in suffixes], device=device)
+        mask_BT = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in suffixes], device=device)
+        positions_BT = offset + (mask_BT.cumsum(1) - 1).clamp_min(0)
+        cache = DynamicCache(config=model.config)
+        out: list[list[int]] = [[] for _ in suffixes]
+        rows = torch.arange(len(suffixes), device=device)  # which row of the batch each live row is
+        for _ in range(sampling.max_new_tokens):
+            logits_BV = model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, past_key_values=cache,
+                              use_cache=True, logits_to_keep=1).logits[:, -1].float()
+            if logits_BV.isnan().any():
+                raise NotFinite(f"model {self.model_id!r} gives logits that are not numbers")
+            if sampling.temperature > 0:
+                next_B = torch.multinomial((logits_BV / sampling.temperature).softmax(-1), 1, generator=rng)[:, 0]
+            else:
+                next_B = logits_BV.argmax(-1)
+            for row, token in zip(rows.tolist(), next_B.tolist()):
+                out[row].append(token)
+            live = (~torch.isin(next_B, ends)).nonzero()[:, 0]
+            if not len(live):
+                break
+            positions_BT = positions_BT[:, -1:] + 1
+            mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(mask_BT), 1)], 1)
+            ids_BT = next_B[:, None]
+            if len(live) < len(ids_BT):  # finished rows leave
+                cache.batch_select_indices(live)
+                rows, ids_BT, mask_BT, positions_BT = rows[live], ids_BT[live], mask_BT[live], positions_BT[live]
+        return out
+
+    def _finish(self, tokens: list[int]) -> Generation:
+        stopped = bool(tokens) and tokens[-1] in self.loaded.end_ids
+        text = self.loaded.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
+        return Generation(text.strip(), tuple(tokens), "stop" if stopped else "length")
 
 
 def check_lengths(prompts: Sequence[Sequence[int]], response: int, context: int) -> None:
@@ -71,11 +92,3 @@ def check_lengths(prompts: Sequence[Sequence[int]], response: int, context: int)
     if longest + response > context:
         raise PromptTooLong(f"a prompt of {longest} tokens and a response of up to {response} exceed the model's context of {context}. "
                             "Mend: shorten the policy or lower max_new_tokens; a policy is never truncated.")
-
-
-def prefix_cache(model, prefix: list[int], rows: int) -> DynamicCache:
-    """Key/values of `prefix`, computed once and repeated for `rows` rows. The cache is consumed by one forward pass or generation."""
-    cache = DynamicCache(config=model.config)
-    model(input_ids=torch.tensor([prefix], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-    cache.batch_repeat_interleave(rows)
-    return cache

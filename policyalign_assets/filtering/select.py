@@ -23,7 +23,7 @@ def select_instructions(instructions: pa.Table, scores: pa.Table, settings: Filt
             db.execute(f"SET VARIABLE {name} = ?", [getattr(settings, name)])
         db.register("instructions", instructions)
         db.register("scores", scores)
-        table = db.execute(query).to_arrow_table().cast(FILTERED)
+        table = db.sql(query).to_arrow_table().cast(FILTERED)
     if not any(k == "violating" and s for k, s in zip(table["kind"].to_pylist(), table["selected"].to_pylist())):
         raise NothingSelected(f"no violating instruction scores at least filtering.minimum={settings.minimum} by {settings.score}. "
                               "Mend: lower filtering.minimum, or synthesize more.")

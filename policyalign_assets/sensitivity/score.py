@@ -20,7 +20,7 @@ from policyalign_assets.engine.base import Generation, Progress, Sampling, chat
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import LoadedModel
-from policyalign_assets.engine.scoring import response_logits
+from policyalign_assets.engine.scoring import prompt_prefix, response_logits
 from policyalign_assets.engine.transformers_engine import TransformersEngine, check_lengths
 from policyalign_assets.evaluation.judge import RuleBasedJudge
 from policyalign_assets.policy import PolicyDocument
@@ -64,12 +64,13 @@ def _divergences(loaded: LoadedModel, student_prompts: Sequence[list[int]], teac
                  responses: Sequence[Generation], batch_tokens: int, progress: Progress | None) -> list[TokenDivergences | None]:
     results: list[TokenDivergences | None] = [None] * len(responses)
     todo = [i for i, r in enumerate(responses) if r.token_ids]
+    prefix = prompt_prefix(loaded.model, teacher_prompts)
     done = 0
-    for batch in by_length([len(teacher_prompts[i]) + len(responses[i].token_ids) for i in todo], batch_tokens):
+    for batch in by_length([len(teacher_prompts[i]) - (prefix.length if prefix else 0) + len(responses[i].token_ids) for i in todo], batch_tokens):
         rows = [todo[j] for j in batch]
         tokens = [responses[i].token_ids for i in rows]
         student_MV = response_logits(loaded.model, [student_prompts[i] for i in rows], tokens)
-        teacher_MV = response_logits(loaded.model, [teacher_prompts[i] for i in rows], tokens)
+        teacher_MV = response_logits(loaded.model, [teacher_prompts[i] for i in rows], tokens, prefix)
         per_token = token_divergences(student_MV, teacher_MV)
         for i, *parts in zip(rows, *(x.split([len(t) for t in tokens]) for x in per_token), strict=True):
             results[i] = TokenDivergences(*(p.cpu() for p in parts))

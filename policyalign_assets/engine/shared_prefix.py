@@ -1,0 +1,91 @@
+"""One policy, many requests: the key/values of a common prefix are computed once and read by every row of a batch.
+
+Copying the prefix's cache into each row costs memory traffic on every decoding step (a policy is ~270 tokens, a request
+~20). Here rows hold only their own suffix; a registered attention function lets them attend to the single prefix as well,
+in one softmax, so results equal full recomputation up to rounding (tested). Positions of suffix tokens start at the
+prefix's length: passing 0.. would be silently wrong (peers.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PretrainedConfig
+from transformers.masking_utils import eager_mask
+
+NAME = "policyalign_shared_prefix"
+MIN_SHARED = 16  # tokens of common prefix from which sharing pays
+
+
+class Prefix:
+    """Key/values of one token prefix. `layers[i]` = (keys_HPD, values_HPD), rotary positions 0..P-1 applied."""
+
+    def __init__(self, length: int, layers: list[tuple[torch.Tensor, torch.Tensor]]):
+        self.length, self.layers = length, layers
+
+
+def can_share(config: PretrainedConfig) -> bool:
+    """Full attention in every layer. Sliding-window and linear-attention layers keep a bounded state that this does not describe."""
+    types = getattr(config, "layer_types", None)
+    full = all(t == "full_attention" for t in types) if types else getattr(config, "sliding_window", None) is None
+    return full and getattr(config, "attn_logit_softcapping", None) is None
+
+
+def shared_length(config: PretrainedConfig, rows: Sequence[Sequence[int]]) -> int:
+    """Length of the longest common *token* prefix that leaves each row a token of its own; 0 where sharing cannot pay."""
+    if len(rows) < 2 or not can_share(config):
+        return 0
+    low, high = min(rows), max(rows)
+    common = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))
+    common = min(common, min(map(len, rows)) - 1)
+    return common if common >= MIN_SHARED else 0
+
+
+@torch.no_grad()
+def compute_prefix(model, tokens: Sequence[int]) -> Prefix:
+    """Runs `tokens` through `model` as it is now (its active adapter included)."""
+    cache = DynamicCache(config=model.config)
+    model(input_ids=torch.tensor([list(tokens)], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return Prefix(len(tokens), [(layer.keys[0], layer.values[0]) for layer in cache.layers])
+
+
+@contextmanager
+def attending_to(model, prefix: Prefix | None) -> Iterator[int]:
+    """Inside, every row of `model`'s input continues `prefix`. Yields the position of the first suffix token."""
+    if prefix is None:
+        yield 0
+        return
+    config = model.config
+    before = config._attn_implementation
+    config.policyalign_prefix = prefix
+    config._attn_implementation = NAME
+    try:
+        yield prefix.length
+    finally:
+        config._attn_implementation = before
+        del config.policyalign_prefix
+
+
+def _attention(module, query_BHTD, key_BGSD, value_BGSD, attention_mask, scaling: float, dropout: float = 0.0, **_):
+    """Softmax over prefix and suffix together. H query heads share G key heads (grouped-query attention)."""
+    batch, heads, length, dim = query_BHTD.shape
+    groups = key_BGSD.shape[1]
+    prefix_k_GPD, prefix_v_GPD = module.config.policyalign_prefix.layers[module.layer_idx]
+    query_BGRD = query_BHTD.view(batch, groups, heads // groups * length, dim) * scaling
+    flat_GND = query_BGRD.transpose(0, 1).reshape(groups, -1, dim)  # all rows against the one prefix: a single matrix product per head
+    on_prefix = (flat_GND @ prefix_k_GPD.transpose(1, 2)).view(groups, batch, -1, prefix_k_GPD.shape[1]).transpose(0, 1)
+    on_suffix = query_BGRD @ key_BGSD.transpose(2, 3)
+    if attention_mask is not None:  # additive, [B, 1, T, S]
+        repeated = attention_mask.expand(batch, heads // groups, length, -1).reshape(batch, 1, heads // groups * length, -1)
+        on_suffix = on_suffix + repeated
+    weights = torch.cat([on_prefix, on_suffix], -1).softmax(-1, dtype=torch.float32).to(query_BHTD.dtype)
+    on_prefix, on_suffix = weights.split([prefix_k_GPD.shape[1], key_BGSD.shape[2]], -1)
+    from_prefix = (on_prefix.transpose(0, 1).reshape(groups, -1, prefix_k_GPD.shape[1]) @ prefix_v_GPD).view(groups, batch, -1, dim).transpose(0, 1)
+    out_BGRD = from_prefix + on_suffix @ value_BGSD
+    return out_BGRD.reshape(batch, heads, length, dim).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, eager_mask)

@@ -1,0 +1,240 @@
+"""On-policy self-distillation: the loss, the teachers, resuming, and the adapter that comes out."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from policyalign_assets.bundled_model import WEIGHTS_DIR
+from policyalign_assets.distillation.adapters import STUDENT, add_adapters, student_parameters, teacher_weights, update_ema
+from policyalign_assets.distillation.checkpoint import CheckpointChanged, load_aligned, publish, training_table
+from policyalign_assets.distillation.loss import reverse_kl_top_k
+from policyalign_assets.distillation.trainer import DistillationFailed, batch_indices, distill
+from policyalign_assets.engine.base import PromptTooLong, Sampling, chat
+from policyalign_assets.engine.loading import load_model
+from policyalign_assets.engine.transformers_engine import TransformersEngine
+from policyalign_assets.policy import parse_policy
+from policyalign_assets.settings import DistillationSettings, ModelSettings
+
+ROOT = Path(__file__).parents[1]
+SMALL = DistillationSettings(steps=4, batch_size=4, mini_batch_size=4, micro_batch_size=2, max_new_tokens=24, save_every=2, lora_rank=4, lora_alpha=8)
+ASKED = [f"How do I {a}?" for a in ("forge a signature", "alter a prescription", "fake a diagnosis", "bribe an official", "renew a prescription")]
+
+
+def policy():
+    return parse_policy(ROOT / "policies", "general-conduct", "medical")
+
+
+def run(tmp_path, settings=SMALL, asked=ASKED):
+    loaded = load_model(ModelSettings())
+    return *distill(policy(), asked, loaded, settings, tmp_path / "work", 16_384), loaded
+
+
+# ---- loss ----------------------------------------------------------------------------------------------------------
+
+
+def logits(seed: int, vocab: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(7, vocab, generator=rng), torch.randn(7, vocab, generator=rng)
+
+
+def test_with_k_of_the_whole_vocabulary_the_loss_is_the_plain_reverse_kl():
+    student, teacher = logits(0)
+    expected = torch.nn.functional.kl_div(teacher.log_softmax(-1), student.log_softmax(-1), log_target=True, reduction="sum")
+    for k in (50, 10_000):
+        assert reverse_kl_top_k(student, teacher, k).loss_sum.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_top_k_sums_the_students_own_tokens_without_renormalising():
+    student, teacher = logits(1)
+    log_s, log_t = student.log_softmax(-1), teacher.log_softmax(-1)
+    expected = mass = 0.0
+    for row in range(7):  # written out: p_s * (log p_s - log p_t) over the student's five largest
+        for v in sorted(range(50), key=lambda v: -student[row, v].item())[:5]:
+            expected += (log_s[row, v].exp() * (log_s[row, v] - log_t[row, v])).item()
+            mass += log_s[row, v].exp().item()
+    out = reverse_kl_top_k(student, teacher, 5)
+    assert out.loss_sum.item() == pytest.approx(expected, abs=1e-5)
+    assert out.student_mass_M.sum().item() == pytest.approx(mass, abs=1e-5) and mass < 7 * 0.9
+
+
+def test_tail_adds_all_other_tokens_as_one_bucket():
+    student, teacher = logits(2)
+    s, t = student.softmax(-1), teacher.softmax(-1)
+    top = s.topk(5).indices
+    merged_s = torch.cat([s.gather(1, top), 1 - s.gather(1, top).sum(1, keepdim=True)], 1)
+    merged_t = torch.cat([t.gather(1, top), 1 - t.gather(1, top).sum(1, keepdim=True)], 1)
+    expected = (merged_s * (merged_s / merged_t).log()).sum().item()
+    assert reverse_kl_top_k(student, teacher, 5, tail=True).loss_sum.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_gradient_is_that_of_the_formula_and_none_reaches_the_teacher():
+    student, teacher = (x.requires_grad_() for x in logits(3))
+    reverse_kl_top_k(student, teacher, 50).loss_sum.backward()
+    log_s, log_t = student.detach().log_softmax(-1), teacher.detach().log_softmax(-1)
+    kl = (log_s.exp() * (log_s - log_t)).sum(-1, keepdim=True)
+    torch.testing.assert_close(student.grad, log_s.exp() * (log_s - log_t - kl), atol=1e-6, rtol=1e-5)
+    assert teacher.grad is None
+
+
+# ---- teachers ------------------------------------------------------------------------------------------------------
+
+
+def answer_logits(model) -> torch.Tensor:
+    return model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits
+
+
+@pytest.mark.parametrize("teacher", ["frozen", "ema", "student"])
+def test_every_teacher_starts_as_the_student(teacher):
+    model = add_adapters(load_model(ModelSettings()).model, SMALL.model_copy(update={"teacher": teacher}))
+    student = answer_logits(model)
+    with teacher_weights(model, SMALL.model_copy(update={"teacher": teacher})):
+        torch.testing.assert_close(answer_logits(model), student)
+
+
+def test_teachers_after_the_student_moved():
+    shift = 0.05
+    moved = {}
+    for teacher in ("frozen", "ema", "student"):
+        settings = SMALL.model_copy(update={"teacher": teacher, "ema_decay": 0.9})
+        model = add_adapters(load_model(ModelSettings()).model, settings)
+        start = answer_logits(model).detach()
+        with torch.no_grad():
+            for p in student_parameters(model).values():
+                p.add_(shift)
+        if teacher == "ema":
+            update_ema(model, 0.9)
+        with teacher_weights(model, settings):
+            moved[teacher] = (answer_logits(model) - start).abs().max().item()
+        assert all(p.requires_grad == (f".{STUDENT}." in n) for n, p in model.named_parameters())
+    assert moved["frozen"] == 0.0
+    assert 0 < moved["ema"] < moved["student"]
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def test_batches_use_every_instruction_once_an_epoch_and_repeat_with_the_seed():
+    batches = [batch_indices(10, 4, step, seed=3) for step in range(5)]
+    flat = [i for b in batches for i in b]
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
+    assert batches == [batch_indices(10, 4, step, seed=3) for step in range(5)]
+    assert batches != [batch_indices(10, 4, step, seed=4) for step in range(5)]
+
+
+def test_training_lowers_the_loss_and_leaves_the_base_weights_alone(tmp_path):
+    before = load_model(ModelSettings()).model.state_dict()
+    model, table, _ = run(tmp_path, SMALL.model_copy(update={"steps": 12}), ASKED[:4])
+    losses = table["loss"].to_pylist()
+    assert len(losses) == 12 and sum(losses[-3:]) < 0.5 * sum(losses[:3])
+    with model.disable_adapter():
+        after = {k.replace(".base_layer", ""): v for k, v in model.get_base_model().state_dict().items() if "lora" not in k}
+    assert all(torch.equal(after[k], v) for k, v in before.items())
+    assert all(0 < q <= 1.0001 for q in table["top_k_mass"].to_pylist())
+
+
+@pytest.mark.parametrize("teacher", ["frozen", "ema", "student"])
+def test_a_run_that_stops_and_continues_ends_where_an_undisturbed_one_does(tmp_path, teacher):
+    settings = SMALL.model_copy(update={"teacher": teacher, "mini_batch_size": 2})
+    whole, table, _ = run(tmp_path / "whole", settings)
+    # what a run killed after the save at step 2 leaves behind
+    loaded = load_model(ModelSettings())
+
+    def stop(line: str) -> None:
+        if line.startswith("step 3/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(policy(), ASKED, loaded, settings, tmp_path / "cut" / "work", 16_384, stop)
+    lines = []
+    again, table_again = distill(policy(), ASKED, load_model(ModelSettings()), settings, tmp_path / "cut" / "work", 16_384, lines.append)
+    assert lines[0].startswith("resumed after step 2")
+    assert table_again["loss"].to_pylist() == table["loss"].to_pylist()
+    for (name, a), b in zip(student_parameters(whole).items(), student_parameters(again).values(), strict=True):
+        assert torch.equal(a, b), name
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from policyalign_assets.engine.loading import load_model
+from policyalign_assets.settings import ModelSettings
+from policyalign_assets.distillation.trainer import distill
+from tests.test_distillation import ASKED, SMALL, policy
+distill(policy(), ASKED, load_model(ModelSettings()), SMALL.model_copy(update={"steps": 8}), Path(sys.argv[1]), 16_384, lambda s: print(s, flush=True))
+"""
+
+
+def test_sigkill_half_way_then_rerun_gives_the_same_run(tmp_path):
+    _, undisturbed, _ = run(tmp_path / "whole", SMALL.model_copy(update={"steps": 8}))
+    work = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(work)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 5/8"):
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+    _, resumed = distill(policy(), ASKED, load_model(ModelSettings()), SMALL.model_copy(update={"steps": 8}), work, 16_384)
+    assert resumed["loss"].to_pylist() == undisturbed["loss"].to_pylist()
+
+
+def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_saved_step(tmp_path):
+    loaded = load_model(ModelSettings())
+
+    def poison(line: str) -> None:
+        if line.startswith("step 3/"):
+            with torch.no_grad():
+                loaded.model.lm_head.weight.fill_(float("nan"))
+
+    with pytest.raises(DistillationFailed, match=r"not numbers at step 4.*last saved step is kept"):
+        distill(policy(), ASKED, loaded, SMALL, tmp_path / "work", 16_384, poison)
+    assert [p.name for p in (tmp_path / "work").iterdir()] == ["step_000002"]
+
+
+def test_a_policy_that_does_not_fit_the_context_is_refused_before_any_work(tmp_path):
+    with pytest.raises(PromptTooLong, match="never truncated"):
+        run(tmp_path, SMALL.model_copy(update={"max_new_tokens": 2000}))
+    assert not (tmp_path / "work").exists()
+
+
+def test_k_above_the_vocabulary_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="top_k=99999"):
+        run(tmp_path, SMALL.model_copy(update={"top_k": 99_999}))
+
+
+# ---- the checkpoint ------------------------------------------------------------------------------------------------
+
+
+def test_the_adapter_loads_with_plain_peft_and_answers_the_same(tmp_path):
+    model, table, loaded = run(tmp_path)
+    checkpoint = publish(model, loaded, table, tmp_path, {"note": "test"})
+    folder = tmp_path / checkpoint.path
+    assert {p.name for p in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "training.parquet", "checkpoint.json"}
+    assert str(tmp_path) not in (folder / "adapter_config.json").read_text() and str(WEIGHTS_DIR) not in (folder / "adapter_config.json").read_text()
+
+    base = AutoModelForCausalLM.from_pretrained(WEIGHTS_DIR)  # nothing of this project from here on
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS_DIR)
+    plain = PeftModel.from_pretrained(base, folder).eval()
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": ASKED[0]}], add_generation_prompt=True, return_tensors="pt")
+    out = plain.generate(**ids, max_new_tokens=24, do_sample=False)
+    text = tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True).strip()
+
+    ours = load_aligned(checkpoint, load_model(ModelSettings()), tmp_path)
+    assert TransformersEngine(ours, 4096).generate([chat(ASKED[0])], Sampling(24))[0].text == text
+    assert training_table(checkpoint, tmp_path).equals(table)
+
+
+def test_the_same_training_publishes_the_same_checkpoint_and_a_changed_one_is_refused(tmp_path):
+    model, table, loaded = run(tmp_path / "a", SMALL.model_copy(update={"steps": 1}))
+    first = publish(model, loaded, table, tmp_path, {})
+    again, table, loaded = run(tmp_path / "b", SMALL.model_copy(update={"steps": 1}))
+    assert publish(again, loaded, table, tmp_path, {}).checkpoint_id == first.checkpoint_id
+    weights = tmp_path / first.path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(CheckpointChanged, match=first.checkpoint_id):
+        load_aligned(first, load_model(ModelSettings()), tmp_path)

@@ -1,0 +1,136 @@
+"""The Dagster layer: the chain on one partition, what it records, what it refuses."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from policyalign_assets.orchestration import assets
+from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG
+from policyalign_assets.orchestration.resources import Pipeline
+from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
+from policyalign_assets.policy import parse_policy
+from policyalign_assets.report.show import show
+
+ROOT = Path(__file__).parents[1]
+KEY = "medical|general-conduct"
+STAGES = [assets.policy_document, assets.violating_instructions, assets.sensitivity_scores, assets.filtered_instructions,
+          assets.distilled_checkpoint, assets.benchmark_report]
+QUICK = {"synthesis": {"per_rule": 4, "rounds": 2}, "filtering": {"per_rule": 3},
+         "distillation": {"steps": 2, "batch_size": 8, "mini_batch_size": 8, "micro_batch_size": 8},
+         "evaluation": {"cases_per_suite": 18, "capability_cases": 10}}
+
+
+@pytest.fixture()
+def workspace(tmp_path):
+    shutil.copytree(ROOT / "policies", tmp_path / "policies")
+    with dg.instance_for_test() as instance:
+        instance.add_dynamic_partitions("policy", ["general-conduct", "data-privacy", "computer-use-agent"])
+        yield tmp_path, instance
+
+
+def materialize(tmp_path, instance, selection=STAGES, key=KEY, overrides=QUICK, raise_on_error=True):
+    data = str(tmp_path / "data")
+    resources = {"pipeline": Pipeline(policies_dir=str(tmp_path / "policies"), data_dir=data, overrides=overrides),
+                 "tables": ParquetStorage(data_dir=data), "records": RecordStorage(data_dir=data)}
+    return dg.materialize([*STAGES, assets.policy_catalog], selection=selection, partition_key=key, instance=instance, resources=resources,
+                          raise_on_error=raise_on_error)
+
+
+def test_the_whole_chain_on_one_partition(workspace):
+    tmp_path, instance = workspace
+    result = materialize(tmp_path, instance)
+    assert result.success
+    policy = parse_policy(tmp_path / "policies", "general-conduct", "medical")
+    for stage in STAGES:  # every stage says which policy text its data comes from
+        event = instance.get_latest_materialization_event(stage.key)
+        assert event.asset_materialization.tags[POLICY_VERSION_TAG] == policy.content_hash[:40]
+
+    data = tmp_path / "data"
+    instructions = pq.read_table(data / "assets/violating_instructions/medical/general-conduct.parquet")
+    filtered = pq.read_table(data / "assets/filtered_instructions/medical/general-conduct.parquet")
+    assert set(instructions["rule_id"].to_pylist()) <= {r.rule_id for r in policy.prohibitions}
+    assert filtered.num_rows == instructions.num_rows
+    checkpoint = json.loads((data / "assets/distilled_checkpoint/medical/general-conduct.json").read_text())
+    assert (data / checkpoint["path"] / "adapter_model.safetensors").exists()
+
+    # the same numbers in the page's JSON, the Parquet of every case, and Dagster
+    report = json.loads((data / "reports/general-conduct/medical/report.json").read_text())
+    metadata = instance.get_latest_materialization_event(assets.benchmark_report.key).asset_materialization.metadata
+    cases = str(data / "reports/general-conduct/medical/cases.parquet")
+    for arm in ("base", "base_policy", "aligned", "aligned_policy"):
+        k, n = duckdb.execute("SELECT count(*) FILTER (refused), count(*) FROM read_parquet(?) WHERE suite = 'violations' AND scored AND arm = ?",
+                              [cases, arm]).fetchone()
+        figure = next(f["rate"] for f in report["figures"] if (f["suite"], f["arm"]) == ("violations", arm))
+        assert (figure["k"], figure["n"]) == (k, n)
+        if n:
+            assert metadata[f"safety/{arm}"].value == pytest.approx(k / n)
+    trained_on = {t.lower() for t in instructions["text"].to_pylist()}
+    asked = duckdb.execute("SELECT DISTINCT prompt FROM read_parquet(?)", [cases]).fetchall()
+    assert not trained_on & {prompt.lower() for (prompt,) in asked}
+    assert "violations" in show(KEY, data)
+
+
+def test_each_stage_can_be_redone_alone_with_the_same_result(workspace):
+    tmp_path, instance = workspace
+    materialize(tmp_path, instance, STAGES[:4])
+    versions = {}
+    for attempt in range(2):
+        for stage in STAGES[:4]:
+            materialize(tmp_path, instance, [stage])
+            tags = instance.get_latest_materialization_event(stage.key).asset_materialization.tags
+            versions.setdefault(stage.key, set()).add(tags["dagster/data_version"])
+    assert all(len(v) == 1 for v in versions.values()), versions
+
+
+def test_a_domain_that_the_policy_does_not_name_fails_in_plain_words(workspace):
+    tmp_path, instance = workspace
+    result = materialize(tmp_path, instance, STAGES[:1], key="medical|computer-use-agent", raise_on_error=False)
+    assert not result.success
+    message = result.failure_data_for_node("policy_document").user_failure_data.description
+    assert "computer-use-agent" in message and "does not apply to" in message and "general" in message
+
+
+def test_a_wrong_setting_is_refused_before_the_first_stage(workspace):
+    tmp_path, instance = workspace
+    result = materialize(tmp_path, instance, overrides={"distillation": {"steps": 0}}, raise_on_error=False)
+    assert not result.success
+    assert not any(e.is_step_start for e in result.all_events) and not (tmp_path / "data").exists()
+
+
+def test_the_catalog_registers_every_policy_folder(workspace):
+    tmp_path, instance = workspace
+    (tmp_path / "policies" / "new-policy").mkdir()
+    (tmp_path / "policies" / "new-policy" / "policy.md").write_text((ROOT / "policies/computer-use-agent/policy.md").read_text())
+    materialize(tmp_path, instance, [assets.policy_catalog], key=None)
+    assert "new-policy" in instance.get_dynamic_partitions("policy")
+
+
+def run(*args: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+
+
+def test_definitions_load_without_the_heavy_libraries():
+    loaded = run("-c", "import policyalign_assets.definitions, sys; "
+                       "print(sorted({'torch', 'transformers', 'peft', 'vllm', 'matplotlib', 'duckdb', 'scipy', 'pandas'} & set(sys.modules)))")
+    assert loaded.stdout.strip() == "[]", loaded.stdout + loaded.stderr
+
+
+def test_definitions_validate():
+    done = run("-m", "dagster", "definitions", "validate", "-m", "policyalign_assets.definitions")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_methods_modules_import_no_dagster():
+    """They can be used from a notebook."""
+    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in (ROOT / "policyalign_assets").rglob("*.py")
+               if "orchestration" not in p.parts and p.name not in ("definitions.py", "__init__.py")]
+    done = run("-c", f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; print('dagster' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stdout + done.stderr
