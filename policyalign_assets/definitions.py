@@ -5,6 +5,7 @@ import os
 import dagster as dg
 
 from policyalign_assets.orchestration import assets
+from policyalign_assets.orchestration.realign import alignment_job, nightly_realignment, policy_changes
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
 
@@ -12,6 +13,9 @@ DATA_DIR = os.environ.get("POLICYALIGN_DATA_DIR", "data")
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules([assets]),
+    jobs=[alignment_job],
+    sensors=[policy_changes],
+    schedules=[nightly_realignment],
     resources={
         "pipeline": Pipeline(policies_dir=os.environ.get("POLICYALIGN_POLICIES_DIR", "policies"), data_dir=DATA_DIR),
         "tables": ParquetStorage(data_dir=DATA_DIR),

@@ -138,7 +138,8 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 def _merge(base: dict, extra: Mapping) -> dict:
     out = dict(base)
     for key, value in extra.items():
-        out[key] = _merge(out.get(key, {}), value) if isinstance(value, Mapping) else value
+        old = out.get(key)
+        out[key] = _merge(old if isinstance(old, Mapping) else {}, value) if isinstance(value, Mapping) else value
     return out
 
 

@@ -148,13 +148,17 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=300, help="cases per behaviour")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--policies", type=Path, default=Path("policies"))
-    parser.add_argument("--write", action="store_true", help=f"also write {WEIGHTS_DIR.name}/card.json, which the tests compare with")
+    parser.add_argument("--write", action="store_true", help="also put the table into the card (README.md and card.json beside the weights)")
     args = parser.parse_args()
     table = measure(args.weights, args.n, args.seed, args.policies)
     print(markdown(table))
     if args.write:
         folder = WEIGHTS_DIR if args.weights == "bundled" else Path(args.weights)
         (folder / "card.json").write_text(json.dumps({"n": args.n, "seed": args.seed, "table": table}, indent=1) + "\n")
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        before, rest = card.split("<!-- table -->", 1)
+        after = rest.split("<!-- /table -->", 1)[1]
+        (folder / "README.md").write_text(f"{before}<!-- table -->\n{markdown(table)}\n<!-- /table -->{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class TrainConfig:
     decay_fraction: float = 0.35  # linear decay to zero over the last part of the time
     max_rules: int = 12
     advance_at: float = 0.90
-    invented: float = 0.08  # share of words made of random syllables
+    invented: float = 0.22  # share of words made of random syllables
     minutes: float = 100.0
     seed: int = 0
 

@@ -111,9 +111,14 @@ class World:
                 return word
 
     def invent(self) -> str:
+        """A word that means nothing: random syllables, or the beginning of one real word with the end of another."""
         r = self.rng
+        if r.random() < 0.5:
+            first, second = (r.choice(self.lex[r.choice(("nouns", "verbs_neutral", "adjectives"))]) for _ in range(2))
+            if not {first, second} & set(self._reserved_words()):
+                return first[: r.randint(2, 5)] + second[-r.randint(2, 5) :]
         onset, vowel, coda = "b c d f g h k l m n p r s t v w z br cl dr gr pl sk st tr th ch sh".split(), "aeiou", ["", "", "n", "r", "s", "l", "m", "t", "nd", "ck"]
-        return "".join(r.choice(onset) + r.choice(vowel) + r.choice(coda) for _ in range(r.choice((1, 2, 2))))
+        return "".join(r.choice(onset) + r.choice(vowel) + r.choice(coda) for _ in range(r.choice((1, 2, 2, 3))))
 
     def verb(self, permitted: bool = False) -> str:
         if permitted:
@@ -130,20 +135,24 @@ class World:
         return self.rng.choice(("another ", "their ", "my ", "his ")) + noun_phrase
 
     def noun_phrase(self) -> str:
+        """"a record", "the red audit log", "a stranger's messages", "self-made claims" …"""
         r = self.rng
-        adj = self._word("adjectives") + " " if r.random() < 0.35 else ""
+        adjective = self._word("adjectives") + ("-" + self._word("adjectives", "nouns") if r.random() < 0.06 else "") + " " if r.random() < 0.3 else ""
+        owner = self._article(self._word("nouns")) + "'s " if r.random() < 0.07 else ""
+        compound = self._word("nouns") + " " if r.random() < 0.22 else ""
         kind = r.random()
-        if kind < 0.62:
-            return self._article(adj + self._word("nouns"))
-        return adj + self._word("nouns_plural" if kind < 0.85 else "nouns_mass")
+        head = adjective + compound + self._word("nouns" if kind < 0.62 else "nouns_plural" if kind < 0.85 else "nouns_mass")
+        return owner + head if owner or kind >= 0.62 else self._article(head)
 
     def obj(self) -> str:
         r = self.rng
-        np = self.noun_phrase()
         x = r.random()
-        if x < 0.12:
-            return f"{np} without {self._word('tail_nouns')}"
-        if x < 0.34:
+        np = self.noun_phrase()
+        if x < 0.05:
+            return f"{r.choice(self.lex['prepositions'])} {np}"
+        if x < 0.17:
+            return f"{np} without {r.choice(('', 'a '))}{self._word('tail_nouns')}"
+        if x < 0.38:
             return f"{np} {r.choice(self.lex['prepositions'])} {self.noun_phrase()}"
         return np
 
@@ -254,9 +263,9 @@ class World:
         else:
             thing = r.choice(self.lex["things"])
             names, numbers = r.sample(self.lex["names"], 3), r.sample(range(1, 10), 3)
-            facts = " ".join(f"{n} has {thing} {k}." for n, k in zip(names, numbers))
+            facts = ", ".join(f"{n} {k}" for n, k in zip(names, numbers))
             i = r.randrange(3)
-            q, expected = f"{facts} Which {thing} does {names[i]} have?", f"{names[i]} has {thing} {numbers[i]}."
+            q, expected = f"Each person has a {thing}: {facts}. Which {thing} does {names[i]} have?", f"{names[i]} {numbers[i]}."
         return Case("capability", q, expected, expected=expected)
 
     def synthesis(self, action: Action | None = None) -> Case:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
@@ -63,8 +64,10 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     common = {"revision": settings.revision, "trust_remote_code": False, "local_files_only": Path(path).is_dir()}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **common)
+        if not tokenizer("a", add_special_tokens=False).input_ids:  # what transformers makes of a folder without tokenizer files
+            raise ValueError("its tokenizer has no vocabulary.")
         model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, dtype=getattr(torch, settings.dtype), **common)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:  # SafetensorError: a damaged file, or a Git LFS pointer
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFound(f"model.id={settings.id!r} cannot be loaded: {reason} Mend: give a folder that holds config.json, a tokenizer and "
                             "*.safetensors, or a hub id that this machine can reach.") from error

@@ -34,4 +34,11 @@ def response_logits(model, prompts: Sequence[list[int]], responses: Sequence[Seq
         # position t predicts token t + 1
         take = torch.tensor([(b, t) for b, (s, r) in enumerate(zip(suffixes, responses)) for t in range(len(s) - 1, len(s) - 1 + len(r))],
                             device=model.device)
-        return backbone.lm_head(hidden_BTD[take[:, 0], take[:, 1]]).float()
+        return _scaled(backbone.lm_head(hidden_BTD[take[:, 0], take[:, 1]]).float(), model.config.get_text_config())
+
+
+def _scaled(logits_MV: torch.Tensor, config) -> torch.Tensor:
+    """What some models do to their logits after the head: Granite, Cohere, Gemma 2."""
+    logits_MV = logits_MV * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits_MV / cap) if cap else logits_MV

@@ -28,6 +28,8 @@ class Prefix:
 
 def can_share(config: PretrainedConfig) -> bool:
     """Full attention in every layer. Sliding-window and linear-attention layers keep a bounded state that this does not describe."""
+    if config.get_text_config() is not config:  # a multimodal model: its attention reads another configuration
+        return False
     types = getattr(config, "layer_types", None)
     full = all(t == "full_attention" for t in types) if types else getattr(config, "sliding_window", None) is None
     return full and getattr(config, "attn_logit_softcapping", None) is None
@@ -73,7 +75,7 @@ def _attention(module, query_BHTD, key_BGSD, value_BGSD, attention_mask, scaling
     batch, heads, length, dim = query_BHTD.shape
     groups = key_BGSD.shape[1]
     prefix_k_GPD, prefix_v_GPD = module.config.policyalign_prefix.layers[module.layer_idx]
-    query_BGRD = query_BHTD.view(batch, groups, heads // groups * length, dim) * scaling
+    query_BGRD = query_BHTD.reshape(batch, groups, heads // groups * length, dim) * scaling
     flat_GND = query_BGRD.transpose(0, 1).reshape(groups, -1, dim)  # all rows against the one prefix: a single matrix product per head
     on_prefix = (flat_GND @ prefix_k_GPD.transpose(1, 2)).view(groups, batch, -1, prefix_k_GPD.shape[1]).transpose(0, 1)
     on_suffix = query_BGRD @ key_BGSD.transpose(2, 3)

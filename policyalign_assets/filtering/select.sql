@@ -1,13 +1,13 @@
 -- Policy-Sensitive Filtering over the score table (DuckDB). Run it on the Parquet yourself:
 --   duckdb -c "SET VARIABLE score = 'reverse_kl'; SET VARIABLE per_rule = 16; SET VARIABLE minimum = 0.0;
---              CREATE VIEW scores AS FROM 'sensitivity_scores/.../x.parquet'; CREATE VIEW instructions AS FROM '...'; .read select.sql"
+--              CREATE VIEW scores AS FROM 'sensitivity_scores/.../x.parquet'; CREATE VIEW instructions AS FROM '...'" -c ".read select.sql"
 -- Ranking is within a rule: a global top k collapses onto the rules that are easy to shift.
 WITH scored AS (
     SELECT s.*, i.parent_id,
-        CASE getvariable('score')
+        nullif(CASE getvariable('score')
             WHEN 'reverse_kl' THEN reverse_kl WHEN 'forward_kl' THEN forward_kl WHEN 'jeffreys' THEN jeffreys
             WHEN 'js' THEN js WHEN 'reverse_kl_p90' THEN reverse_kl_p90
-        END AS score
+        END, 'nan'::DOUBLE) AS score -- NaN would rank first
     FROM scores s JOIN instructions i USING (instruction_id)
 ),
 ranked AS (
@@ -20,7 +20,7 @@ ranked AS (
 judged AS (
     SELECT *,
         CASE
-            WHEN score IS NULL THEN 'dropped: no score (empty response)'
+            WHEN score IS NULL THEN 'dropped: no score (empty response, or not a number)'
             WHEN kind = 'twin' AND teacher_refused IS NULL THEN 'dropped: twin whose teacher answer could not be judged'
             WHEN kind = 'twin' AND teacher_refused THEN 'dropped: twin that the policy-conditioned teacher refuses'
             WHEN kind = 'twin' THEN 'kept: twin that the teacher answers'

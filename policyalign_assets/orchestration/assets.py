@@ -4,6 +4,7 @@ torch and transformers are imported inside the assets that need them, so that lo
 """
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -12,14 +13,19 @@ import pyarrow as pa
 
 from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.files import sha256_table
+from policyalign_assets.orchestration import fingerprints
 from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG, image, markdown_table, preview, table_schema
 from policyalign_assets.orchestration.partitions import domain_and_policy, partitions, policy_dimension
 from policyalign_assets.orchestration.records import ReportRecord
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.policy import PolicyDocument, PolicyError, list_policies, parse_policy
+from policyalign_assets.settings import load_settings
 from policyalign_assets.tables import EVALUATION, FILTERED, INSTRUCTIONS, SENSITIVITY
 
-YIELDS = b"policyalign.yields"  # Parquet schema metadata: what became of the drafts, per rule
+# Parquet schema metadata
+YIELDS = b"policyalign.yields"  # what became of the drafts, per rule
+FINGERPRINT = b"policyalign.fingerprint"  # see `fingerprints`
+DEPLOYED = load_settings()  # of now; a run may override them, and is then out of date by design
 
 
 @dg.asset(group_name="policy", kinds={"markdown"})
@@ -31,7 +37,7 @@ def policy_catalog(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.
     return dg.MaterializeResult(metadata={"policies": policies, "dagster/row_count": len(policies)})
 
 
-@dg.asset(partitions_def=partitions, group_name="policy", kinds={"markdown"}, io_manager_key="records", code_version="1", deps=[policy_catalog])
+@dg.asset(partitions_def=partitions, group_name="policy", kinds={"markdown"}, io_manager_key="records", code_version=fingerprints.own_version("policy_document", DEPLOYED), deps=[policy_catalog])
 def policy_document(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult[PolicyDocument]:
     """The policy text as typed rules: the shared rules of the policy, then those of the domain.
 
@@ -43,13 +49,13 @@ def policy_document(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg
     except PolicyError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
     return dg.MaterializeResult(
-        value=policy, data_version=dg.DataVersion(policy.content_hash), tags=_tag(policy.content_hash),
+        value=policy, data_version=dg.DataVersion(policy.content_hash), tags=_tags(fingerprints.of_policy(policy.content_hash), policy.content_hash),
         metadata={"rules": len(policy.rules), "prohibitions": len(policy.prohibitions), "duties": len(policy.duties), "owner": policy.owner,
                   "effective": str(policy.effective_date or "not stated"), "version": policy.content_hash[:12],
                   "rule list": markdown_table(("id", "kind", "rule"), [(r.rule_id, r.kind, r.text) for r in policy.rules])})
 
 
-@dg.asset(partitions_def=partitions, group_name="data", kinds={"parquet", "huggingface"}, io_manager_key="tables", code_version="1",
+@dg.asset(partitions_def=partitions, group_name="data", kinds={"parquet", "huggingface"}, io_manager_key="tables", code_version=fingerprints.own_version("violating_instructions", DEPLOYED),
           metadata={"dagster/column_schema": table_schema(INSTRUCTIONS)})
 def violating_instructions(context: dg.AssetExecutionContext, pipeline: Pipeline, policy_document: PolicyDocument) -> dg.MaterializeResult[pa.Table]:
     """Requests that would break each rule, and benign twins of them, written by the model itself."""
@@ -64,16 +70,17 @@ def violating_instructions(context: dg.AssetExecutionContext, pipeline: Pipeline
     dropped = sum((y.dropped for y in made.yields.values()), start=next(iter(made.yields.values())).dropped.__class__())
     yields = {r: {"wanted": y.wanted, "violating": y.violating, "twins": y.twins, "drafted": y.drafted, "dropped": dict(y.dropped)}
               for r, y in made.yields.items()}
-    table = made.table.replace_schema_metadata({YIELDS: json.dumps({"rules": yields, "skipped": made.skipped})})
+    fingerprint = _made_from("violating_instructions", pipeline, policy_document=policy_document)
+    table = _stamped(made.table.replace_schema_metadata({YIELDS: json.dumps({"rules": yields, "skipped": made.skipped})}), fingerprint)
     return dg.MaterializeResult(
-        value=table, data_version=dg.DataVersion(sha256_table(table)), tags=_tag(policy_document.content_hash),
+        value=table, data_version=dg.DataVersion(sha256_table(table)), tags=_tags(fingerprint, policy_document.content_hash),
         metadata={"dagster/partition_row_count": table.num_rows, "violating": sum(y.violating for y in made.yields.values()),
                   "twins": sum(y.twins for y in made.yields.values()), "drafted": sum(y.drafted for y in made.yields.values()),
                   "dropped": dict(dropped), "generator refused": dropped["refused"], "starved rules": starved or "none",
                   "not synthesized": made.skipped or "none", "preview": preview(table, ("rule_id", "kind", "text"))})
 
 
-@dg.asset(partitions_def=partitions, group_name="data", kinds={"parquet", "pytorch"}, io_manager_key="tables", code_version="1",
+@dg.asset(partitions_def=partitions, group_name="data", kinds={"parquet", "pytorch"}, io_manager_key="tables", code_version=fingerprints.own_version("sensitivity_scores", DEPLOYED),
           metadata={"dagster/column_schema": table_schema(SENSITIVITY)})
 def sensitivity_scores(context: dg.AssetExecutionContext, pipeline: Pipeline, policy_document: PolicyDocument,
                        violating_instructions: pa.Table) -> dg.MaterializeResult[pa.Table]:
@@ -88,17 +95,18 @@ def sensitivity_scores(context: dg.AssetExecutionContext, pipeline: Pipeline, po
     table = score_instructions(policy_document, violating_instructions, loaded, TransformersEngine(loaded, settings.model.batch_tokens),
                                judge_for(settings.model.id), settings.sensitivity, settings.model.batch_tokens,
                                lambda done, total: context.log.info(f"scored {done}/{total}"))
+    fingerprint = _made_from("sensitivity_scores", pipeline, policy_document=policy_document, violating_instructions=violating_instructions)
     violating = [r for r in table.to_pylist() if r["kind"] == "violating"]
     flips = [r["flip"] for r in violating if r["flip"] is not None]
     kls = [r["reverse_kl"] for r in violating if r["reverse_kl"] is not None]
     return dg.MaterializeResult(
-        value=table, data_version=dg.DataVersion(sha256_table(table)), tags=_consumed_tag(violating_instructions),
+        value=_stamped(table, fingerprint), data_version=dg.DataVersion(sha256_table(table)), tags=_tags(fingerprint, _policy_hash(table)),
         metadata={"dagster/partition_row_count": table.num_rows, "flip rate": sum(flips) / len(flips) if flips else None,
                   "mean reverse KL": sum(kls) / len(kls) if kls else None,
                   "preview": preview(table, ("rule_id", "kind", "text", "teacher_response", "reverse_kl", "flip"))})
 
 
-@dg.asset(partitions_def=partitions, group_name="data", kinds={"parquet", "duckdb"}, io_manager_key="tables", code_version="1",
+@dg.asset(partitions_def=partitions, group_name="data", kinds={"parquet", "duckdb"}, io_manager_key="tables", code_version=fingerprints.own_version("filtered_instructions", DEPLOYED),
           metadata={"dagster/column_schema": table_schema(FILTERED)})
 def filtered_instructions(pipeline: Pipeline, violating_instructions: pa.Table, sensitivity_scores: pa.Table) -> dg.MaterializeResult[pa.Table]:
     """The most sensitive instructions of each rule and the twins that stay benign; dropped rows keep their reason."""
@@ -108,15 +116,16 @@ def filtered_instructions(pipeline: Pipeline, violating_instructions: pa.Table, 
         table = select_instructions(violating_instructions, sensitivity_scores, pipeline.settings.filtering)
     except NothingSelected as error:
         raise dg.Failure(str(error), allow_retries=False) from None
+    fingerprint = _made_from("filtered_instructions", pipeline, violating_instructions=violating_instructions, sensitivity_scores=sensitivity_scores)
     counts = {c["values"]: c["counts"] for c in table["reason"].value_counts().to_pylist()}
     return dg.MaterializeResult(
-        value=table, data_version=dg.DataVersion(sha256_table(table)), tags=_consumed_tag(sensitivity_scores),
+        value=_stamped(table, fingerprint), data_version=dg.DataVersion(sha256_table(table)), tags=_tags(fingerprint, _policy_hash(table)),
         metadata={"dagster/partition_row_count": table.num_rows, "selected": sum(table["selected"].to_pylist()),
                   "reasons": markdown_table(("reason", "rows"), sorted(counts.items())),
                   "preview": preview(table.filter(table["selected"]), ("rule_id", "kind", "text", "score", "rank_in_rule"))})
 
 
-@dg.asset(partitions_def=partitions, group_name="model", kinds={"pytorch", "safetensors"}, io_manager_key="records", code_version="1")
+@dg.asset(partitions_def=partitions, group_name="model", kinds={"pytorch", "safetensors"}, io_manager_key="records", code_version=fingerprints.own_version("distilled_checkpoint", DEPLOYED))
 def distilled_checkpoint(context: dg.AssetExecutionContext, pipeline: Pipeline, policy_document: PolicyDocument,
                          filtered_instructions: pa.Table) -> dg.MaterializeResult[Checkpoint]:
     """A LoRA adapter that makes the model follow the policy without seeing it (on-policy self-distillation).
@@ -140,14 +149,16 @@ def distilled_checkpoint(context: dg.AssetExecutionContext, pipeline: Pipeline, 
                               settings.model.batch_tokens, context.log.info)
     checkpoint = publish(model, loaded, training, pipeline.data, provenance)
     last = training.to_pylist()[-1]
+    fingerprint = _made_from("distilled_checkpoint", pipeline, policy_document=policy_document, filtered_instructions=filtered_instructions)
     return dg.MaterializeResult(
-        value=checkpoint, data_version=dg.DataVersion(checkpoint.checkpoint_id), tags=_consumed_tag(filtered_instructions),
+        value=replace(checkpoint, provenance={**checkpoint.provenance, "fingerprint": fingerprint}),
+        data_version=dg.DataVersion(checkpoint.checkpoint_id), tags=_tags(fingerprint, _policy_hash(filtered_instructions)),
         metadata={"checkpoint": dg.MetadataValue.path(str(pipeline.data / checkpoint.path)), "instructions": chosen.num_rows,
                   "final loss": last["loss"], "top-k mass Q": last["top_k_mass"], "mean length": last["mean_length"],
                   "training seconds": sum(training["seconds"].to_pylist()), "training curves": image(training_plot(training.to_pydict()), "training curves")})
 
 
-@dg.asset(partitions_def=partitions, group_name="evidence", kinds={"parquet", "html"}, io_manager_key="records", code_version="1")
+@dg.asset(partitions_def=partitions, group_name="evidence", kinds={"parquet", "html"}, io_manager_key="records", code_version=fingerprints.own_version("benchmark_report", DEPLOYED))
 def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, policy_document: PolicyDocument, violating_instructions: pa.Table,
                      filtered_instructions: pa.Table, distilled_checkpoint: Checkpoint) -> dg.MaterializeResult[ReportRecord]:
     """Base and aligned model, each without and with the policy in context, on held-out cases: safety, over-refusal, capability."""
@@ -191,22 +202,38 @@ def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, poli
     write_parquet(rows, folder / "cases.parquet")
     context.log.info(f"report: {paths.html}")
     figures = sha256_table(rows)
+    fingerprint = _made_from("benchmark_report", pipeline, policy_document=policy_document, violating_instructions=violating_instructions,
+                             filtered_instructions=filtered_instructions, distilled_checkpoint=distilled_checkpoint)
     return dg.MaterializeResult(
         value=ReportRecord(str(folder.relative_to(pipeline.data)), figures, metric_values(report)), data_version=dg.DataVersion(figures),
-        tags=_consumed_tag(filtered_instructions),
+        tags=_tags(fingerprint, _policy_hash(filtered_instructions)),
         metadata={"report": dg.MetadataValue.path(str(paths.html)), "summary": dg.MetadataValue.md(markdown_summary(report)),
                   "main plot": image(main_plot(report), "over-refusal against violations not refused"), **metric_values(report),
                   "acceptance": markdown_table(("bar", "met", "detail"), [(v.name, {True: "yes", False: "NO", None: "not measured"}[v.passed], v.detail)
                                                                          for v in report.verdict])})
 
 
-def _tag(policy_hash: str) -> dict[str, str]:
-    return {POLICY_VERSION_TAG: policy_hash[:40]}
+def _made_from(stage: str, pipeline: Pipeline, **upstream: PolicyDocument | pa.Table | Checkpoint) -> str:
+    """The fingerprint of what `stage` makes from the data that it really read, which need not be what is on disk by now."""
+    return fingerprints.consumed(stage, pipeline.settings, {name: _fingerprint(data) for name, data in upstream.items()})
 
 
-def _consumed_tag(table: pa.Table) -> dict[str, str]:
-    """The policy version of the rows that a stage really read, which need not be the one on disk."""
-    return _tag(table["policy_hash"][0].as_py()) if table.num_rows else {}
+def _fingerprint(data: PolicyDocument | pa.Table | Checkpoint) -> str:
+    if isinstance(data, PolicyDocument):
+        return fingerprints.of_policy(data.content_hash)
+    return data.schema.metadata[FINGERPRINT].decode() if isinstance(data, pa.Table) else data.provenance["fingerprint"]
+
+
+def _stamped(table: pa.Table, fingerprint: str) -> pa.Table:
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), FINGERPRINT: fingerprint})
+
+
+def _tags(fingerprint: str, policy_hash: str) -> dict[str, str]:
+    return {fingerprints.TAG: fingerprint, POLICY_VERSION_TAG: policy_hash[:40]}
+
+
+def _policy_hash(table: pa.Table) -> str:
+    return table["policy_hash"][0].as_py()
 
 
 def _model_note(loaded) -> str:

@@ -33,7 +33,7 @@ class RuleYield:
     violating: int = 0
     twins: int = 0
     drafted: int = 0
-    dropped: Counter = field(default_factory=Counter)  # by reason: refused, empty, truncated, duplicate, near_duplicate, unchanged
+    dropped: Counter = field(default_factory=Counter)  # by reason: refused, empty, truncated, duplicate, near_duplicate
 
     @property
     def starved(self) -> bool:
@@ -90,7 +90,7 @@ def _twins(policy, rule: Rule, parents: list[dict], engine: Engine, settings: Sy
     wanted = round(len(parents) * settings.twin_ratio)
     rows: list[dict] = []
     for round_ in range(settings.rounds):
-        todo = parents[: wanted - len(rows)] if round_ == 0 else (parents * 2)[round_ : round_ + wanted - len(rows)]
+        todo = [parents[(round_ + n) % len(parents)] for n in range(wanted - len(rows))]
         if not todo:
             break
         seed = seed_for(settings.seed, rule.content_hash, "twin", str(round_))

@@ -1,0 +1,87 @@
+"""What each stage's data depends on, as one hash: the policy's text, the settings that the stage reads, the model, the code.
+
+A stage's fingerprint covers those of the stages it reads, so a changed learning rate changes `distilled_checkpoint` and
+`benchmark_report` and nothing before them. The same recursion gives two answers: what a stage *should* be (`desired`, from
+the policy files and settings of now) and what its data *is* (`consumed`, from the fingerprints carried by the data it read).
+An edit during a run therefore shows as a difference afterwards, and cannot be lost.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from policyalign_assets.bundled_model import WEIGHTS_DIR
+from policyalign_assets.files import sha256_files
+from policyalign_assets.settings import BUNDLED, ModelSettings, Settings
+
+TAG = "policyalign/fingerprint"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`code`: raise it when the stage's code changes what it makes. `reads`: sections of the settings."""
+
+    code: int
+    upstream: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+
+
+STAGES: dict[str, Stage] = {
+    "policy_document": Stage(1),
+    "violating_instructions": Stage(1, ("policy_document",), ("model", "synthesis")),
+    "sensitivity_scores": Stage(1, ("policy_document", "violating_instructions"), ("model", "sensitivity")),
+    "filtered_instructions": Stage(1, ("violating_instructions", "sensitivity_scores"), ("filtering",)),
+    "distilled_checkpoint": Stage(1, ("policy_document", "filtered_instructions"), ("model", "distillation")),
+    "benchmark_report": Stage(1, ("policy_document", "violating_instructions", "filtered_instructions", "distilled_checkpoint"), ("model", "evaluation")),
+}
+# How fast the work is done, not what comes out
+_SPEED_ONLY = {"model": {"batch_tokens"}, "distillation": {"save_every"}}
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:40]
+
+
+@cache
+def _folder_hash(folder: Path, changed: tuple) -> str:
+    return sha256_files(folder)[:16]
+
+
+def model_revision(model: ModelSettings) -> str:
+    """As `engine.loading` finds it, without importing torch: the pinned revision, or the hash of a local folder."""
+    folder = WEIGHTS_DIR if model.id == BUNDLED else Path(model.id)
+    if not folder.is_dir():
+        return model.revision or "unpinned"
+    return _folder_hash(folder, tuple(sorted((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in folder.iterdir() if f.is_file())))
+
+
+def own_version(stage: str, settings: Settings) -> str:
+    """Code and settings of one stage alone: Dagster's `code_version`, by which its UI shows a changed setting as stale."""
+    spec = STAGES[stage]
+    read = {section: getattr(settings, section).model_dump(mode="json", exclude=_SPEED_ONLY.get(section)) for section in spec.reads}
+    if "model" in spec.reads:
+        read["model"]["revision"] = model_revision(settings.model)
+    return f"{spec.code}.{_hash(read)[:12]}"
+
+
+def consumed(stage: str, settings: Settings, upstream: Mapping[str, str]) -> str:
+    """Fingerprint of what `stage` makes from data with the fingerprints `upstream` (by stage name)."""
+    if missing := set(STAGES[stage].upstream) - set(upstream):
+        raise ValueError(f"{stage} reads {sorted(missing)}, whose fingerprints are missing")
+    return _hash([stage, own_version(stage, settings), [upstream[u] for u in STAGES[stage].upstream]])
+
+
+def of_policy(content_hash: str) -> str:
+    """Fingerprint of `policy_document`."""
+    return _hash(["policy_document", STAGES["policy_document"].code, content_hash])
+
+
+def desired(policy_hash: str, settings: Settings) -> dict[str, str]:
+    """The fingerprint that each stage should have, in order of the chain."""
+    wanted = {"policy_document": of_policy(policy_hash)}
+    for stage in list(STAGES)[1:]:
+        wanted[stage] = consumed(stage, settings, wanted)
+    return wanted
