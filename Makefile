@@ -1,8 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PARTITION ?= medical|general-conduct
-# dagster reads ./dagster.yaml; its notice about a temporary home is about other files
-DAGSTER := $(BIN)/dagster
+# its warnings are about its own command line
+DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
 
 .PHONY: demo test ui lint clean
 

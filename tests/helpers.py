@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,8 +27,9 @@ CHATML = (  # as Qwen2.5: a system message of its own where the chat has none
     "{%- for m in messages %}{%- if m['role'] != 'system' %}{{- '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
     "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}")
 LLAMA3 = (
-    "{{- bos_token }}{%- for m in messages %}{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' }}"
-    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}")
+    "{{- bos_token }}{%- for m in messages %}"
+    "{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}")
 
 
 def tiny_tokenizer(template: str | None, eos: str, special: Sequence[str], bos: str | None = None) -> PreTrainedTokenizerFast:
@@ -61,6 +63,15 @@ def tiny_model(model_class, config_class, tokenizer: PreTrainedTokenizerFast, en
     model = model_class(config_class(**(shape | config))).float().eval()
     model.generation_config = GenerationConfig(eos_token_id=list(end_ids), pad_token_id=0)
     return LoadedModel(model, tokenizer, "tiny", "random")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Threads slow down models this small, the more so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def medical_policy() -> PolicyDocument:

@@ -72,7 +72,7 @@ def build_model(cfg: TrainConfig, pad_id: int, end_id: int) -> Qwen2ForCausalLM:
             attn = layer.self_attn
             if i == 0:
                 # q = u rotated by -offset against k = u: under RoPE the score is largest `offset` tokens back
-                for head, offset in enumerate((1, 1, 2, 2, 3, 4)):
+                for head, offset in zip(range(cfg.heads), (1, 1, 2, 2, 3, 4)):
                     rows = slice(head * head_dim, (head + 1) * head_dim)
                     attn.q_proj.weight[rows] *= 0.1
                     attn.k_proj.weight[rows] *= 0.1

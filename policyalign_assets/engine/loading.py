@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils.logging import disable_progress_bar
 
 from policyalign_assets.bundled_model import WEIGHTS_DIR
-from policyalign_assets.files import sha256_files
+from policyalign_assets.engine.revision import local_revision
 from policyalign_assets.settings import BUNDLED, ModelSettings
 
 disable_progress_bar()  # it prints into the run's log; stages report their own progress
@@ -48,11 +48,6 @@ class LoadedModel:
 
 def model_path(settings: ModelSettings) -> str:
     return str(WEIGHTS_DIR) if settings.id == BUNDLED else settings.id
-
-
-def local_revision(folder: Path) -> str:
-    """Hash of what decides a local model's behaviour."""
-    return sha256_files(folder, ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "chat_template*"))[:16]
 
 
 def load_model(settings: ModelSettings) -> LoadedModel:

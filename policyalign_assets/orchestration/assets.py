@@ -34,6 +34,7 @@ def policy_catalog(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.
     policies = list_policies(pipeline.policies)
     known = set(context.instance.get_dynamic_partitions(policy_dimension.name))
     context.instance.add_dynamic_partitions(policy_dimension.name, [p for p in policies if p not in known])
+    context.log.info(f"policies: {', '.join(policies)}")
     return dg.MaterializeResult(metadata={"policies": policies, "dagster/row_count": len(policies)})
 
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from policyalign_assets.bundled_model import WEIGHTS_DIR
-from policyalign_assets.files import sha256_files
+from policyalign_assets.engine.revision import local_revision
 from policyalign_assets.settings import BUNDLED, ModelSettings, Settings
 
 TAG = "policyalign/fingerprint"
@@ -46,8 +46,9 @@ def _hash(value: object) -> str:
 
 
 @cache
-def _folder_hash(folder: Path, changed: tuple) -> str:
-    return sha256_files(folder)[:16]
+def _folder_hash(folder: Path, state: tuple) -> str:
+    """`state` is the folder's names, times and sizes: reading gigabytes again on each tick would be slow."""
+    return local_revision(folder)
 
 
 def model_revision(model: ModelSettings) -> str:

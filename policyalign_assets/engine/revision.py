@@ -1,0 +1,14 @@
+"""What identifies a local model (imports no torch)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from policyalign_assets.files import sha256_files
+
+_DECIDING = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "chat_template*")
+
+
+def local_revision(folder: Path) -> str:
+    """Hash of the files that decide a model's behaviour; its card and licence may change."""
+    return sha256_files(folder, _DECIDING)[:16]
