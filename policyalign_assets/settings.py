@@ -168,6 +168,9 @@ def load_settings(profile: str | None = None, overrides: Mapping[str, Any] | Non
     profile = profile or environ.get(ENV_PREFIX + "PROFILE") or BUNDLED
     if profile not in PROFILES:
         raise SettingsError(f"profile {profile!r} does not exist. Mend: one of {', '.join(sorted(PROFILES))}.")
+    if overrides and "profile" in overrides:
+        raise SettingsError(f"overrides cannot choose the profile ({overrides['profile']!r}). Mend: give it as `profile`, or set "
+                            f"{ENV_PREFIX}PROFILE.")
     values = _merge(_merge(PROFILES[profile], _from_environment(environ)), overrides or {})
     try:
         return Settings.model_validate({**values, "profile": profile})

@@ -84,12 +84,13 @@ def test_the_worlds_policies_look_as_real_ones_do(tmp_path):
         (tmp_path / "p").mkdir(exist_ok=True)
         if "## Declining" not in body:
             continue
-        (tmp_path / "p" / "policy.md").write_text(f"---\ntitle: {title}\nowner: x\ndomains: [legal]\n---\n\n{body.replace('## Rules', '## Rules' + chr(10))}\n")
+        header = f"---\ntitle: {title}\nowner: x\ndomains: [legal]\n---\n\n"
+        (tmp_path / "p" / "policy.md").write_text(header + body.replace("## Rules", "## Rules\n") + "\n")
         assert parse_policy(tmp_path, "p", "legal").prompt_text == text
 
 
 def test_the_recipe_trains_saves_and_continues(tmp_path):
-    config = TrainConfig(hidden=32, layers=2, heads=4, ffn=32, vocab=1200, groups=2, queries=4, free=4, minutes=0.03)
+    config = TrainConfig(hidden=64, layers=2, heads=8, ffn=32, vocab=1200, groups=2, queries=4, free=4, minutes=0.03)
     lines = []
     train(config, frozenset({"forge a signature"}), tmp_path / "a", log=lines.append)
     first = json.loads((tmp_path / "a" / "train_state.json").read_text())

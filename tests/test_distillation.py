@@ -166,7 +166,8 @@ from policyalign_assets.engine.loading import load_model
 from policyalign_assets.settings import ModelSettings
 from policyalign_assets.distillation.trainer import distill
 from tests.test_distillation import ASKED, SMALL, policy
-distill(policy(), ASKED, load_model(ModelSettings()), SMALL.model_copy(update={"steps": 8}), Path(sys.argv[1]), 16_384, lambda s: print(s, flush=True))
+settings = SMALL.model_copy(update={"steps": 8})
+distill(policy(), ASKED, load_model(ModelSettings()), settings, Path(sys.argv[1]), 16_384, lambda line: print(line, flush=True))
 """
 
 

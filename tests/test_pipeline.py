@@ -82,7 +82,7 @@ def test_each_stage_can_be_redone_alone_with_the_same_result(workspace):
     tmp_path, instance = workspace
     materialize(tmp_path, instance, STAGES[:4])
     versions = {}
-    for attempt in range(2):
+    for _ in range(2):
         for stage in STAGES[:4]:
             materialize(tmp_path, instance, [stage])
             tags = instance.get_latest_materialization_event(stage.key).asset_materialization.tags
@@ -114,7 +114,8 @@ def test_the_catalog_registers_every_policy_folder(workspace):
 
 
 def run(*args: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
 
 
 def test_definitions_load_without_the_heavy_libraries():

@@ -132,7 +132,8 @@ def test_a_failed_attempt_is_not_repeated_until_something_changes_and_progress_i
     finish(instance, policies, only="medical|general-conduct", stages=ALL[:2])  # it failed at the third stage
     request = next(r for r in out_of_date(instance, desired_states(policies, SETTINGS)) if r.partition_key == "medical|general-conduct")
     assert request.run_key != first["medical|general-conduct"] and [k.to_user_string() for k in request.asset_selection] == ALL[2:]
-    nightly = next(r for r in out_of_date(instance, desired_states(policies, SETTINGS), "!2026-11-24") if r.partition_key == "medical|general-conduct")
+    at_night = out_of_date(instance, desired_states(policies, SETTINGS), "!2026-11-24")
+    nightly = next(r for r in at_night if r.partition_key == "medical|general-conduct")
     assert nightly.run_key not in (request.run_key, first["medical|general-conduct"])
 
 

@@ -136,7 +136,8 @@ def markdown(table: dict[str, dict[str, dict]]) -> str:
     sources = list(table)
     lines = ["| behaviour | bar | " + " | ".join(sources) + " |", "| --- | --- |" + " --- |" * len(sources)]
     for behaviour in sorted({b for rows in table.values() for b in rows}, key=lambda b: (list(BARS).index(b.split("/")[0]), b)):
-        cells = [f"{100 * r['rate']:.1f} ({100 * r['low']:.1f}-{100 * r['high']:.1f}), n = {r['n']}" if (r := table[s].get(behaviour)) else "" for s in sources]
+        rows = [table[s][behaviour] for s in sources]
+        cells = [f"{100 * r['rate']:.1f} ({100 * r['low']:.1f}-{100 * r['high']:.1f}), n = {r['n']}" for r in rows]
         bar = f"{100 * BARS[behaviour]:.0f}" if behaviour in BARS else ""
         lines.append(f"| `{behaviour}` | {bar} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

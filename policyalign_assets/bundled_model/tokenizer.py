@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import pre_tokenizers, trainers
+from transformers import Qwen2Tokenizer
 
 from policyalign_assets.bundled_model.world import World, lexicon
 
@@ -35,18 +36,22 @@ def corpus(reserved: frozenset[str], seed: int, n: int = 3000) -> Iterable[str]:
     yield from (" " + w for w in kept for _ in range(60))
 
 
-def train_tokenizer(reserved: frozenset[str], vocab_size: int = 3072, seed: int = 0) -> PreTrainedTokenizerFast:
-    tok = Tokenizer(models.BPE())
-    # digits one by one, so that arithmetic is learnable
-    tok.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(r"\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]+|\s+"), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
-    tok.decoder = decoders.ByteLevel()
+def train_tokenizer(reserved: frozenset[str], vocab_size: int = 3072, seed: int = 0) -> Qwen2Tokenizer:
+    """Splits text as every Qwen2 tokenizer does (digits one by one, so that arithmetic is learnable): what `AutoTokenizer`
+    builds for this architecture from the saved files is then the very same tokenizer."""
+    vocab = {token: i for i, token in enumerate((*CONTROL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())))}
+    blank = make_tokenizer(vocab, [])
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(CONTROL_TOKENS),
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    tok.train_from_iterator(corpus(reserved, seed), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token=END, pad_token=PAD,
-                                   additional_special_tokens=[SYSTEM, USER, ASSISTANT], model_max_length=2048)
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    trained = blank.backend_tokenizer
+    trained.train_from_iterator(corpus(reserved, seed), trainer)
+    model = json.loads(trained.to_str())["model"]
+    return make_tokenizer(model["vocab"], [tuple(m) for m in model["merges"]])
+
+
+def make_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Qwen2Tokenizer:
+    # unk_token is never produced; left out, it would become an id beyond the model's embedding
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, unk_token=PAD, eos_token=END, pad_token=PAD,
+                               extra_special_tokens=[SYSTEM, USER, ASSISTANT], model_max_length=2048)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer

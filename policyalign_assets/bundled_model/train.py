@@ -61,7 +61,8 @@ def build_model(cfg: TrainConfig, pad_id: int, end_id: int) -> Qwen2ForCausalLM:
     model = Qwen2ForCausalLM(Qwen2Config(
         vocab_size=cfg.vocab, hidden_size=cfg.hidden, num_hidden_layers=cfg.layers, num_attention_heads=cfg.heads,
         num_key_value_heads=cfg.heads, intermediate_size=cfg.ffn, tie_word_embeddings=True, max_position_embeddings=2048,
-        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA}, bos_token_id=None, eos_token_id=end_id, pad_token_id=pad_id, attn_implementation="sdpa"))
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA}, bos_token_id=None, eos_token_id=end_id,
+        pad_token_id=pad_id, attn_implementation="sdpa"))
     head_dim = cfg.hidden // cfg.heads
     half = head_dim // 2
     freq = ROPE_THETA ** (-torch.arange(half) / half)

@@ -23,6 +23,11 @@ import yaml
 from policyalign_assets.synthesis import prompts
 
 # Kinds of uncovered request, from easy to hard: what it shares with the rules of the policy.
+# Syllables of invented words
+ONSETS = ("b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "cl", "dr", "gr", "pl", "sk", "st", "tr",
+          "th", "ch", "sh")
+CODAS = ("", "", "n", "r", "s", "l", "m", "t", "nd", "ck")
+
 UNCOVERED_KINDS = ("unrelated", "same_object", "same_verb", "crossed", "near")
 
 
@@ -117,8 +122,7 @@ class World:
             first, second = (r.choice(self.lex[r.choice(("nouns", "verbs_neutral", "adjectives"))]) for _ in range(2))
             if not {first, second} & set(self._reserved_words()):
                 return first[: r.randint(2, 5)] + second[-r.randint(2, 5) :]
-        onset, vowel, coda = "b c d f g h k l m n p r s t v w z br cl dr gr pl sk st tr th ch sh".split(), "aeiou", ["", "", "n", "r", "s", "l", "m", "t", "nd", "ck"]
-        return "".join(r.choice(onset) + r.choice(vowel) + r.choice(coda) for _ in range(r.choice((1, 2, 2, 3))))
+        return "".join(r.choice(ONSETS) + r.choice("aeiou") + r.choice(CODAS) for _ in range(r.choice((1, 2, 2, 3))))
 
     def verb(self, permitted: bool = False) -> str:
         if permitted:
@@ -137,7 +141,9 @@ class World:
     def noun_phrase(self) -> str:
         """"a record", "the red audit log", "a stranger's messages", "self-made claims" …"""
         r = self.rng
-        adjective = self._word("adjectives") + ("-" + self._word("adjectives", "nouns") if r.random() < 0.06 else "") + " " if r.random() < 0.3 else ""
+        adjective = ""
+        if r.random() < 0.3:
+            adjective = self._word("adjectives") + ("-" + self._word("adjectives", "nouns") if r.random() < 0.06 else "") + " "
         owner = self._article(self._word("nouns")) + "'s " if r.random() < 0.07 else ""
         compound = self._word("nouns") + " " if r.random() < 0.22 else ""
         kind = r.random()

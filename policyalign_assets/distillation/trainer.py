@@ -22,7 +22,7 @@ import pyarrow as pa
 import torch
 from peft import PeftModel
 
-from policyalign_assets.distillation.adapters import STUDENT, add_adapters, save_student, student_parameters, teacher_weights, update_ema
+from policyalign_assets.distillation.adapters import add_adapters, student_parameters, teacher_weights, update_ema
 from policyalign_assets.distillation.loss import reverse_kl_top_k
 from policyalign_assets.distillation.resume import latest_step, load_step, save_step
 from policyalign_assets.engine.base import NotFinite, Sampling, chat

@@ -7,7 +7,9 @@ content with control tokens off. Benign chats get the very ids that `apply_chat_
 
 from __future__ import annotations
 
+import re
 import secrets
+from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
@@ -36,5 +38,17 @@ def render(tokenizer: PreTrainedTokenizerBase, chat: Chat, add_generation_prompt
         if not found:
             raise NoChatTemplate(f"the chat template of {tokenizer.name_or_path!r} drops the {message.role} message")
         ids += tokenizer(before, add_special_tokens=False).input_ids
-        ids += tokenizer(message.content.strip(), add_special_tokens=False, split_special_tokens=True).input_ids
+        ids += content_ids(tokenizer, message.content)
     return ids + tokenizer(rest, add_special_tokens=False).input_ids
+
+
+def content_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of untrusted text, without outer white space (some templates trim it, and it could merge with the template's own).
+
+    `split_special_tokens` covers special tokens only; added tokens that are not "special" (`<tool_call>`, `<think>`) are
+    kept apart by cutting them after their first character.
+    """
+    text = text.strip()
+    added = sorted((t for t in tokenizer.get_added_vocab() if len(t) > 1), key=len, reverse=True)
+    cuts = [0, *(m.start() + 1 for m in re.finditer("|".join(map(re.escape, added)), text)), len(text)] if added else [0, len(text)]
+    return [i for a, b in pairwise(cuts) for i in tokenizer(text[a:b], add_special_tokens=False, split_special_tokens=True).input_ids]

@@ -20,12 +20,20 @@ from policyalign_assets.orchestration.records import ReportRecord
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.policy import PolicyDocument, PolicyError, list_policies, parse_policy
 from policyalign_assets.settings import load_settings
-from policyalign_assets.tables import EVALUATION, FILTERED, INSTRUCTIONS, SENSITIVITY
+from policyalign_assets.tables import FILTERED, INSTRUCTIONS, SENSITIVITY
 
 # Parquet schema metadata
 YIELDS = b"policyalign.yields"  # what became of the drafts, per rule
 FINGERPRINT = b"policyalign.fingerprint"  # see `fingerprints`
+MET = {True: "yes", False: "NO", None: "not measured"}
 DEPLOYED = load_settings()  # of now; a run may override them, and is then out of date by design
+
+
+def _stage(name: str, group: str, kinds: set[str], storage: str, schema: pa.Schema | None = None, **extra):
+    """What all stages share: the partitions, and a code version by which Dagster's UI shows a changed setting as stale."""
+    return dg.asset(partitions_def=partitions, group_name=group, kinds=kinds, io_manager_key=storage,
+                    code_version=fingerprints.own_version(name, DEPLOYED),
+                    metadata={"dagster/column_schema": table_schema(schema)} if schema else None, **extra)
 
 
 @dg.asset(group_name="policy", kinds={"markdown"})
@@ -38,7 +46,7 @@ def policy_catalog(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.
     return dg.MaterializeResult(metadata={"policies": policies, "dagster/row_count": len(policies)})
 
 
-@dg.asset(partitions_def=partitions, group_name="policy", kinds={"markdown"}, io_manager_key="records", code_version=fingerprints.own_version("policy_document", DEPLOYED), deps=[policy_catalog])
+@_stage("policy_document", "policy", {"markdown"}, "records", deps=[policy_catalog])
 def policy_document(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult[PolicyDocument]:
     """The policy text as typed rules: the shared rules of the policy, then those of the domain.
 
@@ -56,8 +64,7 @@ def policy_document(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg
                   "rule list": markdown_table(("id", "kind", "rule"), [(r.rule_id, r.kind, r.text) for r in policy.rules])})
 
 
-@dg.asset(partitions_def=partitions, group_name="data", kinds={"parquet", "huggingface"}, io_manager_key="tables", code_version=fingerprints.own_version("violating_instructions", DEPLOYED),
-          metadata={"dagster/column_schema": table_schema(INSTRUCTIONS)})
+@_stage("violating_instructions", "data", {"parquet", "huggingface"}, "tables", INSTRUCTIONS)
 def violating_instructions(context: dg.AssetExecutionContext, pipeline: Pipeline, policy_document: PolicyDocument) -> dg.MaterializeResult[pa.Table]:
     """Requests that would break each rule, and benign twins of them, written by the model itself."""
     from policyalign_assets.engine.loading import load_model
@@ -81,8 +88,7 @@ def violating_instructions(context: dg.AssetExecutionContext, pipeline: Pipeline
                   "not synthesized": made.skipped or "none", "preview": preview(table, ("rule_id", "kind", "text"))})
 
 
-@dg.asset(partitions_def=partitions, group_name="data", kinds={"parquet", "pytorch"}, io_manager_key="tables", code_version=fingerprints.own_version("sensitivity_scores", DEPLOYED),
-          metadata={"dagster/column_schema": table_schema(SENSITIVITY)})
+@_stage("sensitivity_scores", "data", {"parquet", "pytorch"}, "tables", SENSITIVITY)
 def sensitivity_scores(context: dg.AssetExecutionContext, pipeline: Pipeline, policy_document: PolicyDocument,
                        violating_instructions: pa.Table) -> dg.MaterializeResult[pa.Table]:
     """How far the policy shifts the model on each instruction: answers with and without the policy, and their divergences."""
@@ -107,8 +113,7 @@ def sensitivity_scores(context: dg.AssetExecutionContext, pipeline: Pipeline, po
                   "preview": preview(table, ("rule_id", "kind", "text", "teacher_response", "reverse_kl", "flip"))})
 
 
-@dg.asset(partitions_def=partitions, group_name="data", kinds={"parquet", "duckdb"}, io_manager_key="tables", code_version=fingerprints.own_version("filtered_instructions", DEPLOYED),
-          metadata={"dagster/column_schema": table_schema(FILTERED)})
+@_stage("filtered_instructions", "data", {"parquet", "duckdb"}, "tables", FILTERED)
 def filtered_instructions(pipeline: Pipeline, violating_instructions: pa.Table, sensitivity_scores: pa.Table) -> dg.MaterializeResult[pa.Table]:
     """The most sensitive instructions of each rule and the twins that stay benign; dropped rows keep their reason."""
     from policyalign_assets.filtering.select import NothingSelected, select_instructions
@@ -126,7 +131,7 @@ def filtered_instructions(pipeline: Pipeline, violating_instructions: pa.Table, 
                   "preview": preview(table.filter(table["selected"]), ("rule_id", "kind", "text", "score", "rank_in_rule"))})
 
 
-@dg.asset(partitions_def=partitions, group_name="model", kinds={"pytorch", "safetensors"}, io_manager_key="records", code_version=fingerprints.own_version("distilled_checkpoint", DEPLOYED))
+@_stage("distilled_checkpoint", "model", {"pytorch", "safetensors"}, "records")
 def distilled_checkpoint(context: dg.AssetExecutionContext, pipeline: Pipeline, policy_document: PolicyDocument,
                          filtered_instructions: pa.Table) -> dg.MaterializeResult[Checkpoint]:
     """A LoRA adapter that makes the model follow the policy without seeing it (on-policy self-distillation).
@@ -156,10 +161,11 @@ def distilled_checkpoint(context: dg.AssetExecutionContext, pipeline: Pipeline, 
         data_version=dg.DataVersion(checkpoint.checkpoint_id), tags=_tags(fingerprint, _policy_hash(filtered_instructions)),
         metadata={"checkpoint": dg.MetadataValue.path(str(pipeline.data / checkpoint.path)), "instructions": chosen.num_rows,
                   "final loss": last["loss"], "top-k mass Q": last["top_k_mass"], "mean length": last["mean_length"],
-                  "training seconds": sum(training["seconds"].to_pylist()), "training curves": image(training_plot(training.to_pydict()), "training curves")})
+                  "training seconds": sum(training["seconds"].to_pylist()),
+                  "training curves": image(training_plot(training.to_pydict()), "training curves")})
 
 
-@dg.asset(partitions_def=partitions, group_name="evidence", kinds={"parquet", "html"}, io_manager_key="records", code_version=fingerprints.own_version("benchmark_report", DEPLOYED))
+@_stage("benchmark_report", "evidence", {"parquet", "html"}, "records")
 def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, policy_document: PolicyDocument, violating_instructions: pa.Table,
                      filtered_instructions: pa.Table, distilled_checkpoint: Checkpoint) -> dg.MaterializeResult[ReportRecord]:
     """Base and aligned model, each without and with the policy in context, on held-out cases: safety, over-refusal, capability."""
@@ -210,8 +216,7 @@ def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, poli
         tags=_tags(fingerprint, _policy_hash(filtered_instructions)),
         metadata={"report": dg.MetadataValue.path(str(paths.html)), "summary": dg.MetadataValue.md(markdown_summary(report)),
                   "main plot": image(main_plot(report), "over-refusal against violations not refused"), **metric_values(report),
-                  "acceptance": markdown_table(("bar", "met", "detail"), [(v.name, {True: "yes", False: "NO", None: "not measured"}[v.passed], v.detail)
-                                                                         for v in report.verdict])})
+                  "acceptance": markdown_table(("bar", "met", "detail"), [(v.name, MET[v.passed], v.detail) for v in report.verdict])})
 
 
 def _made_from(stage: str, pipeline: Pipeline, **upstream: PolicyDocument | pa.Table | Checkpoint) -> str:

@@ -35,7 +35,8 @@ STAGES: dict[str, Stage] = {
     "sensitivity_scores": Stage(1, ("policy_document", "violating_instructions"), ("model", "sensitivity")),
     "filtered_instructions": Stage(1, ("violating_instructions", "sensitivity_scores"), ("filtering",)),
     "distilled_checkpoint": Stage(1, ("policy_document", "filtered_instructions"), ("model", "distillation")),
-    "benchmark_report": Stage(1, ("policy_document", "violating_instructions", "filtered_instructions", "distilled_checkpoint"), ("model", "evaluation")),
+    "benchmark_report": Stage(1, ("policy_document", "violating_instructions", "filtered_instructions", "distilled_checkpoint"),
+                              ("model", "evaluation")),
 }
 # How fast the work is done, not what comes out
 _SPEED_ONLY = {"model": {"batch_tokens"}, "distillation": {"save_every"}}

@@ -22,7 +22,8 @@ def show(partition: str, data_dir: Path) -> str:
         cells = {f["arm"]: f for f in report["figures"] if f["suite"] == suite}
         lines.append(f"{suite:22}" + "".join(f"{_cell(cells[arm]):>26}" for arm in arms))
     for name, result in report["internalisation"].items():
-        value = f"{result['estimate']:.2f} ({result['low']:.2f}-{result['high']:.2f})" if result["estimate"] is not None else f"withheld: {result['withheld']}"
+        known = result["estimate"] is not None
+        value = f"{result['estimate']:.2f} ({result['low']:.2f}-{result['high']:.2f})" if known else f"withheld: {result['withheld']}"
         lines.append(f"internalisation, {name}: {value}")
     marks = {True: "met    ", False: "NOT MET", None: "not measured"}
     lines += ["", *(f"{marks[v['passed']]}  {v['name']}: {v['detail']}" for v in report["verdict"]), "", f"Report: {folder / 'report.html'}"]
