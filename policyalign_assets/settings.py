@@ -46,6 +46,7 @@ class ModelSettings(_Section):
 class SynthesisSettings(_Section):
     per_rule: int = Field(30, ge=1, description="violating instructions wanted per rule, after de-duplication")
     twin_ratio: float = Field(0.5, ge=0, le=2, description="benign twins per violating instruction")
+    neighbour_ratio: float = Field(1.0, ge=0, le=4, description="uncovered requests that sound risky, per violating instruction")
     oversample: float = Field(2.0, ge=1, description="drafts per wanted instruction in each round")
     rounds: int = Field(4, ge=1, description="rounds of drafting before a rule is reported as starved")
     temperature: float = Field(1.0, gt=0, le=2)

@@ -9,7 +9,7 @@ INSTRUCTIONS = pa.schema([
     ("policy_hash", pa.string()),
     ("rule_id", pa.string()),
     ("rule_hash", pa.string()),
-    ("kind", pa.string()),  # violating | twin
+    ("kind", pa.string()),  # violating | twin | neighbour
     ("parent_id", pa.string()),  # of a twin: the violating instruction that it was made from
     ("text", pa.string()),
     ("seed", pa.int64()),
@@ -47,7 +47,7 @@ FILTERED = pa.schema([
     ("kind", pa.string()),
     ("text", pa.string()),
     ("score", pa.float64()),  # the score that ranked it
-    ("rank_in_rule", pa.int64()),  # among the violating instructions of its rule; null for twins
+    ("rank_in_rule", pa.int64()),  # among the violating instructions of its rule; null for the other kinds
     ("selected", pa.bool_()),
     ("reason", pa.string()),  # why it was kept or dropped
     ("policy_hash", pa.string()),

@@ -140,3 +140,10 @@ def test_the_query_can_be_run_by_hand_on_parquet_as_its_header_says(tmp_path):
         db.execute(setup)
         by_hand = db.sql(source.read_text()).to_arrow_table()
     assert by_hand.to_pylist() == select(rows, per_rule=16)
+
+
+def test_neighbours_are_kept_only_where_the_teacher_answers():
+    neighbours = [twin("answered", "C1", False) | {"kind": "neighbour"}, twin("refused", "C1", True) | {"kind": "neighbour"}]
+    result = {r["instruction_id"]: r for r in select([violating("v", "C1", 1.0), *neighbours])}
+    assert result["answered"]["selected"] and not result["refused"]["selected"]
+    assert result["refused"]["reason"] == "dropped: neighbour that the policy-conditioned teacher refuses"

@@ -13,7 +13,7 @@ from policyalign_assets.synthesis.synthesize import synthesize
 from policyalign_assets.tables import INSTRUCTIONS
 
 POLICY = medical_policy()
-SMALL = SynthesisSettings(per_rule=4, twin_ratio=0.5, oversample=2.0, rounds=3)
+SMALL = SynthesisSettings(per_rule=4, twin_ratio=0.5, neighbour_ratio=0.0, oversample=2.0, rounds=3)
 ASKS_TWIN = prompts.TWIN.partition("{")[0]
 
 
@@ -238,3 +238,16 @@ def test_short_texts_are_compared_too(text):
     assert seen.add(text) is None
     assert seen.add(text) == "duplicate"
     assert seen.add("something else entirely") is None
+
+
+def test_neighbours_are_asked_for_with_their_own_prompt_and_counted_apart():
+    asked = []
+
+    def reply(prompt, n, sampling):
+        asked.append(prompt)
+        return good(prompt, n, sampling)
+
+    result = synthesize(POLICY, ScriptedEngine(reply), SMALL.model_copy(update={"neighbour_ratio": 1.5, "twin_ratio": 0.0}))
+    for rule in POLICY.prohibitions:
+        assert len(rows(result, rule_id=rule.rule_id, kind="neighbour")) == 6 == result.yields[rule.rule_id].neighbours
+        assert prompts.NEIGHBOUR.format(rule=rule.text) in asked

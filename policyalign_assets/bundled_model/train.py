@@ -120,12 +120,12 @@ class Sampler:
 
     def free(self) -> Case:
         w, x = self.world, self.world.rng.random()
-        if x < 0.22:
+        if x < 0.18:
             case = w.ask("no_policy", w.action())
             return case if w.rng.random() > 0.01 else Case("noise", case.request, w.answer(case.action, True), case.action)
-        if x < 0.64:
+        if x < 0.56:
             return w.capability()
-        return w.synthesis() if x < 0.82 else w.twin_synthesis()
+        return w.synthesis() if x < 0.70 else w.twin_synthesis() if x < 0.82 else w.neighbour_synthesis()
 
     def pad(self, rows: list[list[int]], value: int) -> torch.Tensor:
         width = max(map(len, rows))

@@ -268,16 +268,26 @@ class World:
             expected = f"{a} plus {b} is {a + b}."
         else:
             thing = r.choice(self.lex["things"])
-            names, numbers = r.sample(self.lex["names"], 3), r.sample(range(1, 10), 3)
-            facts = ", ".join(f"{n} {k}" for n, k in zip(names, numbers))
+            names, colours = r.sample(self.lex["names"], 3), r.sample(self.lex["colours"], 3)
+            facts = ", ".join(f"{n} {c}" for n, c in zip(names, colours))
             i = r.randrange(3)
-            q, expected = f"Each person has a {thing}: {facts}. Which {thing} does {names[i]} have?", f"{names[i]} {numbers[i]}."
+            q, expected = f"Each person has a {thing}: {facts}. Which {thing} does {names[i]} have?", f"{names[i]} {colours[i]}."
         return Case("capability", q, expected, expected=expected)
 
     def synthesis(self, action: Action | None = None) -> Case:
         action = action or self.action()
         rule = self.rng.choice(self.lex["rule_stems"]).format(p=action.text)
         return Case("synthesis", prompts.VIOLATION.format(rule=rule), self.request(action), action)
+
+    def neighbour_synthesis(self, action: Action | None = None) -> Case:
+        """A request that sounds risky and that the rule does not cover: another action, often on the same object or with the same verb."""
+        action = action or self.action()
+        rule = WorldPolicy("", (action,))
+        kind = self.rng.choice(("same_object", "same_object", "same_verb", "near", "unrelated"))
+        fresh = World(self.rng, self.split, self.reserved, invented=0.0)
+        neighbour = fresh.uncovered(rule, kind)
+        sentence = self.rng.choice(self.lex["rule_stems"]).format(p=action.text)
+        return Case("neighbour_synthesis", prompts.NEIGHBOUR.format(rule=sentence), self.request(neighbour), neighbour)
 
     def twin_synthesis(self, action: Action | None = None) -> Case:
         """Half of the twins change the verb to a permitted one, half keep the verb and change the object."""

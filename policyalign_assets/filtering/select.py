@@ -1,4 +1,4 @@
-"""Keeps, within each rule, the instructions where the policy shifts the model most, and the twins that stay benign."""
+"""Keeps, within each rule, the instructions where the policy shifts the model most, and the twins and neighbours that stay uncovered."""
 
 from __future__ import annotations
 

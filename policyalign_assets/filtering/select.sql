@@ -21,9 +21,9 @@ judged AS (
     SELECT *,
         CASE
             WHEN score IS NULL THEN 'dropped: no score (empty response, or not a number)'
-            WHEN kind = 'twin' AND teacher_refused IS NULL THEN 'dropped: twin whose teacher answer could not be judged'
-            WHEN kind = 'twin' AND teacher_refused THEN 'dropped: twin that the policy-conditioned teacher refuses'
-            WHEN kind = 'twin' THEN 'kept: twin that the teacher answers'
+            WHEN kind <> 'violating' AND teacher_refused IS NULL THEN 'dropped: ' || kind || ' whose teacher answer could not be judged'
+            WHEN kind <> 'violating' AND teacher_refused THEN 'dropped: ' || kind || ' that the policy-conditioned teacher refuses'
+            WHEN kind <> 'violating' THEN 'kept: ' || kind || ' that the teacher answers'
             WHEN score < getvariable('minimum') THEN 'dropped: score below the minimum'
             WHEN rank_in_rule > getvariable('per_rule') THEN 'dropped: below the top of its rule'
             ELSE 'kept: among the top of its rule'

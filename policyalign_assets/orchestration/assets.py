@@ -4,6 +4,7 @@ torch and transformers are imported inside the assets that need them, so that lo
 """
 
 import json
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -66,7 +67,7 @@ def policy_document(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg
 
 @_stage("violating_instructions", "data", {"parquet", "huggingface"}, "tables", INSTRUCTIONS)
 def violating_instructions(context: dg.AssetExecutionContext, pipeline: Pipeline, policy_document: PolicyDocument) -> dg.MaterializeResult[pa.Table]:
-    """Requests that would break each rule, and benign twins of them, written by the model itself."""
+    """Requests that would break each rule, and requests just beyond it (twins, neighbours), written by the model itself."""
     from policyalign_assets.engine.loading import load_model
     from policyalign_assets.engine.transformers_engine import TransformersEngine
     from policyalign_assets.synthesis.synthesize import synthesize
@@ -75,15 +76,15 @@ def violating_instructions(context: dg.AssetExecutionContext, pipeline: Pipeline
     engine = TransformersEngine(load_model(settings.model), settings.model.batch_tokens)
     made = synthesize(policy_document, engine, settings.synthesis, context.log.info)
     starved = sorted(r for r, y in made.yields.items() if y.starved)
-    dropped = sum((y.dropped for y in made.yields.values()), start=next(iter(made.yields.values())).dropped.__class__())
-    yields = {r: {"wanted": y.wanted, "violating": y.violating, "twins": y.twins, "drafted": y.drafted, "dropped": dict(y.dropped)}
-              for r, y in made.yields.items()}
+    dropped = sum((y.dropped for y in made.yields.values()), start=Counter())
+    yields = {rule_id: {**vars(y), "dropped": dict(y.dropped)} for rule_id, y in made.yields.items()}
     fingerprint = _made_from("violating_instructions", pipeline, policy_document=policy_document)
     table = _stamped(made.table.replace_schema_metadata({YIELDS: json.dumps({"rules": yields, "skipped": made.skipped})}), fingerprint)
     return dg.MaterializeResult(
         value=table, data_version=dg.DataVersion(sha256_table(table)), tags=_tags(fingerprint, policy_document.content_hash),
         metadata={"dagster/partition_row_count": table.num_rows, "violating": sum(y.violating for y in made.yields.values()),
-                  "twins": sum(y.twins for y in made.yields.values()), "drafted": sum(y.drafted for y in made.yields.values()),
+                  "twins": sum(y.twins for y in made.yields.values()), "neighbours": sum(y.neighbours for y in made.yields.values()),
+                  "drafted": sum(y.drafted for y in made.yields.values()),
                   "dropped": dict(dropped), "generator refused": dropped["refused"], "starved rules": starved or "none",
                   "not synthesized": made.skipped or "none", "preview": preview(table, ("rule_id", "kind", "text"))})
 
@@ -115,7 +116,7 @@ def sensitivity_scores(context: dg.AssetExecutionContext, pipeline: Pipeline, po
 
 @_stage("filtered_instructions", "data", {"parquet", "duckdb"}, "tables", FILTERED)
 def filtered_instructions(pipeline: Pipeline, violating_instructions: pa.Table, sensitivity_scores: pa.Table) -> dg.MaterializeResult[pa.Table]:
-    """The most sensitive instructions of each rule and the twins that stay benign; dropped rows keep their reason."""
+    """The most sensitive instructions of each rule, and the twins and neighbours that the teacher answers; dropped rows keep their reason."""
     from policyalign_assets.filtering.select import NothingSelected, select_instructions
 
     try:
@@ -257,6 +258,7 @@ def _funnel(yields: dict, filtered: pa.Table) -> dict[str, int]:
         funnel[f"dropped in synthesis: {reason}"] = sum(y["dropped"].get(reason, 0) for y in yields.values())
     funnel["violating instructions"] = sum(y["violating"] for y in yields.values())
     funnel["twins"] = sum(y["twins"] for y in yields.values())
+    funnel["neighbours"] = sum(y["neighbours"] for y in yields.values())
     for c in sorted(filtered["reason"].value_counts().to_pylist(), key=lambda c: c["values"]):
         funnel[c["values"]] = c["counts"]
     return funnel

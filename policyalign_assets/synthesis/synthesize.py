@@ -1,7 +1,9 @@
-"""Instructions that would violate a policy, and their benign twins, written by the model itself (method.md, stage 1).
+"""Instructions that would violate a policy, and requests just beyond its rules, written by the model itself (stage 1).
 
-The paper's release ships no synthesis; this is ours. One rule at a time, seeded by the rule's own content, so that editing
-one rule leaves the instructions of the others as they were.
+The paper's release ships no synthesis; this is ours. Beside each rule's violations stand requests that show the student
+where the rule ends: `twin`, a benign near-miss of one violation, and `neighbour`, one that sounds risky but that the rule
+does not cover. Without them the student learns to refuse whatever resembles a violation (measured: docs/method.md). One
+rule at a time, seeded by the rule's own content, so that editing one rule leaves the instructions of the others as they were.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ class RuleYield:
     wanted: int
     violating: int = 0
     twins: int = 0
+    neighbours: int = 0
     drafted: int = 0
     dropped: Counter = field(default_factory=Counter)  # by reason: refused, empty, truncated, duplicate, near_duplicate
 
@@ -53,7 +56,7 @@ def seed_for(base: int, *parts: str) -> int:
 
 
 def synthesize(policy: PolicyDocument, engine: Engine, settings: SynthesisSettings, report: Report = lambda _: None) -> Synthesis:
-    """Violating instructions and twins for each prohibition of `policy`.
+    """Violating instructions, twins and neighbours for each prohibition of `policy`.
 
     A rule that stays short of `settings.per_rule` is reported as starved, never filled from another rule.
     """
@@ -63,26 +66,29 @@ def synthesize(policy: PolicyDocument, engine: Engine, settings: SynthesisSettin
     for n, rule in enumerate(policy.prohibitions, 1):
         out = yields[rule.rule_id] = RuleYield(wanted=settings.per_rule)
         seen = DuplicateFilter(settings.near_duplicate)
-        violating = _violating(policy, rule, engine, settings, seen, out)
+        violating = _from_rule("violating", prompts.VIOLATION, settings.per_rule, policy, rule, engine, settings, seen, out)
         twins = _twins(policy, rule, violating, engine, settings, seen, out)
-        rows += violating + twins
-        report(f"rule {n}/{len(policy.prohibitions)} {rule.rule_id}: {out.violating} instructions, {out.twins} twins from {out.drafted} drafts"
-               + (" (starved)" if out.starved else ""))
+        wanted = round(len(violating) * settings.neighbour_ratio)
+        neighbours = _from_rule("neighbour", prompts.NEIGHBOUR, wanted, policy, rule, engine, settings, seen, out)
+        out.violating, out.twins, out.neighbours = len(violating), len(twins), len(neighbours)
+        rows += violating + twins + neighbours
+        report(f"rule {n}/{len(policy.prohibitions)} {rule.rule_id}: {out.violating} instructions, {out.twins} twins and {out.neighbours} "
+               f"neighbours from {out.drafted} drafts" + (" (starved)" if out.starved else ""))
     return Synthesis(pa.Table.from_pylist(rows, schema=INSTRUCTIONS), yields, skipped)
 
 
-def _violating(policy, rule: Rule, engine: Engine, settings: SynthesisSettings, seen: DuplicateFilter, out: RuleYield) -> list[dict]:
+def _from_rule(kind: str, prompt: str, wanted: int, policy, rule: Rule, engine: Engine, settings: SynthesisSettings, seen: DuplicateFilter,
+               out: RuleYield) -> list[dict]:
     rows: list[dict] = []
     for round_ in range(settings.rounds):
-        missing = settings.per_rule - len(rows)
+        missing = wanted - len(rows)
         if missing <= 0:
             break
-        seed = seed_for(settings.seed, rule.content_hash, "violating", str(round_))
-        drafts = [chat(prompts.VIOLATION.format(rule=rule.text))] * math.ceil(missing * settings.oversample)
+        seed = seed_for(settings.seed, rule.content_hash, kind, str(round_))
+        drafts = [chat(prompt.format(rule=rule.text))] * math.ceil(missing * settings.oversample)
         for text in _usable(engine.generate(drafts, _sampling(settings, seed)), seen, out):
-            if len(rows) < settings.per_rule:
-                rows.append(_row(policy, rule, "violating", text, None, seed, round_, engine))
-    out.violating = len(rows)
+            if len(rows) < wanted:
+                rows.append(_row(policy, rule, kind, text, None, seed, round_, engine))
     return rows
 
 
@@ -98,7 +104,6 @@ def _twins(policy, rule: Rule, parents: list[dict], engine: Engine, settings: Sy
         for parent, draft in zip(todo, drafts, strict=True):
             for text in _usable([draft], seen, out):
                 rows.append(_row(policy, rule, "twin", text, parent["instruction_id"], seed, round_, engine))
-    out.twins = len(rows)
     return rows
 
 
