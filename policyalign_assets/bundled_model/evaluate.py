@@ -1,6 +1,6 @@
 """Measures the bundled model: `python -m policyalign_assets.bundled_model.evaluate` reprints the model card's table.
 
-Greedy answers. "Rules never seen in training": verb-object pairs that training excluded, in policies of 8-12 rules with
+Greedy answers; the synthesis rows are sampled at temperature 1, as the pipeline samples them. "Rules never seen in training": verb-object pairs that training excluded, in policies of 8-12 rules with
 the prose and duties of real ones. "Words never seen": the same with words that neither the model nor its tokenizer saw.
 "Shipped policies": the rules of `policies/`, which training excluded too.
 """
@@ -128,12 +128,13 @@ def measure(weights: str = "bundled", n: int = 300, seed: int = 2026, policies_d
     table: dict[str, dict[str, dict]] = {}
     for source in sources:
         todo = exams(source, n, seed, policies_dir)
-        by_system: dict[str | None, list[int]] = defaultdict(list)
+        by_context: dict[tuple[str | None, bool], list[int]] = defaultdict(list)
         for i, exam in enumerate(todo):
-            by_system[exam.system].append(i)
+            by_context[exam.system, "synthesis" in exam.behaviour].append(i)
         outcomes: dict[str, list[bool]] = defaultdict(list)
-        for rows in by_system.values():  # a shared policy is computed once
-            for i, generation in zip(rows, engine.generate([chat(todo[i].case.request, todo[i].system) for i in rows], Sampling(64))):
+        for (_, written), rows in by_context.items():  # a shared policy is computed once
+            sampling = Sampling(64, 1.0 if written else 0.0, seed)
+            for i, generation in zip(rows, engine.generate([chat(todo[i].case.request, todo[i].system) for i in rows], sampling)):
                 ok = passed(todo[i], generation.text, judge)
                 outcomes[todo[i].behaviour].append(ok)
                 if todo[i].detail:
