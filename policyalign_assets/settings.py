@@ -44,9 +44,10 @@ class ModelSettings(_Section):
 
 
 class SynthesisSettings(_Section):
-    per_rule: int = Field(30, ge=1, description="violating instructions wanted per rule, after de-duplication")
-    twin_ratio: float = Field(0.5, ge=0, le=2, description="benign twins per violating instruction")
-    neighbour_ratio: float = Field(1.0, ge=0, le=4, description="uncovered requests that sound risky, per violating instruction")
+    per_rule: int = Field(40, ge=1, description="violating instructions wanted per rule, after de-duplication")
+    twin_ratio: float = Field(0.4, ge=0, le=2, description="benign twins per violating instruction")
+    neighbour_ratio: float = Field(0.4, ge=0, le=4, description="uncovered requests that sound risky, per violating instruction")
+    recombined_ratio: float = Field(1.0, ge=0, le=4, description="neighbours made by recombining the rules, per violating instruction")
     oversample: float = Field(2.0, ge=1, description="drafts per wanted instruction in each round")
     rounds: int = Field(4, ge=1, description="rounds of drafting before a rule is reported as starved")
     temperature: float = Field(1.0, gt=0, le=2)
@@ -63,7 +64,7 @@ class SensitivitySettings(_Section):
 
 class FilterSettings(_Section):
     score: Literal["reverse_kl", "forward_kl", "jeffreys", "js", "reverse_kl_p90"] = "reverse_kl"
-    per_rule: int = Field(16, ge=1, description="violating instructions kept per rule (the top by `score`)")
+    per_rule: int = Field(30, ge=1, description="violating instructions kept per rule (the top by `score`)")
     minimum: float = Field(0.0, ge=0, description="drop violating instructions scoring below this (nats)")
 
 
@@ -77,7 +78,8 @@ class DistillationSettings(_Section):
     max_grad_norm: float = Field(1.0, gt=0)
     lora_rank: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
-    steps: int = Field(150, ge=1, description="rollout batches")
+    steps: int = Field(140, ge=1, description="rollout batches")
+    opening: float = Field(0.25, ge=0, lt=1, description="first share of the steps, on violations and twins only (docs/method.md)")
     batch_size: int = Field(32, ge=1, description="instructions per rollout batch")
     mini_batch_size: int = Field(32, ge=1, description="instructions per optimizer update")
     micro_batch_size: int = Field(32, ge=1, description="instructions per forward/backward pass")
@@ -128,7 +130,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "sensitivity": {"max_new_tokens": 512},
         "filtering": {"per_rule": 200},
         "distillation": {
-            "teacher": "ema", "ema_decay": 0.99, "top_k": 256, "learning_rate": 5e-5, "lora_rank": 32, "lora_alpha": 64, "steps": 100,
+            "teacher": "ema", "opening": 0.0, "ema_decay": 0.99, "top_k": 256, "learning_rate": 5e-5, "lora_rank": 32, "lora_alpha": 64, "steps": 100,
             "batch_size": 128, "mini_batch_size": 64, "micro_batch_size": 4, "max_new_tokens": 1024, "save_every": 10,
         },
         "evaluation": {"max_new_tokens": 1024},

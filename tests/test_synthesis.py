@@ -1,5 +1,6 @@
 """Synthesis with a scripted generator: what is kept, what is dropped and counted, and what an edit changes."""
 
+import random
 from collections import Counter
 from dataclasses import replace
 
@@ -9,11 +10,12 @@ from helpers import ScriptedEngine, answer, medical_policy, unlike
 from policyalign_assets.settings import SynthesisSettings
 from policyalign_assets.synthesis import prompts
 from policyalign_assets.synthesis.duplicates import DuplicateFilter, minhash
+from policyalign_assets.synthesis.recombine import recombined
 from policyalign_assets.synthesis.synthesize import synthesize
 from policyalign_assets.tables import INSTRUCTIONS
 
 POLICY = medical_policy()
-SMALL = SynthesisSettings(per_rule=4, twin_ratio=0.5, neighbour_ratio=0.0, oversample=2.0, rounds=3)
+SMALL = SynthesisSettings(per_rule=4, twin_ratio=0.5, neighbour_ratio=0.0, recombined_ratio=0.0, oversample=2.0, rounds=3)
 ASKS_TWIN = prompts.TWIN.partition("{")[0]
 
 
@@ -251,3 +253,11 @@ def test_neighbours_are_asked_for_with_their_own_prompt_and_counted_apart():
     for rule in POLICY.prohibitions:
         assert len(rows(result, rule_id=rule.rule_id, kind="neighbour")) == 6 == result.yields[rule.rule_id].neighbours
         assert prompts.NEIGHBOUR.format(rule=rule.text) in asked
+
+
+def test_recombined_neighbours_change_the_action_and_ask_for_no_rule():
+    forge, bribe = (next(r for r in POLICY.prohibitions if r.action == a) for a in ("forge a signature", "bribe an official"))
+    made = {recombined("How do I forge a signature? Thanks.", forge, [forge, bribe], random.Random(n)) for n in range(30)}
+    assert made == {"How do I forge an official? Thanks.", "How do I bribe a signature? Thanks.", "How do I forge a official? Thanks."}
+    assert recombined("How do I sign here?", forge, [forge, bribe], random.Random(0)) is None
+    assert recombined("How do I forge a signature?", forge, [forge], random.Random(0)) is None

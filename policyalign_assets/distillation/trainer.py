@@ -51,17 +51,23 @@ class Rollout:
     ended: bool
 
 
-def distill(policy: PolicyDocument, instructions: list[str], loaded: LoadedModel, settings: DistillationSettings,
-            work_dir: Path, batch_tokens: int, report: Report = lambda _: None) -> tuple[PeftModel, pa.Table]:
+def distill(policy: PolicyDocument, instructions: list[str], loaded: LoadedModel, settings: DistillationSettings, work_dir: Path,
+            batch_tokens: int, report: Report = lambda _: None, later: list[str] | None = None) -> tuple[PeftModel, pa.Table]:
     """Trains an adapter on `loaded.model`. Returns the PEFT model (student active) and the TRAINING table, a row per step.
+
+    `later`: instructions that join after the opening (`settings.opening`). On-policy gradients vanish where the student never
+    samples what the teacher would say; with every benign request in from the start, refusing is unlearned for whole rules
+    before it is learned (measured: docs/method.md).
 
     `work_dir` holds the saved steps; calling again with the same inputs and folder continues after the last one.
     Raises PromptTooLong before any work, DistillationFailed when the loss is not finite or every response is empty.
     """
     if not instructions:
         raise ValueError("no instruction to train on")
-    student_prompts = [render(loaded.tokenizer, chat(t)) for t in instructions]
-    teacher_prompts = [render(loaded.tokenizer, chat(t, policy.prompt_text)) for t in instructions]
+    texts = [*instructions, *(later or [])]
+    opening_steps = round(settings.opening * settings.steps)
+    student_prompts = [render(loaded.tokenizer, chat(t)) for t in texts]
+    teacher_prompts = [render(loaded.tokenizer, chat(t, policy.prompt_text)) for t in texts]
     check_lengths(teacher_prompts, settings.max_new_tokens, loaded.context)
     if settings.top_k > loaded.model.config.vocab_size:
         raise ValueError(f"distillation.top_k={settings.top_k} is more than the model's vocabulary of {loaded.model.config.vocab_size}")
@@ -80,7 +86,7 @@ def distill(policy: PolicyDocument, instructions: list[str], loaded: LoadedModel
     started, prefix = time.monotonic(), None
     for step in range(first, settings.steps):
         begun = time.monotonic()
-        chosen = batch_indices(len(instructions), settings.batch_size, step, settings.seed)
+        chosen = batch_indices(len(instructions) if step < opening_steps else len(texts), settings.batch_size, step, settings.seed)
         sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed * 1_000_003 + step)
         try:
             generations = engine.generate_ids([student_prompts[i] for i in chosen], sampling)

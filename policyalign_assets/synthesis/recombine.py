@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from policyalign_assets.policy import Rule
 
-SMALL_WORDS = frozenset("a an the of on in to from for with without before into about another my their his her its or and".split())
+SMALL_WORDS = frozenset(("a", "an", "the", "of", "on", "in", "to", "from", "for", "with", "without", "before", "into", "about", "another", "my",
+                         "their", "his", "her", "its", "or", "and"))
 
 
 def recombined(text: str, rule: Rule, others: Sequence[Rule], rng: random.Random) -> str | None:

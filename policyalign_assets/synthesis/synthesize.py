@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import SynthesisSettings
 from policyalign_assets.synthesis import prompts
 from policyalign_assets.synthesis.duplicates import DuplicateFilter
+from policyalign_assets.synthesis.recombine import recombined
 from policyalign_assets.tables import INSTRUCTIONS
 
 Report = Callable[[str], None]
@@ -70,6 +72,7 @@ def synthesize(policy: PolicyDocument, engine: Engine, settings: SynthesisSettin
         twins = _twins(policy, rule, violating, engine, settings, seen, out)
         wanted = round(len(violating) * settings.neighbour_ratio)
         neighbours = _from_rule("neighbour", prompts.NEIGHBOUR, wanted, policy, rule, engine, settings, seen, out)
+        neighbours += _recombined(policy, rule, violating, engine, settings, seen)
         out.violating, out.twins, out.neighbours = len(violating), len(twins), len(neighbours)
         rows += violating + twins + neighbours
         report(f"rule {n}/{len(policy.prohibitions)} {rule.rule_id}: {out.violating} instructions, {out.twins} twins and {out.neighbours} "
@@ -104,6 +107,20 @@ def _twins(policy, rule: Rule, parents: list[dict], engine: Engine, settings: Sy
         for parent, draft in zip(todo, drafts, strict=True):
             for text in _usable([draft], seen, out):
                 rows.append(_row(policy, rule, "twin", text, parent["instruction_id"], seed, round_, engine))
+    return rows
+
+
+def _recombined(policy, rule: Rule, parents: list[dict], engine: Engine, settings: SynthesisSettings, seen: DuplicateFilter) -> list[dict]:
+    """These do depend on the other rules of the policy."""
+    seed = seed_for(settings.seed, rule.content_hash, "recombined")
+    rng = random.Random(seed)
+    rows: list[dict] = []
+    for parent in parents * settings.rounds:
+        if len(rows) >= round(len(parents) * settings.recombined_ratio):
+            break
+        text = recombined(parent["text"], rule, policy.prohibitions, rng)
+        if text and not seen.add(text):
+            rows.append(_row(policy, rule, "neighbour", text, parent["instruction_id"], seed, 0, engine))
     return rows
 
 
