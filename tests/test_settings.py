@@ -50,7 +50,7 @@ def test_the_process_environment_is_read_when_none_is_given(monkeypatch):
 
 def test_overrides_beat_environment_beats_profile_beats_default():
     variable = {"POLICYALIGN_DISTILLATION__STEPS": "60"}
-    assert load().distillation.steps == 40
+    assert load().distillation.steps == Settings().distillation.steps != 60
     assert load("qwen2.5-7b").distillation.steps == 100
     assert load("qwen2.5-7b", **variable).distillation.steps == 60
     beaten = load("qwen2.5-7b", {"distillation": {"steps": 7}}, **variable)
@@ -79,7 +79,7 @@ def test_loading_leaves_the_profiles_as_they_are():
     ({"distillation": 3}, ["distillation", "3"]),
     ({"distillation": {"batch_size": 100, "mini_batch_size": 64}}, ["distillation", "batch_size=100", "mini_batch_size=64"]),
     ({"distillation": {"batch_size": 64, "mini_batch_size": 16, "micro_batch_size": 5}}, ["mini_batch_size=16", "micro_batch_size=5"]),
-    ({"filtering": {"per_rule": 31}}, ["filtering.per_rule=31", "synthesis.per_rule=30"]),
+    ({"filtering": {"per_rule": 41}}, ["filtering.per_rule=41", "synthesis.per_rule=40"]),
     ({"model": {"revision": "abc123"}}, ["model.revision='abc123'", "'bundled'"]),
 ])
 def test_a_wrong_value_is_refused_by_name_and_value(overrides, names):
