@@ -1,8 +1,9 @@
 """Measures the bundled model: `python -m policyalign_assets.bundled_model.evaluate` reprints the model card's table.
 
 Greedy answers; the synthesis rows are sampled at temperature 1, as the pipeline samples them. "Rules never seen in
-training": verb-object pairs that training excluded, in policies of 8-12 rules with the prose and duties of real ones.
-"Words never seen": the same with words that neither the model nor its tokenizer saw. "Shipped policies": the rules of `policies/`, which training excluded too.
+training": verb-object pairs that training excluded, in policies of 8-12 rules with the prose and
+duties of real ones. "Words never seen": the same with words that neither the model nor its tokenizer saw. "Shipped
+policies": the rules of `policies/`, which training excluded too.
 """
 
 from __future__ import annotations
