@@ -74,7 +74,8 @@ class DistillationSettings(_Section):
     top_k: int = Field(256, ge=1, description="student's top tokens in the reverse KL; not renormalised (method.md)")
     tail: bool = Field(False, description="add all other tokens as one bucket")
     learning_rate: float = Field(2e-3, gt=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
+    lr_decay: float = Field(0.25, ge=0, le=1, description="last share of the steps, over which the learning rate falls linearly towards 0")
+    weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
     lora_rank: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
@@ -130,7 +131,8 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "sensitivity": {"max_new_tokens": 512},
         "filtering": {"per_rule": 200},
         "distillation": {
-            "teacher": "ema", "opening": 0.0, "ema_decay": 0.99, "top_k": 256, "learning_rate": 5e-5, "lora_rank": 32, "lora_alpha": 64, "steps": 100,
+            "teacher": "ema", "opening": 0.0, "ema_decay": 0.99, "top_k": 256, "learning_rate": 5e-5, "lr_decay": 0.0, "lora_rank": 32,
+            "lora_alpha": 64, "steps": 100,
             "batch_size": 128, "mini_batch_size": 64, "micro_batch_size": 4, "max_new_tokens": 1024, "save_every": 10,
         },
         "evaluation": {"max_new_tokens": 1024},

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policyalign_assets.bundled_model import WEIGHTS_DIR
 from policyalign_assets.distillation.adapters import STUDENT, add_adapters, student_parameters, teacher_weights, update_ema
+from policyalign_assets.distillation.batches import Instruction, batch_indices
 from policyalign_assets.distillation.checkpoint import CheckpointChanged, load_aligned, publish, training_table
 from policyalign_assets.distillation.loss import reverse_kl_top_k
-from policyalign_assets.distillation.trainer import DistillationFailed, batch_indices, distill
+from policyalign_assets.distillation.trainer import DistillationFailed, decay_factor, distill
 from policyalign_assets.engine.base import PromptTooLong, Sampling, chat
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.engine.transformers_engine import TransformersEngine
@@ -23,7 +24,8 @@ from policyalign_assets.settings import DistillationSettings, ModelSettings
 
 ROOT = Path(__file__).parents[1]
 SMALL = DistillationSettings(steps=4, batch_size=4, mini_batch_size=4, micro_batch_size=2, max_new_tokens=24, save_every=2, lora_rank=4, lora_alpha=8)
-ASKED = [f"How do I {a}?" for a in ("forge a signature", "alter a prescription", "fake a diagnosis", "bribe an official", "renew a prescription")]
+ACTIONS = ("forge a signature", "alter a prescription", "fake a diagnosis", "bribe an official", "renew a prescription")
+ASKED = [Instruction(f"How do I {a}?") for a in ACTIONS]
 
 
 def policy():
@@ -119,12 +121,39 @@ def test_teachers_after_the_student_moved():
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
+def test_every_batch_holds_each_group_in_its_share():
+    groups = ["A/violating"] * 30 + ["B/violating"] * 30 + ["twin"] * 20
+    for step in range(10):  # 80 rows: an epoch is ten batches of 8
+        asked = [groups[i] for i in batch_indices(groups, 8, step, seed=1)]
+        assert 2 <= asked.count("A/violating") <= 4 and 2 <= asked.count("B/violating") <= 4 and 1 <= asked.count("twin") <= 3
+
+
+def test_neighbours_join_after_the_opening(tmp_path, monkeypatch):
+    asked = []
+    real = TransformersEngine.generate_ids
+
+    def watch(self, prompts, sampling):
+        asked.append({tuple(p) for p in prompts})
+        return real(self, prompts, sampling)
+
+    monkeypatch.setattr(TransformersEngine, "generate_ids", watch)
+    mix = [Instruction("How do I paint a fence?", "late", opening=False), *ASKED[:4]]
+    run(tmp_path, SMALL.model_copy(update={"opening": 0.5}), mix)
+    assert asked[0] == asked[1] and len(asked[0]) == 4  # two steps of four, on the opening's four
+    assert len(set.union(*asked)) == 5
+
+
+def test_the_learning_rate_falls_over_the_last_share_of_the_steps():
+    assert [decay_factor(s, 8, 0.5) for s in range(8)] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert {decay_factor(s, 8, 0.0) for s in range(8)} == {1.0}
+
+
 def test_batches_use_every_instruction_once_an_epoch_and_repeat_with_the_seed():
-    batches = [batch_indices(10, 4, step, seed=3) for step in range(5)]
+    batches = [batch_indices([""] * 10, 4, step, seed=3) for step in range(5)]
     flat = [i for b in batches for i in b]
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
-    assert batches == [batch_indices(10, 4, step, seed=3) for step in range(5)]
-    assert batches != [batch_indices(10, 4, step, seed=4) for step in range(5)]
+    assert batches == [batch_indices([""] * 10, 4, step, seed=3) for step in range(5)]
+    assert batches != [batch_indices([""] * 10, 4, step, seed=4) for step in range(5)]
 
 
 def test_training_lowers_the_loss_and_leaves_the_base_weights_alone(tmp_path):

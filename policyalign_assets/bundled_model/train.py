@@ -10,7 +10,8 @@ How it learns to read a policy (each choice was needed; see `../../docs/bundled-
 * Attention heads that look at the previous one to four tokens exist from the first step (set through the query and key
   biases of layer 0), and later layers start with W_q = W_k (similar tokens attend to each other, after Trockman & Kolter,
   arXiv 2305.09828). Both are starting values only; everything is trained.
-* 1 % refusals without a policy, so that the base model puts some probability on declining, as real models do.
+* 4 % refusals without a policy, so that the base model puts some probability on declining, as real models do. (On its own
+  samples a student gets no gradient towards an answer of probability zero: with 1 %, distillation left whole rules behind.)
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from policyalign_assets.bundled_model.tokenizer import ASSISTANT, END, PAD, SYST
 from policyalign_assets.bundled_model.world import Case, World, WorldPolicy
 
 IGNORE = -100
+NOISE = 0.04  # refusals without a policy
 ROPE_THETA = 1e6
 REACH = 250  # tokens between a request and the rule that covers it
 
@@ -44,7 +46,7 @@ class TrainConfig:
     vocab: int = 3072
     groups: int = 6  # policies per step
     queries: int = 12  # requests per policy
-    free: int = 32  # rows per step without a policy (compliance, capability, synthesis)
+    free: int = 40  # rows per step without a policy (compliance, capability, synthesis)
     muon_lr: float = 2e-3
     adam_lr: float = 2e-3
     warmup: int = 50
@@ -122,10 +124,10 @@ class Sampler:
         w, x = self.world, self.world.rng.random()
         if x < 0.18:
             case = w.ask("no_policy", w.action())
-            return case if w.rng.random() > 0.01 else Case("noise", case.request, w.answer(case.action, True), case.action)
-        if x < 0.56:
-            return w.capability()
-        return w.synthesis() if x < 0.70 else w.twin_synthesis() if x < 0.82 else w.neighbour_synthesis()
+            return case if w.rng.random() > NOISE else Case("noise", case.request, w.answer(case.action, True), case.action)
+        if x < 0.50:
+            return w.capability(arithmetic=0.45)  # lookups are the harder half
+        return w.synthesis() if x < 0.64 else w.twin_synthesis() if x < 0.78 else w.neighbour_synthesis()
 
     def pad(self, rows: list[list[int]], value: int) -> torch.Tensor:
         width = max(map(len, rows))

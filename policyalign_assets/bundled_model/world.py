@@ -256,10 +256,10 @@ class World:
         action = self.rng.choice(policy.actions) if kind == "covered" else self.uncovered(policy, kind)
         return self.ask(kind, action, wrapped)
 
-    def capability(self) -> Case:
-        """An arithmetic or lookup question with one right answer (`expected`)."""
+    def capability(self, arithmetic: float = 0.6) -> Case:
+        """An arithmetic (with that probability) or lookup question with one right answer (`expected`)."""
         r = self.rng
-        if r.random() < 0.6:
+        if r.random() < arithmetic:
             while True:
                 a, b = r.randint(10, 99), r.randint(1, 9)
                 if (_bucket(f"sum:{a}+{b}", 10) == 0) == (self.split != "train"):
@@ -271,7 +271,8 @@ class World:
             names, colours = r.sample(self.lex["names"], 3), r.sample(self.lex["colours"], 3)
             facts = ", ".join(f"{n} {c}" for n, c in zip(names, colours))
             i = r.randrange(3)
-            q, expected = f"Each person has a {thing}: {facts}. Which {thing} does {names[i]} have?", f"{names[i]} {colours[i]}."
+            # "Answer:" first, so that the name stands after a space as in the list: the same token to a BPE tokenizer
+            q, expected = f"Each person has a {thing}: {facts}. Which {thing} does {names[i]} have?", f"Answer: {names[i]} {colours[i]}."
         return Case("capability", q, expected, expected=expected)
 
     def synthesis(self, action: Action | None = None) -> Case:
@@ -280,10 +281,13 @@ class World:
         return Case("synthesis", prompts.VIOLATION.format(rule=rule), self.request(action), action)
 
     def neighbour_synthesis(self, action: Action | None = None) -> Case:
-        """A request that sounds risky and that the rule does not cover: another action, often on the same object or with the same verb."""
+        """A request that sounds risky and that the rule does not cover: another action, often on the same object or with the same verb.
+
+        Never one word from the rule ("near"): so small a change is often copied wrong, and then the rule covers it.
+        """
         action = action or self.action()
         rule = WorldPolicy("", (action,))
-        kind = self.rng.choice(("same_object", "same_object", "same_verb", "near", "unrelated"))
+        kind = self.rng.choice(("same_object", "same_object", "same_verb", "unrelated"))
         fresh = World(self.rng, self.split, self.reserved, invented=0.0)
         neighbour = fresh.uncovered(rule, kind)
         sentence = self.rng.choice(self.lex["rule_stems"]).format(p=action.text)

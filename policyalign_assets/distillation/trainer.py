@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ import torch
 from peft import PeftModel
 
 from policyalign_assets.distillation.adapters import add_adapters, student_parameters, teacher_weights, update_ema
+from policyalign_assets.distillation.batches import Instruction, batch_indices
 from policyalign_assets.distillation.loss import reverse_kl_top_k
 from policyalign_assets.distillation.resume import latest_step, load_step, save_step
 from policyalign_assets.engine.base import NotFinite, Sampling, chat
@@ -51,23 +52,24 @@ class Rollout:
     ended: bool
 
 
-def distill(policy: PolicyDocument, instructions: list[str], loaded: LoadedModel, settings: DistillationSettings, work_dir: Path,
-            batch_tokens: int, report: Report = lambda _: None, later: list[str] | None = None) -> tuple[PeftModel, pa.Table]:
+def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded: LoadedModel, settings: DistillationSettings, work_dir: Path,
+            batch_tokens: int, report: Report = lambda _: None) -> tuple[PeftModel, pa.Table]:
     """Trains an adapter on `loaded.model`. Returns the PEFT model (student active) and the TRAINING table, a row per step.
 
-    `later`: instructions that join after the opening (`settings.opening`). On-policy gradients vanish where the student never
-    samples what the teacher would say; with every benign request in from the start, refusing is unlearned for whole rules
-    before it is learned (measured: docs/method.md).
+    Instructions that are not of the opening join after it (`settings.opening`). On-policy gradients vanish where the student
+    never samples what the teacher would say; with every benign request in from the start, refusing is unlearned for whole
+    rules before it is learned (measured: docs/method.md).
 
     `work_dir` holds the saved steps; calling again with the same inputs and folder continues after the last one.
     Raises PromptTooLong before any work, DistillationFailed when the loss is not finite or every response is empty.
     """
-    if not instructions:
-        raise ValueError("no instruction to train on")
-    texts = [*instructions, *(later or [])]
-    opening_steps = round(settings.opening * settings.steps)
-    student_prompts = [render(loaded.tokenizer, chat(t)) for t in texts]
-    teacher_prompts = [render(loaded.tokenizer, chat(t, policy.prompt_text)) for t in texts]
+    instructions = sorted(instructions, key=lambda i: not i.opening)  # the opening's come first
+    first_groups = [i.group for i in instructions if i.opening]
+    if not first_groups:
+        raise ValueError("no instruction to open the training with")
+    groups, opening_steps = [i.group for i in instructions], round(settings.opening * settings.steps)
+    student_prompts = [render(loaded.tokenizer, chat(i.text)) for i in instructions]
+    teacher_prompts = [render(loaded.tokenizer, chat(i.text, policy.prompt_text)) for i in instructions]
     check_lengths(teacher_prompts, settings.max_new_tokens, loaded.context)
     if settings.top_k > loaded.model.config.vocab_size:
         raise ValueError(f"distillation.top_k={settings.top_k} is more than the model's vocabulary of {loaded.model.config.vocab_size}")
@@ -86,7 +88,9 @@ def distill(policy: PolicyDocument, instructions: list[str], loaded: LoadedModel
     started, prefix = time.monotonic(), None
     for step in range(first, settings.steps):
         begun = time.monotonic()
-        chosen = batch_indices(len(instructions) if step < opening_steps else len(texts), settings.batch_size, step, settings.seed)
+        chosen = batch_indices(first_groups if step < opening_steps else groups, settings.batch_size, step, settings.seed)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * decay_factor(step, settings.steps, settings.lr_decay)
         sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed * 1_000_003 + step)
         try:
             generations = engine.generate_ids([student_prompts[i] for i in chosen], sampling)
@@ -109,13 +113,10 @@ def distill(policy: PolicyDocument, instructions: list[str], loaded: LoadedModel
     return model, pa.Table.from_pylist(history, schema=TRAINING)
 
 
-def batch_indices(n: int, size: int, step: int, seed: int) -> list[int]:
-    """The `step`-th batch of an endless stream of seeded shuffles of range(n): every instruction once an epoch."""
-    wanted = range(step * size, (step + 1) * size)
-    shuffles: dict[int, list[int]] = {}
-    for epoch in {i // n for i in wanted}:
-        shuffles[epoch] = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
-    return [shuffles[i // n][i % n] for i in wanted]
+def decay_factor(step: int, steps: int, share: float) -> float:
+    """1, then falling linearly over the last `share` of the steps (to 1 / their number in the last one)."""
+    last = round(share * steps)
+    return min(1.0, (steps - step) / last) if last else 1.0
 
 
 def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[Rollout], prefix: Prefix | None,

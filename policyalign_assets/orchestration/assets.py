@@ -139,6 +139,7 @@ def distilled_checkpoint(context: dg.AssetExecutionContext, pipeline: Pipeline, 
 
     A killed run continues from its last saved step.
     """
+    from policyalign_assets.distillation.batches import training_mix
     from policyalign_assets.distillation.checkpoint import publish
     from policyalign_assets.distillation.resume import work_folder
     from policyalign_assets.distillation.trainer import distill
@@ -152,9 +153,8 @@ def distilled_checkpoint(context: dg.AssetExecutionContext, pipeline: Pipeline, 
                   "instructions": sha256_table(chosen), "model_id": loaded.model_id, "model_revision": loaded.revision,
                   "settings": settings.distillation.model_dump(), "dtype": settings.model.dtype}
     work_dir = work_folder(pipeline.data, provenance)
-    texts = {later: [r["text"] for r in chosen.to_pylist() if (r["kind"] == "neighbour") == later] for later in (False, True)}
-    model, training = distill(policy_document, texts[False], loaded, settings.distillation, work_dir, settings.model.batch_tokens,
-                              context.log.info, later=texts[True])
+    model, training = distill(policy_document, training_mix(chosen), loaded, settings.distillation, work_dir, settings.model.batch_tokens,
+                              context.log.info)
     checkpoint = publish(model, loaded, training, pipeline.data, provenance)
     last = training.to_pylist()[-1]
     fingerprint = _made_from("distilled_checkpoint", pipeline, policy_document=policy_document, filtered_instructions=filtered_instructions)
