@@ -5,13 +5,27 @@
 The probabilities are those over the whole vocabulary, *not* renormalised over the top k: renormalising drops "the teacher
 rejects these tokens". That is close to the full KL only while the student's mass Q on its top k is near 1, so Q is returned
 and logged; `tail=True` adds all other tokens as one bucket.
+
+No tensor of all tokens times the vocabulary is ever made. The head runs over a chunk of tokens at a time, and the gradient
+with respect to the logits z is written down instead of recorded:
+
+    dL/dz_u = [u in top k] p_s(u) (r_u + 1 + q)  -  p_s(u) (L + Q (1 + q)),    r_v = log p_s(v) - log p_t(v)
+
+where q = -(log (1 - Q) - log (1 - T) + 1) with the tail, else 0 (Q, T: student's and teacher's mass on the top k; the tail's
+own term is left out of the L above). What is kept for the backward pass is the gradient of the hidden states.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+CHUNK_ELEMENTS = 1 << 22  # logits in one chunk (16 MiB in float32)
+SMALLEST = 1e-12
+
+Head = Callable[[torch.Tensor], torch.Tensor]  # hidden_MD -> logits_MV
 
 
 @dataclass(frozen=True)
@@ -22,17 +36,75 @@ class ReverseKL:
     entropy_M: torch.Tensor  # student entropy over its top k
 
 
-def reverse_kl_top_k(student_logits_MV: torch.Tensor, teacher_logits_MV: torch.Tensor, k: int, tail: bool = False) -> ReverseKL:
-    """`k` above the vocabulary size means the full vocabulary. The teacher carries no gradient. float32 throughout."""
-    student, teacher = student_logits_MV.float(), teacher_logits_MV.detach().float()
-    k = min(k, student.shape[-1])
-    top_MK = student.detach().topk(k, dim=-1).indices
-    log_s_MK = student.gather(-1, top_MK) - student.logsumexp(-1, keepdim=True)
-    log_t_MK = teacher.gather(-1, top_MK) - teacher.logsumexp(-1, keepdim=True)
-    s_MK = log_s_MK.exp()
-    loss_M = (s_MK * (log_s_MK - log_t_MK)).sum(-1)
-    student_mass_M, teacher_mass_M = s_MK.sum(-1), log_t_MK.exp().sum(-1)
-    if tail and k < student.shape[-1]:
-        rest_s, rest_t = (1 - student_mass_M).clamp_min(1e-12), (1 - teacher_mass_M).clamp_min(1e-12)
-        loss_M = loss_M + rest_s * (rest_s.log() - rest_t.log())
-    return ReverseKL(loss_M.sum(), student_mass_M.detach(), teacher_mass_M, -(s_MK * log_s_MK).sum(-1).detach())
+def reverse_kl_top_k(student_hidden_MD: torch.Tensor, teacher_hidden_MD: torch.Tensor, head: Head, k: int, tail: bool = False,
+                     temperature: float = 1.0, parameters: tuple[torch.Tensor, ...] = (), chunk_elements: int = CHUNK_ELEMENTS) -> ReverseKL:
+    """Float32 throughout, whatever the model's dtype. `k` above the vocabulary size means the full vocabulary.
+
+    `head` maps hidden states to logits; the same one serves both. `parameters`: those of the head that are trained (none with
+    LoRA on the attention and MLP layers). The teacher carries no gradient.
+    """
+    out = _ChunkedReverseKL.apply(student_hidden_MD, teacher_hidden_MD.detach(), head, k, tail, temperature, chunk_elements, *parameters)
+    return ReverseKL(*out)
+
+
+class _ChunkedReverseKL(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, student_MD, teacher_MD, head, k, tail, temperature, chunk_elements, *parameters):
+        needed = student_MD.requires_grad or any(p.requires_grad for p in parameters)
+        grads = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+        grad_MD = torch.empty_like(student_MD)
+        with torch.no_grad():
+            vocabulary = head(teacher_MD[:1]).shape[-1]
+        rows = max(1, chunk_elements // vocabulary)
+        parts = []
+        for start in range(0, len(student_MD), rows):
+            chosen = slice(start, start + rows)
+            with torch.enable_grad():
+                chunk = student_MD[chosen].detach().requires_grad_(needed)
+                logits_MV = head(chunk).float() / temperature
+            with torch.no_grad():
+                values, grad_logits_MV = _closed_form(logits_MV.detach(), head(teacher_MD[chosen]).float() / temperature, k, tail, needed)
+            if needed:
+                grad_MD[chosen], *extra = torch.autograd.grad(logits_MV, [chunk, *parameters], grad_logits_MV)
+                for total, grad in zip(grads, extra, strict=True):
+                    total += grad
+            parts.append(values)
+        ctx.save_for_backward(grad_MD, *grads)
+        ctx.dtypes = [p.dtype for p in parameters]
+        loss_M, mass_M, teacher_mass_M, entropy_M = (torch.cat(p) for p in zip(*parts))
+        ctx.mark_non_differentiable(mass_M, teacher_mass_M, entropy_M)
+        return loss_M.sum(), mass_M, teacher_mass_M, entropy_M
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_):
+        grad_MD, *grads = ctx.saved_tensors
+        return grad_MD * grad_loss, *(None,) * 6, *((g * grad_loss).to(d) for g, d in zip(grads, ctx.dtypes))
+
+
+def _closed_form(student_MV: torch.Tensor, teacher_MV: torch.Tensor, k: int, tail: bool, gradient: bool):
+    """(loss_M, Q_M, teacher's mass_M, entropy_M) and the gradient of the summed loss by `student_MV`."""
+    whole = k >= student_MV.shape[-1]
+    student_lse, teacher_lse = student_MV.logsumexp(-1, keepdim=True), teacher_MV.logsumexp(-1, keepdim=True)
+    if whole:
+        log_s_MK, log_t_MK = student_MV - student_lse, teacher_MV - teacher_lse
+    else:
+        top = student_MV.topk(k, dim=-1)
+        log_s_MK, log_t_MK = top.values - student_lse, teacher_MV.gather(-1, top.indices) - teacher_lse
+    s_MK, ratio_MK = log_s_MK.exp(), log_s_MK - log_t_MK
+    loss_M1, mass_M1 = (s_MK * ratio_MK).sum(-1, keepdim=True), s_MK.sum(-1, keepdim=True)
+    teacher_mass_M1 = log_t_MK.exp().sum(-1, keepdim=True)
+    q_M1 = torch.zeros_like(loss_M1)
+    total_M1 = loss_M1
+    if tail and not whole:
+        rest_s, rest_t = 1 - mass_M1, (1 - teacher_mass_M1).clamp_min(SMALLEST)
+        log_ratio = rest_s.clamp_min(SMALLEST).log() - rest_t.log()
+        total_M1 = loss_M1 + rest_s.clamp_min(SMALLEST) * log_ratio
+        q_M1 = torch.where(rest_s > SMALLEST, -(log_ratio + 1), 0.0)
+    values = tuple(x.squeeze(-1) for x in (total_M1, mass_M1, teacher_mass_M1, -(s_MK * log_s_MK).sum(-1, keepdim=True)))
+    if not gradient:
+        return values, None
+    on_top_MK, everywhere_M1 = s_MK * (ratio_MK + 1 + q_M1), loss_M1 + mass_M1 * (1 + q_M1)
+    if whole:
+        return values, on_top_MK - s_MK * everywhere_M1
+    grad_MV = (student_MV - student_lse).exp_().mul_(-everywhere_M1)
+    return values, grad_MV.scatter_add_(-1, top.indices, on_top_MK)

@@ -29,7 +29,7 @@ from policyalign_assets.distillation.resume import latest_step, load_step, save_
 from policyalign_assets.engine.base import NotFinite, Sampling, chat
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import LoadedModel
-from policyalign_assets.engine.scoring import prompt_prefix, response_logits
+from policyalign_assets.engine.scoring import head, prompt_prefix, response_hidden
 from policyalign_assets.engine.shared_prefix import Prefix
 from policyalign_assets.engine.transformers_engine import TransformersEngine, check_lengths
 from policyalign_assets.policy import PolicyDocument
@@ -134,9 +134,9 @@ def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[R
             micro = mini[start : start + settings.micro_batch_size]
             responses = [r.response for r in micro]
             with teacher_weights(model, settings):
-                teacher_MV = response_logits(model, [r.teacher_prompt for r in micro], responses, prefix) / settings.temperature
-            student_MV = response_logits(model, [r.student_prompt for r in micro], responses) / settings.temperature
-            out = reverse_kl_top_k(student_MV, teacher_MV, settings.top_k, settings.tail)
+                teacher_MD = response_hidden(model, [r.teacher_prompt for r in micro], responses, prefix)
+            student_MD = response_hidden(model, [r.student_prompt for r in micro], responses)
+            out = reverse_kl_top_k(student_MD, teacher_MD, head(model), settings.top_k, settings.tail, settings.temperature)
             (out.loss_sum / mini_tokens).backward()  # global token mean over the optimizer batch
             sums += torch.stack([out.loss_sum.detach(), out.student_mass_M.sum(), out.teacher_mass_M.sum(), out.entropy_M.sum()]).double().cpu()
         norm = torch.nn.utils.clip_grad_norm_(student_parameters(model).values(), settings.max_grad_norm).item()

@@ -1,8 +1,8 @@
-"""Next-token logits of given responses: the one forward pass that sensitivity scoring and distillation share."""
+"""Hidden states and next-token logits of given responses: the one forward pass that sensitivity scoring and distillation share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -15,11 +15,10 @@ def prompt_prefix(model, prompts: Sequence[list[int]]) -> Prefix | None:
     return compute_prefix(model, prompts[0][:shared]) if shared else None
 
 
-def response_logits(model, prompts: Sequence[list[int]], responses: Sequence[Sequence[int]], prefix: Prefix | None = None) -> torch.Tensor:
-    """Logits that predict each response token: logits_MV (float32), rows concatenated in order, M = total response tokens.
+def response_hidden(model, prompts: Sequence[list[int]], responses: Sequence[Sequence[int]], prefix: Prefix | None = None) -> torch.Tensor:
+    """Hidden states that predict each response token: hidden_MD, rows concatenated in order, M = total response tokens.
 
-    The hidden states are cut to the response positions before the head, so no [B, T, V] tensor is made. `prefix`: from
-    `prompt_prefix`, and every prompt must start with it. Every response needs at least one token.
+    `prefix`: from `prompt_prefix`, and every prompt must start with it. Every response needs at least one token.
     """
     backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
     with attending_to(model, prefix) as shared:
@@ -34,7 +33,19 @@ def response_logits(model, prompts: Sequence[list[int]], responses: Sequence[Seq
         # position t predicts token t + 1
         take = torch.tensor([(b, t) for b, (s, r) in enumerate(zip(suffixes, responses)) for t in range(len(s) - 1, len(s) - 1 + len(r))],
                             device=model.device)
-        return _scaled(backbone.lm_head(hidden_BTD[take[:, 0], take[:, 1]]).float(), model.config.get_text_config())
+        return hidden_BTD[take[:, 0], take[:, 1]]
+
+
+def head(model) -> Callable[[torch.Tensor], torch.Tensor]:
+    """hidden_MD -> logits_MV (float32), as the model itself computes them."""
+    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = model.config.get_text_config()
+    return lambda hidden_MD: _scaled(backbone.lm_head(hidden_MD).float(), config)
+
+
+def response_logits(model, prompts: Sequence[list[int]], responses: Sequence[Sequence[int]], prefix: Prefix | None = None) -> torch.Tensor:
+    """As `response_hidden`, through the head: logits_MV. No [B, T, V] tensor is made."""
+    return head(model)(response_hidden(model, prompts, responses, prefix))
 
 
 def _scaled(logits_MV: torch.Tensor, config) -> torch.Tensor:
