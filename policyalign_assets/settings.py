@@ -73,6 +73,7 @@ class DistillationSettings(_Section):
     ema_decay: float = Field(0.99, gt=0, lt=1)
     top_k: int = Field(256, ge=1, description="student's top tokens in the reverse KL; not renormalised (method.md)")
     tail: bool = Field(False, description="add all other tokens as one bucket")
+    forward_weight: float = Field(0.0, ge=0, le=1, description="forward KL added to the reverse KL; 0 is the paper's loss (docs/method.md)")
     learning_rate: float = Field(2e-3, gt=0, le=1)
     lr_decay: float = Field(0.25, ge=0, le=1, description="last share of the steps, over which the learning rate falls linearly towards 0")
     weight_decay: float = Field(0.0, ge=0, le=1)

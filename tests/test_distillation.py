@@ -40,12 +40,12 @@ def run(tmp_path, settings=SMALL, asked=ASKED):
 # ---- loss ----------------------------------------------------------------------------------------------------------
 
 
-def plain(student_MV, teacher_MV, k, tail=False):
+def plain(student_MV, teacher_MV, k, tail=False, forward_weight=0.0):
     """The formula as it stands in the docstring, for autograd to differentiate."""
     log_s, log_t = student_MV.log_softmax(-1), teacher_MV.detach().log_softmax(-1)
     top = student_MV.detach().topk(min(k, student_MV.shape[-1]), dim=-1).indices
     log_s, log_t = log_s.gather(-1, top), log_t.gather(-1, top)
-    loss = (log_s.exp() * (log_s - log_t)).sum(-1)
+    loss = (log_s.exp() * (log_s - log_t)).sum(-1) + forward_weight * (log_t.exp() * (log_t - log_s)).sum(-1)
     if tail:
         rest_s, rest_t = 1 - log_s.exp().sum(-1), 1 - log_t.exp().sum(-1)
         loss = loss + rest_s * (rest_s.log() - rest_t.log())
@@ -60,12 +60,13 @@ def hidden(vocab: int, tokens: int = 7, seed: int = 0):
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 22])
+@pytest.mark.parametrize("forward_weight", [0.0, 0.3])
 @pytest.mark.parametrize("k, tail", [(50, False), (10_000, False), (50, True), (5, False), (5, True)])
-def test_loss_and_gradient_are_those_of_the_plain_formula(k, tail, chunk):
+def test_loss_and_gradient_are_those_of_the_plain_formula(k, tail, forward_weight, chunk):
     student, teacher, weight = hidden(50)
-    expected = plain(student @ weight.T, teacher @ weight.T, k, tail and k < 50)
+    expected = plain(student @ weight.T, teacher @ weight.T, k, tail and k < 50, forward_weight)
     by_autograd, = torch.autograd.grad(expected, student)
-    out = reverse_kl_top_k(student, teacher, lambda h: h @ weight.T, k, tail, chunk_elements=chunk)
+    out = reverse_kl_top_k(student, teacher, lambda h: h @ weight.T, k, tail, forward_weight=forward_weight, chunk_elements=chunk)
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
     ours, = torch.autograd.grad(out.loss_sum, student)
     torch.testing.assert_close(ours, by_autograd, atol=2e-5, rtol=1e-4)

@@ -13,6 +13,10 @@ with respect to the logits z is written down instead of recorded:
 
 where q = -(log (1 - Q) - log (1 - T) + 1) with the tail, else 0 (Q, T: student's and teacher's mass on the top k; the tail's
 own term is left out of the L above). What is kept for the backward pass is the gradient of the hidden states.
+
+`forward_weight` adds that much of the forward KL over the same tokens, sum of p_t(v) (log p_t(v) - log p_s(v)), with gradient
+p_s(u) T - [u in top k] p_t(u). Ours, not the release's: the reverse KL's gradient is proportional to p_s, so an answer that the
+student hardly ever gives is hardly ever learned; the forward KL's is not (docs/method.md has the measurement).
 """
 
 from __future__ import annotations
@@ -37,19 +41,21 @@ class ReverseKL:
 
 
 def reverse_kl_top_k(student_hidden_MD: torch.Tensor, teacher_hidden_MD: torch.Tensor, head: Head, k: int, tail: bool = False,
-                     temperature: float = 1.0, parameters: tuple[torch.Tensor, ...] = (), chunk_elements: int = CHUNK_ELEMENTS) -> ReverseKL:
+                     temperature: float = 1.0, forward_weight: float = 0.0, parameters: tuple[torch.Tensor, ...] = (),
+                     chunk_elements: int = CHUNK_ELEMENTS) -> ReverseKL:
     """Float32 throughout, whatever the model's dtype. `k` above the vocabulary size means the full vocabulary.
 
     `head` maps hidden states to logits; the same one serves both. `parameters`: those of the head that are trained (none with
     LoRA on the attention and MLP layers). The teacher carries no gradient.
     """
-    out = _ChunkedReverseKL.apply(student_hidden_MD, teacher_hidden_MD.detach(), head, k, tail, temperature, chunk_elements, *parameters)
+    out = _ChunkedReverseKL.apply(student_hidden_MD, teacher_hidden_MD.detach(), head, k, tail, temperature, forward_weight, chunk_elements,
+                                   *parameters)
     return ReverseKL(*out)
 
 
 class _ChunkedReverseKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, student_MD, teacher_MD, head, k, tail, temperature, chunk_elements, *parameters):
+    def forward(ctx, student_MD, teacher_MD, head, k, tail, temperature, forward_weight, chunk_elements, *parameters):
         needed = student_MD.requires_grad or any(p.requires_grad for p in parameters)
         grads = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
         grad_MD = torch.empty_like(student_MD)
@@ -63,7 +69,8 @@ class _ChunkedReverseKL(torch.autograd.Function):
                 chunk = student_MD[chosen].detach().requires_grad_(needed)
                 logits_MV = head(chunk).float() / temperature
             with torch.no_grad():
-                values, grad_logits_MV = _closed_form(logits_MV.detach(), head(teacher_MD[chosen]).float() / temperature, k, tail, needed)
+                values, grad_logits_MV = _closed_form(logits_MV.detach(), head(teacher_MD[chosen]).float() / temperature, k, tail,
+                                                      forward_weight, needed)
             if needed:
                 grad_MD[chosen], *extra = torch.autograd.grad(logits_MV, [chunk, *parameters], grad_logits_MV)
                 for total, grad in zip(grads, extra, strict=True):
@@ -78,10 +85,10 @@ class _ChunkedReverseKL(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, *_):
         grad_MD, *grads = ctx.saved_tensors
-        return grad_MD * grad_loss, *(None,) * 6, *((g * grad_loss).to(d) for g, d in zip(grads, ctx.dtypes))
+        return grad_MD * grad_loss, *(None,) * 7, *((g * grad_loss).to(d) for g, d in zip(grads, ctx.dtypes))
 
 
-def _closed_form(student_MV: torch.Tensor, teacher_MV: torch.Tensor, k: int, tail: bool, gradient: bool):
+def _closed_form(student_MV: torch.Tensor, teacher_MV: torch.Tensor, k: int, tail: bool, forward_weight: float, gradient: bool):
     """(loss_M, Q_M, teacher's mass_M, entropy_M) and the gradient of the summed loss by `student_MV`."""
     whole = k >= student_MV.shape[-1]
     student_lse, teacher_lse = student_MV.logsumexp(-1, keepdim=True), teacher_MV.logsumexp(-1, keepdim=True)
@@ -92,7 +99,8 @@ def _closed_form(student_MV: torch.Tensor, teacher_MV: torch.Tensor, k: int, tai
         log_s_MK, log_t_MK = top.values - student_lse, teacher_MV.gather(-1, top.indices) - teacher_lse
     s_MK, ratio_MK = log_s_MK.exp(), log_s_MK - log_t_MK
     loss_M1, mass_M1 = (s_MK * ratio_MK).sum(-1, keepdim=True), s_MK.sum(-1, keepdim=True)
-    teacher_mass_M1 = log_t_MK.exp().sum(-1, keepdim=True)
+    t_MK = log_t_MK.exp()
+    teacher_mass_M1 = t_MK.sum(-1, keepdim=True)
     q_M1 = torch.zeros_like(loss_M1)
     total_M1 = loss_M1
     if tail and not whole:
@@ -100,10 +108,12 @@ def _closed_form(student_MV: torch.Tensor, teacher_MV: torch.Tensor, k: int, tai
         log_ratio = rest_s.clamp_min(SMALLEST).log() - rest_t.log()
         total_M1 = loss_M1 + rest_s.clamp_min(SMALLEST) * log_ratio
         q_M1 = torch.where(rest_s > SMALLEST, -(log_ratio + 1), 0.0)
+    total_M1 = total_M1 - forward_weight * (t_MK * ratio_MK).sum(-1, keepdim=True)
     values = tuple(x.squeeze(-1) for x in (total_M1, mass_M1, teacher_mass_M1, -(s_MK * log_s_MK).sum(-1, keepdim=True)))
     if not gradient:
         return values, None
-    on_top_MK, everywhere_M1 = s_MK * (ratio_MK + 1 + q_M1), loss_M1 + mass_M1 * (1 + q_M1)
+    on_top_MK = s_MK * (ratio_MK + 1 + q_M1) - forward_weight * t_MK
+    everywhere_M1 = loss_M1 + mass_M1 * (1 + q_M1) - forward_weight * teacher_mass_M1
     if whole:
         return values, on_top_MK - s_MK * everywhere_M1
     grad_MV = (student_MV - student_lse).exp_().mul_(-everywhere_M1)

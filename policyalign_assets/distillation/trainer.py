@@ -136,7 +136,8 @@ def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[R
             with teacher_weights(model, settings):
                 teacher_MD = response_hidden(model, [r.teacher_prompt for r in micro], responses, prefix)
             student_MD = response_hidden(model, [r.student_prompt for r in micro], responses)
-            out = reverse_kl_top_k(student_MD, teacher_MD, head(model), settings.top_k, settings.tail, settings.temperature)
+            out = reverse_kl_top_k(student_MD, teacher_MD, head(model), settings.top_k, settings.tail, settings.temperature,
+                                   settings.forward_weight)
             (out.loss_sum / mini_tokens).backward()  # global token mean over the optimizer batch
             sums += torch.stack([out.loss_sum.detach(), out.student_mass_M.sum(), out.teacher_mass_M.sum(), out.entropy_M.sum()]).double().cpu()
         norm = torch.nn.utils.clip_grad_norm_(student_parameters(model).values(), settings.max_grad_norm).item()
