@@ -114,7 +114,7 @@ class Sampler:
             if x < 0.46:
                 cases.append(w.case(policy, "covered"))
             elif x < 0.94:
-                kinds = ("unrelated", "twin", "same_verb", *("near",) * 2, *("same_object",) * 3, *("crossed",) * (4 if n_rules > 1 else 0))
+                kinds = ("unrelated", "twin", "same_verb", *("near",) * 4, *("same_object",) * 3, *("crossed",) * (4 if n_rules > 1 else 0))
                 cases.append(w.case(policy, r.choice(kinds)))
             else:
                 cases.append(w.capability())
