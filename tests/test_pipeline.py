@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from policyalign_assets.orchestration import assets
+from policyalign_assets.orchestration.launchers import InProcess
 from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
@@ -36,9 +37,10 @@ def workspace(tmp_path):
         yield tmp_path, instance
 
 
-def materialize(tmp_path, instance, selection=STAGES, key=KEY, overrides=QUICK, raise_on_error=True):
-    data = str(tmp_path / "data")
+def materialize(tmp_path, instance, selection=STAGES, key=KEY, overrides=QUICK, raise_on_error=True, launcher=None, data=None):
+    data = data or str(tmp_path / "data")
     resources = {"pipeline": Pipeline(policies_dir=str(tmp_path / "policies"), data_dir=data, overrides=overrides),
+                 "launcher": launcher or InProcess(),
                  "tables": ParquetStorage(data_dir=data), "records": RecordStorage(data_dir=data)}
     return dg.materialize([*STAGES, assets.policy_catalog], selection=selection, partition_key=key, instance=instance, resources=resources,
                           raise_on_error=raise_on_error)

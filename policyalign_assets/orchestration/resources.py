@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 from pydantic import PrivateAttr
 
+from policyalign_assets.files import Location, location
 from policyalign_assets.settings import Settings, SettingsError, load_settings
 
 
@@ -15,7 +16,7 @@ class Pipeline(dg.ConfigurableResource):
     profile: str | None = None
     overrides: dict[str, Any] = {}
     policies_dir: str = "policies"
-    data_dir: str = "data"
+    data_dir: str = "data"  # or a URL: s3://bucket/policyalign
     _settings: Settings = PrivateAttr()
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
@@ -34,5 +35,5 @@ class Pipeline(dg.ConfigurableResource):
         return Path(self.policies_dir)
 
     @property
-    def data(self) -> Path:
-        return Path(self.data_dir)
+    def data(self) -> Location:
+        return location(self.data_dir)
