@@ -61,6 +61,16 @@ def upload(local: Path, target: UPath, last: str | None = None) -> None:
         (target / file.name).write_bytes(file.read_bytes())
 
 
+def remove(path: Location) -> None:
+    """A file, or a folder with all that is in it."""
+    if not path.is_dir():
+        path.unlink()
+    elif isinstance(path, Path):
+        shutil.rmtree(path)
+    else:
+        path.rmdir(recursive=True)
+
+
 def write_whole(path: Location, data: bytes) -> None:
     """A store's object appears whole by itself; a file is written aside and renamed."""
     if not isinstance(path, Path):

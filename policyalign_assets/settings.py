@@ -105,6 +105,14 @@ class EvaluationSettings(_Section):
     seed: int = Field(14, ge=0)
 
 
+class AutomationSettings(_Section):
+    """When re-alignment looks for work. No stage reads these."""
+
+    enabled: bool | None = Field(None, description="whether sensor and schedule start switched on; not set: with the bundled model only")
+    sensor_seconds: int = Field(30, ge=1, description="between two looks at the policies")
+    nightly: str = Field("0 2 * * *", description="cron of the schedule that also tries again what failed")
+
+
 class Settings(_Section):
     profile: str = BUNDLED
     model: ModelSettings = ModelSettings()
@@ -113,6 +121,7 @@ class Settings(_Section):
     filtering: FilterSettings = FilterSettings()
     distillation: DistillationSettings = DistillationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    automation: AutomationSettings = AutomationSettings()
 
     @model_validator(mode="after")
     def _filter_keeps_what_synthesis_makes(self):

@@ -12,6 +12,7 @@ import pyarrow as pa
 from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.files import sha256_table
 from policyalign_assets.orchestration import fingerprints
+from policyalign_assets.orchestration.dead_runs import bury_dead_runs
 from policyalign_assets.orchestration.launchers import Launcher
 from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG, shown, table_schema
 from policyalign_assets.orchestration.partitions import domain_and_policy, partitions, policy_dimension
@@ -41,6 +42,7 @@ MODEL = {"pool": "gpu", "retry_policy": dg.RetryPolicy(max_retries=1, delay=5)}
 @dg.asset(group_name="policy", kinds={"markdown"})
 def policy_catalog(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
     """Registers every folder of `policies/` as a partition. Materialize this first on a fresh clone."""
+    bury_dead_runs(context.instance)
     policies = list_policies(pipeline.policies)
     known = set(context.instance.get_dynamic_partitions(policy_dimension.name))
     context.instance.add_dynamic_partitions(policy_dimension.name, [p for p in policies if p not in known])

@@ -7,6 +7,7 @@ import dagster as dg
 from pydantic import PrivateAttr
 
 from policyalign_assets.files import Location, location
+from policyalign_assets.orchestration.dead_runs import note_process
 from policyalign_assets.settings import Settings, SettingsError, load_settings
 
 
@@ -25,6 +26,8 @@ class Pipeline(dg.ConfigurableResource):
             self._settings = load_settings(self.profile, self.overrides)
         except SettingsError as error:
             raise dg.Failure(str(error), allow_retries=False) from None
+        if context.run:
+            note_process(context.instance, context.run.run_id)
 
     @property
     def settings(self) -> Settings:
