@@ -228,7 +228,7 @@ def test_a_terminated_run_leaves_no_process_and_is_not_started_again_by_itself(w
         world.instance.run_launcher.terminate(run.run_id)
         (world.control / "pids").unlink()
         world.wait_for(lambda: not any(map(alive, pids)), 10)
-    assert world.launched() == (1, 1) and world.instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED
+    assert world.launched() == (1, 2) and world.instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED
     world.addendum("alpha", "medical", "voucher")
     assert world.launched() == (1, 6) and world.as_wanted()
 

@@ -35,10 +35,6 @@ def _stage(name: str, group: str, kinds: set[str], storage: str, schema: pa.Sche
                     metadata={"dagster/column_schema": table_schema(schema)} if schema else None, **extra)
 
 
-# one at a time holds the model; once more for what can pass (a full disk, a killed worker), never for a wrong input
-MODEL = {"pool": "gpu", "retry_policy": dg.RetryPolicy(max_retries=1, delay=5)}
-
-
 @dg.asset(group_name="policy", kinds={"markdown"})
 def policy_catalog(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.MaterializeResult:
     """Registers every folder of `policies/` as a partition. Materialize this first on a fresh clone."""
@@ -68,14 +64,14 @@ def policy_document(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg
                   "rule list": markdown_table(("id", "kind", "rule"), [(r.rule_id, r.kind, r.text) for r in policy.rules])}))
 
 
-@_stage("violating_instructions", "data", {"parquet", "huggingface"}, "tables", INSTRUCTIONS, **MODEL)
+@_stage("violating_instructions", "data", {"parquet", "huggingface"}, "tables", INSTRUCTIONS, pool="gpu")
 def violating_instructions(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: dg.ResourceParam[Launcher],
                            policy_document: PolicyDocument) -> dg.MaterializeResult[pa.Table]:
     """Requests that would break each rule, and requests just beyond it (twins, neighbours), written by the model itself."""
     return _launched(context, pipeline, launcher, "violating_instructions", policy_document=policy_document)
 
 
-@_stage("sensitivity_scores", "data", {"parquet", "pytorch"}, "tables", SENSITIVITY, **MODEL)
+@_stage("sensitivity_scores", "data", {"parquet", "pytorch"}, "tables", SENSITIVITY, pool="gpu")
 def sensitivity_scores(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: dg.ResourceParam[Launcher], policy_document: PolicyDocument,
                        violating_instructions: pa.Table) -> dg.MaterializeResult[pa.Table]:
     """How far the policy shifts the model on each instruction: answers with and without the policy, and their divergences."""
@@ -102,7 +98,7 @@ def filtered_instructions(pipeline: Pipeline, violating_instructions: pa.Table, 
                   "preview": preview(table.filter(table["selected"]), ("rule_id", "kind", "text", "score", "rank_in_rule"))}))
 
 
-@_stage("distilled_checkpoint", "model", {"pytorch", "safetensors"}, "records", **MODEL)
+@_stage("distilled_checkpoint", "model", {"pytorch", "safetensors"}, "records", pool="gpu")
 def distilled_checkpoint(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: dg.ResourceParam[Launcher], policy_document: PolicyDocument,
                          filtered_instructions: pa.Table) -> dg.MaterializeResult[Checkpoint]:
     """A LoRA adapter that makes the model follow the policy without seeing it (on-policy self-distillation).
@@ -113,7 +109,7 @@ def distilled_checkpoint(context: dg.AssetExecutionContext, pipeline: Pipeline, 
                      filtered_instructions=filtered_instructions)
 
 
-@_stage("benchmark_report", "evidence", {"parquet", "html"}, "records", **MODEL)
+@_stage("benchmark_report", "evidence", {"parquet", "html"}, "records", pool="gpu")
 def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: dg.ResourceParam[Launcher], policy_document: PolicyDocument,
                      violating_instructions: pa.Table, filtered_instructions: pa.Table,
                      distilled_checkpoint: Checkpoint) -> dg.MaterializeResult[ReportRecord]:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from abc import abstractmethod
 from pathlib import Path
+from typing import NoReturn
 
 import dagster as dg
 
@@ -40,7 +41,7 @@ class InProcess(Launcher):
         try:
             made = make(stage, Work(pipeline.settings, pipeline.data, context.log.info), inputs)
         except Exception as error:
-            raise _failure(stage, problem_of(error)) from error
+            _fail(stage, problem_of(error))
         return dg.MaterializeResult(value=made.value, data_version=dg.DataVersion(made.version), metadata=shown(made.facts))
 
 
@@ -58,7 +59,7 @@ class Subprocess(Launcher):
                 code = run_guarded([sys.executable, "-m", "policyalign_assets.worker", folder], self.grace_seconds,
                                    {**os.environ, "PYTHONPATH": path, **session.get_bootstrap_env_vars()})
             if code:
-                raise _failure(stage, exchange.problem() or _died(code))
+                _fail(stage, exchange.problem() or _died(code))
             (result,) = session.get_results()
             return dg.MaterializeResult(value=exchange.made(stage), data_version=result.data_version, metadata=result.metadata)
 
@@ -88,8 +89,12 @@ def _died(code: int) -> Problem:
     return Problem(f"its process was ended by {name}.{hint}", True)
 
 
-def _failure(stage: str, problem: Problem) -> dg.Failure:
-    return dg.Failure(f"{stage}: {problem.message}", allow_retries=problem.may_pass)
+def _fail(stage: str, problem: Problem) -> NoReturn:
+    """Fails the stage, after another attempt if that may help. (With a RetryPolicy, Dagster tries a *terminated* step again.)"""
+    failure = dg.Failure(f"{stage}: {problem.message}", allow_retries=False)
+    if problem.may_pass:
+        raise dg.RetryRequested(max_retries=1, seconds_to_wait=5) from failure
+    raise failure
 
 
 def launcher_from_environment(environ: dict[str, str] | None = None) -> Launcher:
