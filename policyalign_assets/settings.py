@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 ENV_PREFIX = "POLICYALIGN_"
 BUNDLED = "bundled"
 # Read elsewhere, or not settings of the pipeline itself.
-PLAIN_VARIABLES = {"PROFILE", "DATA_DIR", "POLICIES_DIR", "SCRATCH_DIR", "LAUNCHER"}
+PLAIN_VARIABLES = {"PROFILE", "DATA_DIR", "POLICIES_DIR", "SCRATCH_DIR", "LAUNCHER", "EXCHANGE", "IMAGE"}
 
 
 class SettingsError(ValueError):

@@ -1,7 +1,7 @@
 """Runs one stage in a process of its own: `python -m policyalign_assets.worker <exchange folder or URL>`.
 
-Started by a run through Dagster Pipes, which gives it the way back: its progress and facts show in the run's page while it
-works. It needs `dagster-pipes` (no dependencies) but no Dagster, so a Ray or Kubernetes image can be lean.
+Started by a run through Dagster Pipes, by which its progress shows in the run's page while it works. It needs `dagster-pipes`
+(no dependencies) but no Dagster, so the image of a Ray or Kubernetes cluster can be lean.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ def main() -> None:
     with open_dagster_pipes() as pipes:
         try:
             stage, work, inputs = exchange.take(pipes.log.info)
-            made = make(stage, work, inputs)
-            exchange.hand_over(stage, made.value)
-            pipes.report_asset_materialization(metadata=made.facts, data_version=made.version)
+            exchange.hand_over(stage, make(stage, work, inputs))
         except Exception as error:
             traceback.print_exc()  # the run shows the plain words; this is for whoever reads the log of the process
             exchange.fail(problem_of(error))

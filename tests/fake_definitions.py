@@ -17,6 +17,7 @@ from policyalign_assets import definitions
 from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.orchestration.launchers import Launcher, run_guarded
 from policyalign_assets.report.record import ReportRecord
+from policyalign_assets.stages import Made
 from policyalign_assets.tables import INSTRUCTIONS, SENSITIVITY, YIELDS
 
 # a training launcher: it starts a worker in a session of its own, and both ignore every polite signal
@@ -33,7 +34,7 @@ STUBBORN = textwrap.dedent("""
 
 
 class Fake(Launcher):
-    def make(self, context, pipeline, stage, inputs) -> dg.MaterializeResult:
+    def make(self, context, pipeline, stage, inputs) -> Made:
         control = Path(os.environ["FAKE_CONTROL"])
         while (control / f"hold-{stage}").exists():
             time.sleep(0.1)
@@ -42,8 +43,7 @@ class Fake(Launcher):
         if (control / f"stubborn-{stage}").exists():
             (control / "stubborn.py").write_text(STUBBORN)
             run_guarded([sys.executable, str(control / "stubborn.py"), str(control / "pids")], 1.0, dict(os.environ))
-        value = globals()[f"_{stage}"](**inputs)
-        return dg.MaterializeResult(value=value, data_version=dg.DataVersion(stage))
+        return Made(globals()[f"_{stage}"](**inputs), stage, {})
 
 
 def _violating_instructions(policy_document) -> pa.Table:

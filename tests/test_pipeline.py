@@ -16,6 +16,7 @@ import pytest
 
 from policyalign_assets.files import location
 from policyalign_assets.orchestration import assets, launchers
+from policyalign_assets.orchestration.clusters import RayJobs
 from policyalign_assets.orchestration.launchers import InProcess, Subprocess
 from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG
 from policyalign_assets.orchestration.resources import Pipeline
@@ -140,6 +141,20 @@ def test_a_domain_that_the_policy_does_not_name_fails_in_plain_words(workspace):
     assert not result.success
     message = result.failure_data_for_node("policy_document").user_failure_data.description
     assert "computer-use-agent" in message and "does not apply to" in message and "general" in message
+
+
+@pytest.mark.skipif("TEST_RAY_ADDRESS" not in os.environ, reason="needs a Ray cluster: docs/deploy.md")
+def test_a_stage_as_a_job_of_a_ray_cluster(workspace):
+    tmp_path, instance = workspace
+    ray = RayJobs(address=os.environ["TEST_RAY_ADDRESS"], exchange=str(tmp_path / "exchange"), python=sys.executable,
+                  runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    result = materialize(tmp_path, instance, STAGES[:2], launcher=ray)
+    on_ray = instance.get_latest_materialization_event(assets.violating_instructions.key).asset_materialization
+    materialize(tmp_path, instance, [assets.violating_instructions])
+    here = instance.get_latest_materialization_event(assets.violating_instructions.key).asset_materialization
+    assert on_ray.metadata == here.metadata and on_ray.tags["dagster/data_version"] == here.tags["dagster/data_version"]
+    assert any(e.message.startswith("rule ") or "C1" in e.message for e in instance.all_logs(result.run_id))  # its progress, live
+    assert list((tmp_path / "exchange").iterdir()) == []
 
 
 @pytest.mark.parametrize(("key", "words"), [("medical|nope", "'nope' is not registered"), ("cooking|general-conduct", "the domains are medical"),

@@ -122,7 +122,7 @@ def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, laun
 def _launched(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: Launcher, stage: str, **inputs: Data) -> dg.MaterializeResult:
     made = launcher.make(context, pipeline, stage, inputs)
     fingerprint = _made_from(stage, pipeline, inputs)
-    return dg.MaterializeResult(value=_stamped(made.value, fingerprint), data_version=made.data_version, metadata=made.metadata,
+    return dg.MaterializeResult(value=_stamped(made.value, fingerprint), data_version=dg.DataVersion(made.version), metadata=shown(made.facts),
                                 tags=_tags(fingerprint, _policy_hash(inputs)))
 
 

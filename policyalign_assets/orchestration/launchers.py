@@ -11,57 +11,75 @@ import subprocess
 import sys
 import tempfile
 from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
 import dagster as dg
 
 import policyalign_assets
-from policyalign_assets.files import location
+from policyalign_assets.files import Location
 from policyalign_assets.orchestration import guard
-from policyalign_assets.orchestration.metadata import shown
 from policyalign_assets.orchestration.resources import Pipeline
-from policyalign_assets.stages import Data, Work, make
+from policyalign_assets.stages import Data, Made, Work, make
 from policyalign_assets.stages.exchange import Exchange, Problem, problem_of
 
 SOURCES = str(Path(policyalign_assets.__file__).parents[1])
 
 
 class Launcher(dg.ConfigurableResource):
-    """Makes one stage: its value, its facts as metadata, its data version."""
-
     @abstractmethod
-    def make(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> dg.MaterializeResult: ...
+    def make(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> Made:
+        """Makes one stage. Raises dg.Failure in plain words, or dg.RetryRequested where another attempt may help."""
 
 
 class InProcess(Launcher):
     """In the process of the run itself."""
 
-    def make(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> dg.MaterializeResult:
+    def make(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> Made:
         try:
-            made = make(stage, Work(pipeline.settings, pipeline.data, context.log.info), inputs)
+            return make(stage, Work(pipeline.settings, pipeline.data, context.log.info), inputs)
         except Exception as error:
-            _fail(stage, problem_of(error))
-        return dg.MaterializeResult(value=made.value, data_version=dg.DataVersion(made.version), metadata=shown(made.facts))
+            fail(stage, problem_of(error))
 
 
-class Subprocess(Launcher):
+class OutOfProcess(Launcher):
+    """In a worker process; inputs and results travel as files."""
+
+    def make(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> Made:
+        with self.folder(context) as folder:
+            exchange = Exchange(folder)
+            exchange.give(stage, pipeline.settings, pipeline.data_dir, inputs)
+            code = self.run_worker(context, ["-m", "policyalign_assets.worker", str(folder)])
+            if code:
+                fail(stage, exchange.problem() or _died(code))
+            return exchange.made(stage)
+
+    @abstractmethod
+    def folder(self, context: dg.AssetExecutionContext) -> AbstractContextManager[Location]:
+        """A place that both sides reach; what is in it is removed afterwards."""
+
+    @abstractmethod
+    def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
+        """Runs Python with `arguments` through Dagster Pipes until it ends. Its exit code; 128 + n for signal n."""
+
+
+class Subprocess(OutOfProcess):
     """A child process of the run, which never outlives it (see `guard`)."""
 
     grace_seconds: float = 5.0  # between SIGTERM and SIGKILL
 
-    def make(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> dg.MaterializeResult:
-        with tempfile.TemporaryDirectory(prefix="policyalign.") as folder:
-            exchange = Exchange(location(folder))
-            exchange.give(stage, pipeline.settings, pipeline.data_dir, inputs)
-            with dg.open_pipes_session(context, dg.PipesTempFileContextInjector(), dg.PipesTempFileMessageReader()) as session:
-                path = os.pathsep.join(filter(None, (SOURCES, os.environ.get("PYTHONPATH"))))
-                code = run_guarded([sys.executable, "-m", "policyalign_assets.worker", folder], self.grace_seconds,
-                                   {**os.environ, "PYTHONPATH": path, **session.get_bootstrap_env_vars()})
-            if code:
-                _fail(stage, exchange.problem() or _died(code))
-            (result,) = session.get_results()
-            return dg.MaterializeResult(value=exchange.made(stage), data_version=result.data_version, metadata=result.metadata)
+    @contextlib.contextmanager
+    def folder(self, context: dg.AssetExecutionContext) -> Iterator[Location]:
+        with tempfile.TemporaryDirectory(prefix="policyalign.") as name:
+            yield Path(name)
+
+    def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
+        with dg.open_pipes_session(context, dg.PipesTempFileContextInjector(), dg.PipesTempFileMessageReader()) as session:
+            path = os.pathsep.join(filter(None, (SOURCES, os.environ.get("PYTHONPATH"))))
+            return run_guarded([sys.executable, *arguments], self.grace_seconds,
+                               {**os.environ, "PYTHONPATH": path, **session.get_bootstrap_env_vars()})
 
 
 def run_guarded(command: list[str], grace: float, environment: dict[str, str]) -> int:
@@ -89,7 +107,7 @@ def _died(code: int) -> Problem:
     return Problem(f"its process was ended by {name}.{hint}", True)
 
 
-def _fail(stage: str, problem: Problem) -> NoReturn:
+def fail(stage: str, problem: Problem) -> NoReturn:
     """Fails the stage, after another attempt if that may help. (With a RetryPolicy, Dagster tries a *terminated* step again.)"""
     failure = dg.Failure(f"{stage}: {problem.message}", allow_retries=False)
     if problem.may_pass:
@@ -97,10 +115,12 @@ def _fail(stage: str, problem: Problem) -> NoReturn:
     raise failure
 
 
-def launcher_from_environment(environ: dict[str, str] | None = None) -> Launcher:
-    """POLICYALIGN_LAUNCHER: subprocess (default) or in_process."""
-    name = (os.environ if environ is None else environ).get("POLICYALIGN_LAUNCHER", "subprocess")
-    known = {"subprocess": Subprocess, "in_process": InProcess}
+def launcher_from_environment(environ: Mapping[str, str] = os.environ) -> Launcher:
+    """POLICYALIGN_LAUNCHER: subprocess (default), in_process, ray or kubernetes."""
+    from policyalign_assets.orchestration.clusters import Kubernetes, RayJobs
+
+    known = {"subprocess": Subprocess, "in_process": InProcess, "ray": RayJobs, "kubernetes": Kubernetes}
+    name = environ.get("POLICYALIGN_LAUNCHER", "subprocess")
     if name not in known:
         raise ValueError(f"POLICYALIGN_LAUNCHER={name!r} names no launcher. Mend: one of {', '.join(known)}.")
     return known[name]()

@@ -10,7 +10,6 @@ _TYPES = {"md": dg.MetadataValue.md, "path": dg.MetadataValue.path, "json": dg.M
 
 
 def shown(facts: Facts) -> dict[str, object]:
-    """What Dagster makes of facts that a worker reports through Pipes, for those made in this process."""
     return {name: _TYPES[fact["type"]](fact["raw_value"]) if isinstance(fact, dict) else fact for name, fact in facts.items()}
 
 

@@ -3,6 +3,7 @@
     task.json                the stage, its settings, where results are kept
     in/<stage>.parquet|json  its inputs, exactly the data whose fingerprints the run records
     out.parquet|json         what it made
+    facts.json               what to show of it: a plot is too long for a line of a log, which is all that a cluster passes on
     problem.json             why it could not, in plain words
 """
 
@@ -18,7 +19,7 @@ from pydantic import TypeAdapter
 
 from policyalign_assets.files import Location, location, write_whole
 from policyalign_assets.settings import Settings
-from policyalign_assets.stages import RECORDS, Data, Work
+from policyalign_assets.stages import RECORDS, Data, Made, Work
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class Exchange:
         task = {"stage": stage, "settings": settings.model_dump(mode="json"), "data": data, "inputs": list(inputs)}
         self._write("task.json", json.dumps(task).encode())
 
-    def made(self, stage: str) -> Data:
-        return self._read(f"out{_file(stage)}", stage)
+    def made(self, stage: str) -> Made:
+        return Made(self._read(f"out{_file(stage)}", stage), **json.loads((self.folder / "facts.json").read_bytes()))
 
     def problem(self) -> Problem | None:
         file = self.folder / "problem.json"
@@ -77,8 +78,9 @@ class Exchange:
         work = Work(Settings.model_validate(task["settings"]), location(task["data"]), report)
         return task["stage"], work, {name: self._read(f"in/{name}{_file(name)}", name) for name in task["inputs"]}
 
-    def hand_over(self, stage: str, value: Data) -> None:
-        self._write(f"out{_file(stage)}", encode(value))
+    def hand_over(self, stage: str, made: Made) -> None:
+        self._write(f"out{_file(stage)}", encode(made.value))
+        self._write("facts.json", json.dumps({"version": made.version, "facts": made.facts}).encode())
 
     def fail(self, problem: Problem) -> None:
         self._write("problem.json", json.dumps(asdict(problem)).encode())
