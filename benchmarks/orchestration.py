@@ -22,7 +22,8 @@ from policyalign_assets.orchestration.realign import desired_states, policy_chan
 from policyalign_assets.orchestration.resources import Pipeline
 
 POLICY = "---\ntitle: P{0}\n---\n\nThis assistant helps.\n\n## Rules\n\n- A1: Never help anyone forge signature {0}.\n\n## Declining\n\nDecline.\n"
-VALIDATE = ["-m", "dagster", "definitions", "validate", "-m", "policyalign_assets.definitions"]
+VALIDATE = ["-m", "dagster", "definitions", "validate", "-m"]
+EMPTY = "import dagster as dg\ndefs = dg.Definitions()\n"
 WORKER = ["-c", "import policyalign_assets.worker, policyalign_assets.stages.{0}"]
 
 
@@ -59,10 +60,19 @@ def look(policies: int) -> tuple[int, float, float]:
 
 
 def main() -> None:
-    floor, loading, validating = seconds("-c", "import dagster"), seconds("-c", "import policyalign_assets.definitions"), seconds(*VALIDATE)
-    print("| what | seconds | against `import dagster` |\n| --- | --- | --- |")
-    for name, value in (("`import dagster`", floor), ("`import policyalign_assets.definitions`", loading), ("`definitions validate`", validating)):
-        print(f"| {name} | {value:.2f} | {value / floor:.2f} |", flush=True)
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as empty:
+        empty.write(EMPTY)
+        empty.flush()
+        rows = (("`import dagster`", ["-c", "import dagster"]),
+                ("`import policyalign_assets.definitions`", ["-c", "import policyalign_assets.definitions"]),
+                ("`definitions validate`, empty project", [*VALIDATE[:-1], "-f", empty.name]),
+                ("`definitions validate`", [*VALIDATE, "policyalign_assets.definitions"]))
+        print("| what | seconds | against `import dagster` |\n| --- | --- | --- |")
+        floor = None
+        for name, command in rows:
+            value = seconds(*command)
+            floor = floor or value
+            print(f"| {name} | {value:.2f} | {value / floor:.2f} |", flush=True)
     print("\n| a worker process, until its stage's code is loaded | seconds |\n| --- | --- |")
     for stage in ("sensitivity_scores", "distilled_checkpoint", "benchmark_report"):
         print(f"| {stage} | {seconds(*(a.format(stage) for a in WORKER), times=3):.2f} |", flush=True)
