@@ -5,6 +5,7 @@ import os
 import dagster as dg
 
 from policyalign_assets.orchestration import assets
+from policyalign_assets.orchestration.launchers import launcher_from_environment
 from policyalign_assets.orchestration.realign import alignment_job, nightly_realignment, policy_changes
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
@@ -18,6 +19,7 @@ defs = dg.Definitions(
     schedules=[nightly_realignment],
     resources={
         "pipeline": Pipeline(policies_dir=os.environ.get("POLICYALIGN_POLICIES_DIR", "policies"), data_dir=DATA_DIR),
+        "launcher": launcher_from_environment(),
         "tables": ParquetStorage(data_dir=DATA_DIR),
         "records": RecordStorage(data_dir=DATA_DIR),
     },

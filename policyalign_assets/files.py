@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never half of one."""
+"""Writing files so that a reader sees the old one or the new one, never half of one; in a folder or in an object store."""
 
 from __future__ import annotations
 
@@ -12,6 +12,73 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from upath import UPath
+
+Location = Path | UPath  # a folder, or a URL of anything that fsspec reads: s3://, gs://, memory://
+
+
+def location(where: str) -> Location:
+    """`where` as a plain path if it is one (file:// too), else as a UPath."""
+    path = UPath(where)
+    return Path(path.path) if path.protocol in ("", "file", "local") else path
+
+
+def is_local(path: Location) -> bool:
+    return isinstance(path, Path)
+
+
+def scratch_folder(data: Location) -> Path:
+    """Where unfinished work is kept: beside the data, or on this machine's disk where the data is an object store."""
+    return data if isinstance(data, Path) else Path(os.environ.get("POLICYALIGN_SCRATCH_DIR", Path(tempfile.gettempdir()) / "policyalign"))
+
+
+@contextmanager
+def uploading(folder: Location) -> Iterator[Path]:
+    """Gives a local folder to write in: `folder` itself, or one whose files are then put into the object store."""
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="policyalign.") as name:
+        yield Path(name)
+        upload(Path(name), folder)
+
+
+@contextmanager
+def downloaded(folder: Location) -> Iterator[Path]:
+    """Gives a local folder to read from: `folder` itself, or a copy of the files directly in it."""
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="policyalign.") as name:
+        for file in folder.iterdir():
+            (Path(name) / file.name).write_bytes(file.read_bytes())
+        yield Path(name)
+
+
+def upload(local: Path, target: UPath, last: str | None = None) -> None:
+    """Puts the files directly in `local` into `target`. The file named `last` goes last: where it is, all are."""
+    for file in sorted(local.iterdir(), key=lambda f: (f.name == last, f.name)):
+        (target / file.name).write_bytes(file.read_bytes())
+
+
+def remove(path: Location) -> None:
+    """A file, or a folder with all that is in it."""
+    if not path.is_dir():
+        path.unlink()
+    elif isinstance(path, Path):
+        shutil.rmtree(path)
+    else:
+        path.rmdir(recursive=True)
+
+
+def write_whole(path: Location, data: bytes) -> None:
+    """A store's object appears whole by itself; a file is written aside and renamed."""
+    if not isinstance(path, Path):
+        path.write_bytes(data)
+        return
+    with replacing_file(path) as aside:
+        aside.write_bytes(data)
+        aside.chmod(0o644)  # mkstemp makes it private
 
 
 @contextmanager

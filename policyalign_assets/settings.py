@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 ENV_PREFIX = "POLICYALIGN_"
 BUNDLED = "bundled"
 # Read elsewhere, or not settings of the pipeline itself.
-PLAIN_VARIABLES = {"PROFILE", "DATA_DIR", "POLICIES_DIR"}
+PLAIN_VARIABLES = {"PROFILE", "DATA_DIR", "POLICIES_DIR", "SCRATCH_DIR", "LAUNCHER", "EXCHANGE", "IMAGE"}
 
 
 class SettingsError(ValueError):
@@ -106,6 +106,14 @@ class EvaluationSettings(_Section):
     seed: int = Field(14, ge=0)
 
 
+class AutomationSettings(_Section):
+    """When re-alignment looks for work. No stage reads these."""
+
+    enabled: bool | None = Field(None, description="whether sensor and schedule start switched on; not set: with the bundled model only")
+    sensor_seconds: int = Field(30, ge=1, description="between two looks at the policies")
+    nightly: str = Field("0 2 * * *", description="cron of the schedule that also tries again what failed")
+
+
 class Settings(_Section):
     profile: str = BUNDLED
     model: ModelSettings = ModelSettings()
@@ -114,6 +122,7 @@ class Settings(_Section):
     filtering: FilterSettings = FilterSettings()
     distillation: DistillationSettings = DistillationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    automation: AutomationSettings = AutomationSettings()
 
     @model_validator(mode="after")
     def _filter_keeps_what_synthesis_makes(self):

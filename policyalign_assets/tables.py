@@ -2,6 +2,8 @@
 
 import pyarrow as pa
 
+YIELDS = b"policyalign.yields"  # schema metadata of INSTRUCTIONS: what became of the drafts, per rule
+
 INSTRUCTIONS = pa.schema([
     ("instruction_id", pa.string()),  # hash of rule, kind and text
     ("policy_id", pa.string()),

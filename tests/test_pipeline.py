@@ -2,17 +2,22 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import dagster as dg
 import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from policyalign_assets.orchestration import assets
+from policyalign_assets.files import location
+from policyalign_assets.orchestration import assets, launchers
+from policyalign_assets.orchestration.clusters import RayJobs
+from policyalign_assets.orchestration.launchers import InProcess, Subprocess
 from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
@@ -36,18 +41,22 @@ def workspace(tmp_path):
         yield tmp_path, instance
 
 
-def materialize(tmp_path, instance, selection=STAGES, key=KEY, overrides=QUICK, raise_on_error=True):
-    data = str(tmp_path / "data")
+def materialize(tmp_path, instance, selection=STAGES, key=KEY, overrides=QUICK, raise_on_error=True, launcher=None, data=None):
+    data = data or str(tmp_path / "data")
     resources = {"pipeline": Pipeline(policies_dir=str(tmp_path / "policies"), data_dir=data, overrides=overrides),
+                 "launcher": launcher or InProcess(),
                  "tables": ParquetStorage(data_dir=data), "records": RecordStorage(data_dir=data)}
     return dg.materialize([*STAGES, assets.policy_catalog], selection=selection, partition_key=key, instance=instance, resources=resources,
                           raise_on_error=raise_on_error)
 
 
 def test_the_whole_chain_on_one_partition(workspace):
+    """With a process for each stage that loads a model, as it is deployed."""
     tmp_path, instance = workspace
-    result = materialize(tmp_path, instance)
+    result = materialize(tmp_path, instance, launcher=Subprocess())
     assert result.success
+    said = [e.message for e in instance.all_logs(result.run_id)]
+    assert any(m.startswith("step 2/2") for m in said) and any(m.startswith("arm aligned_policy") for m in said)  # progress of the processes
     policy = parse_policy(tmp_path / "policies", "general-conduct", "medical")
     for stage in STAGES:  # every stage says which policy text its data comes from
         event = instance.get_latest_materialization_event(stage.key)
@@ -77,6 +86,42 @@ def test_the_whole_chain_on_one_partition(workspace):
     assert not trained_on & {prompt.lower() for (prompt,) in asked}
     assert "violations" in show(KEY, data)
 
+    # where it ran makes no difference
+    event = instance.get_latest_materialization_event(assets.violating_instructions.key).asset_materialization
+    materialize(tmp_path, instance, [assets.violating_instructions])
+    again = instance.get_latest_materialization_event(assets.violating_instructions.key).asset_materialization
+    assert event.metadata == again.metadata and event.tags["dagster/data_version"] == again.tags["dagster/data_version"]
+
+
+def test_results_can_be_kept_at_a_url(workspace):
+    tmp_path, instance = workspace
+    assert materialize(tmp_path, instance, data="memory://policyalign").success
+    data = location("memory://policyalign")
+    checkpoint = json.loads((data / "assets/distilled_checkpoint/medical/general-conduct.json").read_bytes())
+    assert {f.name for f in (data / checkpoint["path"]).iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "training.parquet",
+                                                                       "checkpoint.json"}
+    assert {f.name for f in (data / "reports/general-conduct/medical").iterdir()} == {"report.html", "report.json", "figures.parquet",
+                                                                                      "cases.parquet"}
+    assert "violations" in show(KEY, data) and not (tmp_path / "data").exists()
+
+
+def test_a_wrong_input_of_a_process_fails_in_plain_words_and_is_not_tried_again(workspace):
+    tmp_path, instance = workspace
+    overrides = {**QUICK, "model": {"id": str(tmp_path / "no-such-model")}}
+    result = materialize(tmp_path, instance, STAGES[:2], overrides=overrides, raise_on_error=False, launcher=Subprocess())
+    message = result.failure_data_for_node("violating_instructions").user_failure_data.description
+    assert "no-such-model" in message and "cannot be loaded" in message and "Mend:" in message
+    assert not any(e.is_step_up_for_retry for e in result.all_events)
+
+
+def test_a_killed_process_is_tried_once_more(workspace, monkeypatch):
+    tmp_path, instance = workspace
+    monkeypatch.setattr(launchers, "run_guarded", lambda *_: 137)
+    result = materialize(tmp_path, instance, STAGES[:2], raise_on_error=False, launcher=Subprocess())
+    assert sum(e.is_step_up_for_retry for e in result.all_events) == 1
+    (failed,) = [e for e in result.all_events if e.is_step_failure]
+    assert "ended by SIGKILL" in str(failed.step_failure_data.error)
+
 
 def test_each_stage_can_be_redone_alone_with_the_same_result(workspace):
     tmp_path, instance = workspace
@@ -98,6 +143,34 @@ def test_a_domain_that_the_policy_does_not_name_fails_in_plain_words(workspace):
     assert "computer-use-agent" in message and "does not apply to" in message and "general" in message
 
 
+@pytest.mark.skipif("TEST_RAY_ADDRESS" not in os.environ, reason="needs a Ray cluster: docs/deploy.md")
+def test_a_stage_as_a_job_of_a_ray_cluster(workspace):
+    tmp_path, instance = workspace
+    ray = RayJobs(address=os.environ["TEST_RAY_ADDRESS"], exchange=str(tmp_path / "exchange"), python=sys.executable,
+                  runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}})
+    result = materialize(tmp_path, instance, STAGES[:2], launcher=ray)
+    on_ray = instance.get_latest_materialization_event(assets.violating_instructions.key).asset_materialization
+    materialize(tmp_path, instance, [assets.violating_instructions])
+    here = instance.get_latest_materialization_event(assets.violating_instructions.key).asset_materialization
+    assert on_ray.metadata == here.metadata and on_ray.tags["dagster/data_version"] == here.tags["dagster/data_version"]
+    assert any(e.message.startswith("rule ") or "C1" in e.message for e in instance.all_logs(result.run_id))  # its progress, live
+    assert list((tmp_path / "exchange").iterdir()) == []
+
+
+@pytest.mark.parametrize(("key", "words"), [("medical|nope", "'nope' is not registered"), ("cooking|general-conduct", "the domains are medical"),
+                                            ("general-conduct", "write <domain>|<policy>")])
+def test_an_unknown_partition_is_answered_in_plain_words(workspace, key, words):
+    tmp_path, instance = workspace
+    with pytest.raises(click.ClickException, match=re.escape(words)):
+        materialize(tmp_path, instance, STAGES[:1], key=key)
+
+
+def test_the_command_line_says_how_to_register_a_policy(tmp_path):
+    done = run("-m", "dagster", "asset", "materialize", "-m", "policyalign_assets.definitions", "--select", "policy_document", "--partition", KEY,
+               DAGSTER_HOME=str(tmp_path))
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "--select policy_catalog" in done.stderr
+
+
 def test_a_wrong_setting_is_refused_before_the_first_stage(workspace):
     tmp_path, instance = workspace
     result = materialize(tmp_path, instance, overrides={"distillation": {"steps": 0}}, raise_on_error=False)
@@ -113,9 +186,9 @@ def test_the_catalog_registers_every_policy_folder(workspace):
     assert "new-policy" in instance.get_dynamic_partitions("policy")
 
 
-def run(*args: str) -> subprocess.CompletedProcess:
+def run(*args: str, **environ: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+                          env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environ})
 
 
 def test_definitions_load_without_the_heavy_libraries():

@@ -20,10 +20,10 @@ from policyalign_assets.files import new_directory
 from policyalign_assets.tables import TRAINING
 
 
-def work_folder(data_dir: Path, provenance: Mapping[str, Any]) -> Path:
+def work_folder(scratch: Path, provenance: Mapping[str, Any]) -> Path:
     """The folder of unfinished training on exactly these inputs: other inputs never continue it."""
     digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
-    return data_dir / "training" / digest[:16]
+    return scratch / "training" / digest[:16]
 
 
 def latest_step(work_dir: Path) -> Path | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import dagster as dg
 
 from policyalign_assets.orchestration import assets, fingerprints
+from policyalign_assets.orchestration.dead_runs import bury_dead_runs
 from policyalign_assets.orchestration.partitions import partitions, policy_dimension
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.policy import PolicyError, applicable_domains, list_policies, parse_policy
@@ -41,17 +42,29 @@ def desired_states(policies_dir: Path, settings: Settings, log=lambda _: None) -
 def out_of_date(instance: dg.DagsterInstance, wanted: dict[str, dict[str, str]], salt: str = "") -> Iterator[dg.RunRequest]:
     """One run request per partition that is not as wanted, for the stages that are not. Partitions with a live run wait."""
     # before the state is read: a run that ends in between is then seen as busy, and its result on the next tick
-    busy = {run.tags.get("dagster/partition") for run in instance.get_runs(dg.RunsFilter(statuses=BUSY))}
+    busy = {run.tags.get("dagster/partition") for run in live_runs(instance)}
     latest = {stage: _latest(instance, stage) for stage in fingerprints.STAGES}
     for partition, stages in wanted.items():
         if partition in busy:
             continue
         made = {s: latest[s].get(partition, (None, 0)) for s in stages}  # fingerprint and storage id
         todo = [s for s, fingerprint in stages.items() if made[s][0] != fingerprint]
-        if todo:
+        if todo and (salt or not _stopped_by_hand(instance, partition, stages["benchmark_report"])):
             last = max(storage_id for _, storage_id in made.values())
             yield dg.RunRequest(run_key=f"{partition}@{stages['benchmark_report']}#{last}{salt}", partition_key=partition,
                                 asset_selection=[dg.AssetKey(s) for s in todo], tags={fingerprints.TAG: stages["benchmark_report"]})
+
+
+def live_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """Runs that are not over, with those that Dagster is about to try again."""
+    failed = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={"dagster/will_retry": "true"}))
+    return [*instance.get_runs(dg.RunsFilter(statuses=BUSY)), *(r for r in failed if "dagster/auto_retry_run_id" not in r.tags)]
+
+
+def _stopped_by_hand(instance: dg.DagsterInstance, partition: str, fingerprint: str) -> bool:
+    """Whether somebody terminated the last run of the partition, and nothing that it was to make has changed since."""
+    last = instance.get_runs(dg.RunsFilter(tags={"dagster/partition": partition}), limit=1)
+    return bool(last) and last[0].status == dg.DagsterRunStatus.CANCELED and last[0].tags.get(fingerprints.TAG) == fingerprint
 
 
 def _latest(instance: dg.DagsterInstance, stage: str) -> dict[str, tuple[str | None, int]]:
@@ -64,18 +77,20 @@ def _latest(instance: dg.DagsterInstance, stage: str) -> dict[str, tuple[str | N
     return {r.partition_key: (r.asset_materialization.tags.get(fingerprints.TAG), r.storage_id) for r in records}
 
 
-def _demo() -> bool:
-    return assets.DEPLOYED.profile == BUNDLED
+AUTOMATION = assets.DEPLOYED.automation
+ON = AUTOMATION.enabled if AUTOMATION.enabled is not None else assets.DEPLOYED.profile == BUNDLED
 
 
-@dg.sensor(job=alignment_job, minimum_interval_seconds=30,
-           default_status=dg.DefaultSensorStatus.RUNNING if _demo() else dg.DefaultSensorStatus.STOPPED)
+@dg.sensor(job=alignment_job, minimum_interval_seconds=AUTOMATION.sensor_seconds,
+           default_status=dg.DefaultSensorStatus.RUNNING if ON else dg.DefaultSensorStatus.STOPPED)
 def policy_changes(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> dg.SensorResult | dg.SkipReason:
     """Watches `policies/` and the settings: an edit of a shared file re-aligns all domains of that policy, of an addendum one."""
+    for run_id in bury_dead_runs(context.instance):
+        context.log.warning(f"run {run_id} had no process any more and is marked as failed")
     policies_dir = pipeline.policies
     wanted = desired_states(policies_dir, assets.DEPLOYED, context.log.warning)
     known, present = set(context.instance.get_dynamic_partitions(policy_dimension.name)), set(list_policies(policies_dir))
-    live = {run.tags.get("dagster/partition/policy") for run in context.instance.get_runs(dg.RunsFilter(statuses=BUSY))}
+    live = {run.tags.get("dagster/partition/policy") for run in live_runs(context.instance)}
     changes = []
     if new := sorted(present - known):
         changes.append(policy_dimension.build_add_request(new))
@@ -87,8 +102,8 @@ def policy_changes(context: dg.SensorEvaluationContext, pipeline: Pipeline) -> d
     return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=changes)
 
 
-@dg.schedule(job=alignment_job, cron_schedule="0 2 * * *",
-             default_status=dg.DefaultScheduleStatus.RUNNING if _demo() else dg.DefaultScheduleStatus.STOPPED)
+@dg.schedule(job=alignment_job, cron_schedule=AUTOMATION.nightly,
+             default_status=dg.DefaultScheduleStatus.RUNNING if ON else dg.DefaultScheduleStatus.STOPPED)
 def nightly_realignment(context: dg.ScheduleEvaluationContext, pipeline: Pipeline):
     """What the sensor does, once a night, and once more for what failed during the day."""
     day = context.scheduled_execution_time.date().isoformat()

@@ -6,6 +6,8 @@ from typing import Any
 import dagster as dg
 from pydantic import PrivateAttr
 
+from policyalign_assets.files import Location, location
+from policyalign_assets.orchestration.dead_runs import note_process
 from policyalign_assets.settings import Settings, SettingsError, load_settings
 
 
@@ -15,7 +17,7 @@ class Pipeline(dg.ConfigurableResource):
     profile: str | None = None
     overrides: dict[str, Any] = {}
     policies_dir: str = "policies"
-    data_dir: str = "data"
+    data_dir: str = "data"  # or a URL: s3://bucket/policyalign
     _settings: Settings = PrivateAttr()
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
@@ -24,6 +26,8 @@ class Pipeline(dg.ConfigurableResource):
             self._settings = load_settings(self.profile, self.overrides)
         except SettingsError as error:
             raise dg.Failure(str(error), allow_retries=False) from None
+        if context.run:
+            note_process(context.instance, context.run.run_id)
 
     @property
     def settings(self) -> Settings:
@@ -34,5 +38,5 @@ class Pipeline(dg.ConfigurableResource):
         return Path(self.policies_dir)
 
     @property
-    def data(self) -> Path:
-        return Path(self.data_dir)
+    def data(self) -> Location:
+        return location(self.data_dir)

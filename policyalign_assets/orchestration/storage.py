@@ -1,48 +1,38 @@
-"""Where Dagster keeps what stages hand to each other: one file per asset and partition, written aside and renamed.
+"""Where Dagster keeps what stages hand to each other: one file per asset and partition, which appears whole or not at all.
 
-Tables are Parquet, so `duckdb -c "FROM 'data/assets/sensitivity_scores/*/*.parquet'"` reads all partitions at once.
+Tables are Parquet, so `duckdb -c "FROM 'data/assets/sensitivity_scores/*/*.parquet'"` reads all partitions at once. The data
+folder can be a URL of anything that fsspec reads (s3://, gs://, memory://).
 """
 
 from __future__ import annotations
 
-import os
-
 import dagster as dg
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pydantic import TypeAdapter
 from upath import UPath
 
-
-class _AtomicIOManager(dg.UPathIOManager):
-    def _write(self, data: bytes, path: UPath) -> None:
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_bytes(data)
-        aside.rename(path)
+from policyalign_assets.files import write_whole
+from policyalign_assets.stages.exchange import decode, encode
 
 
-class ParquetIOManager(_AtomicIOManager):
+class _IOManager(dg.UPathIOManager):
+    def dump_to_path(self, context: dg.OutputContext, obj, path: UPath) -> None:
+        write_whole(path, encode(obj))
+
+
+class ParquetIOManager(_IOManager):
     extension = ".parquet"
 
-    def dump_to_path(self, context: dg.OutputContext, obj: pa.Table, path: UPath) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(obj, sink, compression="zstd")
-        self._write(sink.getvalue().to_pybytes(), path)
-
     def load_from_path(self, context: dg.InputContext, path: UPath) -> pa.Table:
-        return pq.read_table(pa.BufferReader(path.read_bytes()))
+        return decode(path.read_bytes(), pa.Table)
 
 
-class RecordIOManager(_AtomicIOManager):
+class RecordIOManager(_IOManager):
     """Frozen dataclasses as JSON; the asset's Python type says which one to build on reading."""
 
     extension = ".json"
 
-    def dump_to_path(self, context: dg.OutputContext, obj, path: UPath) -> None:
-        self._write(TypeAdapter(type(obj)).dump_json(obj, indent=2), path)
-
     def load_from_path(self, context: dg.InputContext, path: UPath):
-        return TypeAdapter(context.dagster_type.typing_type).validate_json(path.read_bytes())
+        return decode(path.read_bytes(), context.dagster_type.typing_type)
 
 
 class _AtDataDir(dg.ConfigurableIOManagerFactory):

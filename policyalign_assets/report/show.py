@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 
+from policyalign_assets.files import Location, location
 from policyalign_assets.report.text import visible
 
 
-def show(partition: str, data_dir: Path) -> str:
+def show(partition: str, data_dir: Location) -> str:
     """The main table, the acceptance lines and where the page is. Raises FileNotFoundError if there is no report yet."""
     domain, _, policy = partition.partition("|")
     folder = data_dir / "reports" / policy / domain
@@ -41,7 +41,7 @@ def main() -> None:
     if len(sys.argv) != 2 or "|" not in sys.argv[1]:
         sys.exit("usage: python -m policyalign_assets.report.show '<domain>|<policy>'")
     try:
-        print(show(sys.argv[1], Path(os.environ.get("POLICYALIGN_DATA_DIR", "data"))))
+        print(show(sys.argv[1], location(os.environ.get("POLICYALIGN_DATA_DIR", "data"))))
     except FileNotFoundError as error:
         sys.exit(f"No report for {sys.argv[1]!r}: {error.filename} does not exist. Mend: materialize benchmark_report for this partition.")
 

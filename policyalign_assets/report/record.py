@@ -1,4 +1,4 @@
-"""Records that assets hand on where a table would not fit."""
+"""What is known of a finished report without opening it."""
 
 from __future__ import annotations
 

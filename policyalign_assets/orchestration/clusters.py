@@ -1,0 +1,77 @@
+"""Launchers for clusters. What a worker needs there: this package, the model, and the URL or shared folder of the exchange.
+
+`RayJobs` was run on a local cluster (docs/deploy.md). `Kubernetes` was never run: only its configuration is checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from policyalign_assets.files import Location, location, remove
+from policyalign_assets.orchestration.launchers import OutOfProcess
+
+EXCHANGE = "POLICYALIGN_EXCHANGE"
+
+
+class _OnCluster(OutOfProcess):
+    exchange: str = os.environ.get(EXCHANGE, "")  # a folder or URL that the run and the cluster both reach
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        if not self.exchange:
+            raise dg.Failure(f"{type(self).__name__} needs a place that the run and the cluster both reach. Mend: set {EXCHANGE}, for example "
+                             "s3://bucket/exchange.", allow_retries=False)
+
+    @contextlib.contextmanager
+    def folder(self, context: dg.AssetExecutionContext) -> Iterator[Location]:
+        folder = location(self.exchange) / f"{context.run_id}-{context.asset_key.path[-1]}-{context.retry_number}"
+        try:
+            yield folder
+        finally:
+            remove(folder)
+
+
+class RayJobs(_OnCluster):
+    """A job of a Ray cluster (`pip install dagster-ray`), which Dagster stops with the run."""
+
+    address: str | None = None  # of the dashboard, http://...:8265; not set: RAY_ADDRESS
+    python: str = "python"  # on the cluster
+    gpus: float = 0
+    runtime_env: dict[str, Any] = {}
+
+    def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
+        from dagster_ray import PipesRayJobClient
+
+        job = {"entrypoint": shlex.join([self.python, *arguments]), "entrypoint_num_gpus": self.gpus, "runtime_env": {**self.runtime_env}}
+        try:
+            PipesRayJobClient(address=self.address).run(context=context, submit_job_params=job)
+        except RuntimeError as error:  # what the client raises when the job failed or was stopped
+            context.log.error(str(error))
+            return 1
+        return 0
+
+
+class Kubernetes(_OnCluster):
+    """A pod (`pip install dagster-k8s`), which Dagster deletes with the run."""
+
+    image: str = os.environ.get("POLICYALIGN_IMAGE", "policyalign-assets")
+    namespace: str | None = None
+    gpus: int = 1
+    pod_spec: dict[str, Any] = {}  # node selectors, tolerations, volumes
+
+    def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
+        from dagster_k8s import PipesK8sClient
+
+        resources = {"limits": {"nvidia.com/gpu": str(self.gpus)}} if self.gpus else {}
+        pod = {"restart_policy": "Never", **self.pod_spec, "containers": [{"name": "worker", "image": self.image, "resources": resources}]}
+        try:
+            PipesK8sClient().run(context=context, image=self.image, command=["python", *arguments], namespace=self.namespace, base_pod_spec=pod)
+        except Exception as error:  # the client's way to say that the pod failed
+            context.log.error(str(error))
+            return 1
+        return 0

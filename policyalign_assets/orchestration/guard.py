@@ -1,0 +1,106 @@
+"""Runs a command and lets no process of it outlive this one, or the one that started it. Standard library only: starts fast.
+
+    python -I -S guard.py <grace seconds> <command> …      with a pipe as standard input, on which nothing is written
+
+The pipe closes when the starter dies, however it dies: that is the watchdog, and it works on every system. Training launchers
+start workers in sessions of their own, which a signal to a process group misses, so on Linux this process adopts every
+orphan below it (PR_SET_CHILD_SUBREAPER) and ends all its descendants: SIGTERM, and SIGKILL after the grace.
+"""
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+LINUX = sys.platform == "linux"
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+asked_to_stop = False
+
+
+def prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def stop(*_) -> None:
+    global asked_to_stop
+    asked_to_stop = True
+
+
+def descendants() -> set[int]:
+    """Every living process below this one (Linux)."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue  # it ended meanwhile
+        if state != "Z":
+            children.setdefault(int(parent), []).append(int(stat.parent.name))
+    found, todo = set(), [os.getpid()]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found.update(below)
+        todo += below
+    return found
+
+
+def signal_all(number: int) -> None:
+    if not LINUX:
+        os.killpg(0, number)  # this process too, for SIGKILL: its work is done then
+    for pid in descendants() if LINUX else ():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def reap(child: int) -> int | None:
+    """Collects what has ended, adopted orphans too. The exit code of `child`, if it was among them."""
+    code = None
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return code
+        if pid == 0:
+            return code
+        if pid == child:
+            code = os.waitstatus_to_exitcode(status)
+
+
+def end_all(child: int, grace: float) -> None:
+    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 2.0)):
+        until = time.monotonic() + patience
+        signal_all(number)
+        while time.monotonic() < until:
+            reap(child)
+            if LINUX and not descendants():
+                return
+            time.sleep(0.05)
+
+
+def main() -> int:
+    grace, command = float(sys.argv[1]), sys.argv[2:]
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
+    if LINUX:
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=(lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)) if LINUX else None).pid
+    code = None
+    while code is None and not asked_to_stop:
+        closed, _, _ = select.select([0], [], [], 0.1)
+        if closed and not os.read(0, 1):
+            break
+        code = reap(child)
+    end_all(child, grace)
+    if code is None:
+        return 128 + signal.SIGTERM
+    return code if code >= 0 else 128 - code  # as a shell says it
+
+
+if __name__ == "__main__":
+    # os._exit: nothing here needs the interpreter's tidying up
+    os._exit(main())

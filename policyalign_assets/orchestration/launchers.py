@@ -1,0 +1,126 @@
+"""Where the stages that load a model run. A launcher is the resource `launcher`; assets do not know which one they have.
+
+`Subprocess` (default) starts a worker process through Dagster Pipes and ends its whole tree with the run, however the run
+ends. `InProcess` is for tests and notebooks: no process to start, none to end.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NoReturn
+
+import dagster as dg
+
+import policyalign_assets
+from policyalign_assets.files import Location
+from policyalign_assets.orchestration import guard
+from policyalign_assets.orchestration.resources import Pipeline
+from policyalign_assets.stages import Data, Made, Work, make
+from policyalign_assets.stages.exchange import Exchange, Problem, problem_of
+
+SOURCES = str(Path(policyalign_assets.__file__).parents[1])
+
+
+class Launcher(dg.ConfigurableResource):
+    @abstractmethod
+    def make(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> Made:
+        """Makes one stage. Raises dg.Failure in plain words, or dg.RetryRequested where another attempt may help."""
+
+
+class InProcess(Launcher):
+    """In the process of the run itself."""
+
+    def make(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> Made:
+        try:
+            return make(stage, Work(pipeline.settings, pipeline.data, context.log.info), inputs)
+        except Exception as error:
+            fail(stage, problem_of(error))
+
+
+class OutOfProcess(Launcher):
+    """In a worker process; inputs and results travel as files."""
+
+    def make(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> Made:
+        with self.folder(context) as folder:
+            exchange = Exchange(folder)
+            exchange.give(stage, pipeline.settings, pipeline.data_dir, inputs)
+            code = self.run_worker(context, ["-m", "policyalign_assets.worker", str(folder)])
+            if code:
+                fail(stage, exchange.problem() or _died(code))
+            return exchange.made(stage)
+
+    @abstractmethod
+    def folder(self, context: dg.AssetExecutionContext) -> AbstractContextManager[Location]:
+        """A place that both sides reach; what is in it is removed afterwards."""
+
+    @abstractmethod
+    def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
+        """Runs Python with `arguments` through Dagster Pipes until it ends. Its exit code; 128 + n for signal n."""
+
+
+class Subprocess(OutOfProcess):
+    """A child process of the run, which never outlives it (see `guard`)."""
+
+    grace_seconds: float = 5.0  # between SIGTERM and SIGKILL
+
+    @contextlib.contextmanager
+    def folder(self, context: dg.AssetExecutionContext) -> Iterator[Location]:
+        with tempfile.TemporaryDirectory(prefix="policyalign.") as name:
+            yield Path(name)
+
+    def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
+        with dg.open_pipes_session(context, dg.PipesTempFileContextInjector(), dg.PipesTempFileMessageReader()) as session:
+            path = os.pathsep.join(filter(None, (SOURCES, os.environ.get("PYTHONPATH"))))
+            return run_guarded([sys.executable, *arguments], self.grace_seconds,
+                               {**os.environ, "PYTHONPATH": path, **session.get_bootstrap_env_vars()})
+
+
+def run_guarded(command: list[str], grace: float, environment: dict[str, str]) -> int:
+    """Exit code of `command`. When this is interrupted, or this process dies, every process below `command` is ended."""
+    process = subprocess.Popen([sys.executable, "-I", "-S", guard.__file__, str(grace), *command], env=environment, stdin=subprocess.PIPE,
+                               start_new_session=True)
+    try:
+        return process.wait()
+    finally:
+        process.stdin.close()  # the guard takes it as the end
+        try:
+            process.wait(grace + 3)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # if the guard itself was killed, its group is still there
+            process.wait()
+
+
+def _died(code: int) -> Problem:
+    number = code - 128 if code > 128 else -code if code < 0 else 0
+    if not number:
+        return Problem(f"its process ended with exit code {code} and gave no reason; its output is under stderr of this step", False)
+    name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+    hint = " Often the machine's memory is full: lower model.batch_tokens." if number == signal.SIGKILL else ""
+    return Problem(f"its process was ended by {name}.{hint}", True)
+
+
+def fail(stage: str, problem: Problem) -> NoReturn:
+    """Fails the stage, after another attempt if that may help. (With a RetryPolicy, Dagster tries a *terminated* step again.)"""
+    failure = dg.Failure(f"{stage}: {problem.message}", allow_retries=False)
+    if problem.may_pass:
+        raise dg.RetryRequested(max_retries=1, seconds_to_wait=5) from failure
+    raise failure
+
+
+def launcher_from_environment(environ: Mapping[str, str] = os.environ) -> Launcher:
+    """POLICYALIGN_LAUNCHER: subprocess (default), in_process, ray or kubernetes."""
+    from policyalign_assets.orchestration.clusters import Kubernetes, RayJobs
+
+    known = {"subprocess": Subprocess, "in_process": InProcess, "ray": RayJobs, "kubernetes": Kubernetes}
+    name = environ.get("POLICYALIGN_LAUNCHER", "subprocess")
+    if name not in known:
+        raise ValueError(f"POLICYALIGN_LAUNCHER={name!r} names no launcher. Mend: one of {', '.join(known)}.")
+    return known[name]()

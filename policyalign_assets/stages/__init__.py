@@ -1,0 +1,52 @@
+"""The four stages that load a model: each takes typed inputs and gives back what it made with the facts to show of it.
+
+They import no Dagster, so that each can run in a process of its own (`policyalign_assets.worker`), here or on another
+machine, or in a notebook. torch is imported with the stage's module, never here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import pyarrow as pa
+
+from policyalign_assets.distillation.record import Checkpoint
+from policyalign_assets.files import Location
+from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.report.record import ReportRecord
+from policyalign_assets.settings import Settings
+from policyalign_assets.stages.facts import Facts
+
+Data = PolicyDocument | pa.Table | Checkpoint | ReportRecord
+
+# what stages hand to each other; every stage that is not named here is a table
+RECORDS: dict[str, type] = {"policy_document": PolicyDocument, "distilled_checkpoint": Checkpoint, "benchmark_report": ReportRecord}
+MODEL_STAGES = ("violating_instructions", "sensitivity_scores", "distilled_checkpoint", "benchmark_report")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage needs beside its inputs. `data`: the folder or URL of the results. `report` takes a line of progress."""
+
+    settings: Settings
+    data: Location
+    report: Callable[[str], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class Made:
+    """`version`: a hash of the value. `facts`: what a person wants to see of it."""
+
+    value: Any
+    version: str
+    facts: Facts
+
+
+def make(stage: str, work: Work, inputs: dict[str, Data]) -> Made:
+    """Runs one of MODEL_STAGES in this process. `inputs` are by the names of the stages that made them."""
+    if stage not in MODEL_STAGES:
+        raise ValueError(f"{stage!r} is not a stage that loads a model. Mend: one of {', '.join(MODEL_STAGES)}.")
+    return import_module(f"policyalign_assets.stages.{stage}").make(work, **inputs)

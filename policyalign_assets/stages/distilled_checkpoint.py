@@ -1,0 +1,33 @@
+"""A LoRA adapter that makes the model follow the policy without seeing it."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from policyalign_assets.distillation.batches import training_mix
+from policyalign_assets.distillation.checkpoint import publish
+from policyalign_assets.distillation.resume import work_folder
+from policyalign_assets.distillation.trainer import distill
+from policyalign_assets.engine.loading import load_model
+from policyalign_assets.files import scratch_folder, sha256_table
+from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.report.plots import training_plot
+from policyalign_assets.stages import Made, Work
+from policyalign_assets.stages.facts import image, path
+
+
+def make(work: Work, policy_document: PolicyDocument, filtered_instructions: pa.Table) -> Made:
+    settings = work.settings
+    loaded = load_model(settings.model)
+    chosen = filtered_instructions.filter(filtered_instructions["selected"])
+    provenance = {"policy_id": policy_document.policy_id, "domain": policy_document.domain, "policy_hash": policy_document.content_hash,
+                  "instructions": sha256_table(chosen), "model_id": loaded.model_id, "model_revision": loaded.revision,
+                  "settings": settings.distillation.model_dump(), "dtype": settings.model.dtype}
+    model, training = distill(policy_document, training_mix(chosen), loaded, settings.distillation,
+                              work_folder(scratch_folder(work.data), provenance), settings.model.batch_tokens, work.report)
+    checkpoint = publish(model, loaded, training, work.data, provenance)
+    last = training.to_pylist()[-1]
+    return Made(checkpoint, checkpoint.checkpoint_id, {
+        "checkpoint": path(work.data / checkpoint.path), "instructions": chosen.num_rows, "final loss": last["loss"],
+        "top-k mass Q": last["top_k_mass"], "mean length": last["mean_length"], "training seconds": sum(training["seconds"].to_pylist()),
+        "training curves": image(training_plot(training.to_pydict()), "training curves")})

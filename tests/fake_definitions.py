@@ -1,0 +1,72 @@
+"""The real definitions with one resource swapped: a launcher that makes small results at once and needs no model.
+
+Files in the folder $FAKE_CONTROL steer it: `hold-<stage>` makes the stage wait until the file is gone, `break-<stage>` makes it
+fail, `stubborn-<stage>` makes it start processes that ignore every polite signal and note their ids in `pids`.
+"""
+
+import os
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import dagster as dg
+import pyarrow as pa
+
+from policyalign_assets import definitions
+from policyalign_assets.distillation.record import Checkpoint
+from policyalign_assets.orchestration.launchers import Launcher, run_guarded
+from policyalign_assets.report.record import ReportRecord
+from policyalign_assets.stages import Made
+from policyalign_assets.tables import INSTRUCTIONS, SENSITIVITY, YIELDS
+
+# a training launcher: it starts a worker in a session of its own, and both ignore every polite signal
+STUBBORN = textwrap.dedent("""
+    import os, signal, subprocess, sys, time
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if len(sys.argv) == 2:
+        subprocess.Popen([sys.executable, __file__, sys.argv[1], "worker"], start_new_session=True)
+    with open(sys.argv[1], "a") as pids:
+        pids.write(f"{os.getpid()}\\n")
+    time.sleep(300)
+""")
+
+
+class Fake(Launcher):
+    def make(self, context, pipeline, stage, inputs) -> Made:
+        control = Path(os.environ["FAKE_CONTROL"])
+        while (control / f"hold-{stage}").exists():
+            time.sleep(0.1)
+        if (control / f"break-{stage}").exists():
+            raise dg.Failure("broken on purpose", allow_retries=False)
+        if (control / f"stubborn-{stage}").exists():
+            (control / "stubborn.py").write_text(STUBBORN)
+            run_guarded([sys.executable, str(control / "stubborn.py"), str(control / "pids")], 1.0, dict(os.environ))
+        return Made(globals()[f"_{stage}"](**inputs), stage, {})
+
+
+def _violating_instructions(policy_document) -> pa.Table:
+    rows = [{"instruction_id": r.rule_id, "rule_id": r.rule_id, "kind": "violating", "text": r.text, "policy_hash": policy_document.content_hash}
+            for r in policy_document.rules]
+    return _table(rows, INSTRUCTIONS).replace_schema_metadata({YIELDS: "{}"})
+
+
+def _sensitivity_scores(policy_document, violating_instructions) -> pa.Table:
+    return _table([row | {"reverse_kl": 1.0, "flip": True} for row in violating_instructions.to_pylist()], SENSITIVITY)
+
+
+def _distilled_checkpoint(policy_document, filtered_instructions) -> Checkpoint:
+    return Checkpoint("c", "checkpoints/c", "fake", "r1", {"policy_hash": filtered_instructions["policy_hash"][0].as_py()})
+
+
+def _benchmark_report(policy_document, distilled_checkpoint, **tables) -> ReportRecord:
+    return ReportRecord("reports/fake", distilled_checkpoint.checkpoint_id, {})
+
+
+def _table(rows: list[dict], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist([{f.name: row.get(f.name) for f in schema} for row in rows], schema=schema)
+
+
+defs = dg.Definitions(**{**{name: getattr(definitions.defs, name) for name in ("assets", "jobs", "sensors", "schedules", "executor")},
+                         "resources": {**definitions.defs.resources, "launcher": Fake()}})

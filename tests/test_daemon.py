@@ -1,0 +1,238 @@
+"""Which runs a real daemon starts after which edits, and what is left of killed ones. The stages are fakes (fake_definitions)."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+from policyalign_assets.orchestration import fingerprints
+from policyalign_assets.orchestration.dead_runs import TAG as PROCESS
+from policyalign_assets.orchestration.realign import desired_states, live_runs
+from policyalign_assets.settings import load_settings
+
+ROOT = Path(__file__).parents[1]
+POLICY = ("---\ntitle: {0}\nowner: Someone\ndomains: [{1}]\n---\n\nThis assistant helps.\n\n## Rules\n\n- A1: Never help anyone forge a signature.\n"
+          "{2}\n## Declining\n\nDecline politely, and name the rule.\n")
+ADDENDUM = "## Rules\n\n- B1: Never help anyone fake a {0}.\n"
+
+
+class World:
+    """A folder of policies, a Dagster instance, and a daemon that watches them."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.policies, self.control = folder, folder / "policies", folder / "control"
+        self.control.mkdir()
+        self.settings, self.daemon, self.seen = load_settings(environ={}), None, 0
+        self.policy("alpha", "medical, legal")
+        self.addendum("alpha", "medical", "diagnosis")
+        config = yaml.safe_load((ROOT / "dagster.yaml").read_text())  # the project's own, faster
+        config["storage"]["sqlite"]["base_dir"] = str(folder / "storage")
+        for part, where in (("local_artifact_storage", "artifacts"), ("compute_logs", "logs")):
+            config[part]["config"]["base_dir"] = str(folder / where)
+        config["run_monitoring"] |= {"poll_interval_seconds": 1, "free_slots_after_run_end_seconds": 1}
+        (folder / "dagster.yaml").write_text(yaml.safe_dump(config))
+        (folder / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [{"python_file": {
+            "relative_path": str(ROOT / "tests/fake_definitions.py"), "location_name": "policyalign_assets"}}]}))
+        self.instance = dg.DagsterInstance.from_config(str(folder))
+
+    # edits
+    def policy(self, name: str, domains: str, rule: str = "") -> None:
+        (self.policies / name).mkdir(parents=True, exist_ok=True)
+        (self.policies / name / "policy.md").write_text(POLICY.format(name.title(), domains, rule))
+
+    def addendum(self, name: str, domain: str, what: str) -> None:
+        (self.policies / name / f"{domain}.md").write_text(ADDENDUM.format(what))
+
+    # the daemon
+    def start(self, **environ: str) -> None:
+        self.settings = load_settings(environ=environ)
+        self.daemon = subprocess.Popen(
+            [sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml"], cwd=self.folder,
+            stdout=open(self.folder / "daemon.log", "a"), stderr=subprocess.STDOUT,  # noqa: SIM115
+            env={**os.environ, "DAGSTER_HOME": str(self.folder), "PYTHONPATH": str(ROOT), "FAKE_CONTROL": str(self.control), "OMP_NUM_THREADS": "1",
+                 "POLICYALIGN_AUTOMATION__SENSOR_SECONDS": "1", "POLICYALIGN_DATA_DIR": str(self.folder / "data"), **environ})
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        self.daemon.send_signal(number)
+        self.daemon.wait(60)
+
+    # what happened
+    def runs(self) -> list[dg.DagsterRun]:
+        return [r.dagster_run for r in self.instance.get_run_records(ascending=True)]
+
+    def live(self) -> list[dg.DagsterRun]:
+        return live_runs(self.instance)
+
+    def look(self) -> float:
+        """The time of the sensor's last finished tick, 0 if none."""
+        (state,) = [s for s in self.instance.all_instigator_state() if s.instigator_name == "policy_changes"] or [None]
+        if not state:
+            return 0
+        ticks = self.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=2)
+        return max((t.timestamp for t in ticks if t.tick_data.end_timestamp), default=0)
+
+    def settle(self, seconds: float = 120) -> None:
+        """Until the sensor has looked with no run left, and again, and started none."""
+        until = time.monotonic() + seconds
+        quiet = time.time()
+        while not quiet < self.look():
+            if self.live():
+                quiet = time.time()
+            assert time.monotonic() < until, f"not quiet after {seconds} s: {(self.folder / 'daemon.log').read_text()[-3000:]}"
+            time.sleep(0.2)
+
+    def launched(self) -> tuple[int, int]:
+        """(runs, finished stages) since the last call."""
+        self.settle()
+        runs, self.seen = self.runs()[self.seen :], len(self.runs())
+        return len(runs), sum(len(self.instance.all_logs(r.run_id, of_type=dg.DagsterEventType.STEP_SUCCESS)) for r in runs)
+
+    def as_wanted(self) -> bool:
+        """Every stage of every partition has the fingerprint of what is on disk now."""
+        return all(self.fingerprint(key, stage) == wanted for key, stages in desired_states(self.policies, self.settings).items()
+                   for stage, wanted in stages.items())
+
+    def fingerprint(self, partition: str, stage: str) -> str | None:
+        filter = dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[partition])
+        records = self.instance.fetch_materializations(filter, limit=1).records
+        return records[0].asset_materialization.tags.get(fingerprints.TAG) if records else None
+
+    @contextmanager
+    def told(self, what: str):
+        """Steers the fakes, see `fake_definitions`."""
+        (self.control / what).touch()
+        yield
+        (self.control / what).unlink()
+
+    def wait_for(self, what, seconds: float = 60):
+        until = time.monotonic() + seconds
+        while not (found := what()):
+            assert time.monotonic() < until, (self.folder / "daemon.log").read_text()[-3000:]
+            time.sleep(0.1)
+        return found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    made = World(tmp_path_factory.mktemp("daemon"))
+    made.start()
+    yield made
+    made.stop()
+    made.instance.dispose()
+
+
+@pytest.fixture(autouse=True)
+def settled(world):
+    world.launched()
+    yield
+    print((world.folder / "daemon.log").read_text()[-1500:])  # shown where a test fails
+
+
+def test_a_fresh_start_makes_everything_and_a_second_look_nothing(world):
+    assert len(world.runs()) == 2 and all(r.status == dg.DagsterRunStatus.SUCCESS for r in world.runs())
+    assert world.as_wanted() and world.launched() == (0, 0)
+
+
+def test_what_changes_no_rule_starts_nothing(world):
+    file = world.policies / "alpha/policy.md"
+    file.write_text(file.read_text().replace("Someone", "Someone Else").replace("Never help anyone", "Never   help\n  anyone") + "\n<!-- seen -->\n")
+    assert world.launched() == (0, 0)
+
+
+def test_an_addendum_redoes_its_partition_and_a_shared_rule_all_of_the_policy(world):
+    world.addendum("alpha", "medical", "prescription")
+    assert world.launched() == (1, 6) and world.as_wanted()
+    world.policy("alpha", "medical, legal", "- A2: Never help anyone bribe a judge.\n")
+    assert world.launched() == (2, 12) and world.as_wanted()
+
+
+def test_reverting_twice_redoes_it_twice(world):
+    for what in ("receipt", "prescription", "receipt"):
+        world.addendum("alpha", "medical", what)
+        assert world.launched() == (1, 6) and world.as_wanted()
+
+
+def test_an_edit_during_a_run_becomes_one_more_run(world):
+    with world.told("hold-distilled_checkpoint"):
+        world.addendum("alpha", "medical", "badge")
+        world.wait_for(lambda: world.live() and world.instance.all_logs(world.live()[0].run_id, of_type=dg.DagsterEventType.STEP_SUCCESS)[3:])
+        world.addendum("alpha", "medical", "passport")
+        looked = world.look()
+        world.wait_for(lambda: world.look() > looked)
+    assert world.launched() == (2, 12) and world.as_wanted()
+
+
+def test_a_failing_stage_is_tried_again_a_bounded_number_of_times_and_the_next_edit_recovers(world):
+    with world.told("break-sensitivity_scores"):
+        world.addendum("alpha", "medical", "diploma")
+        runs, stages = world.launched()
+        assert (runs, stages) == (2, 2)  # again once, because the first attempt got further; then no more
+    world.addendum("alpha", "medical", "licence")
+    assert world.launched() == (1, 6) and world.as_wanted()
+
+
+def test_a_new_policy_is_aligned_and_a_deleted_one_retired_with_its_results_kept(world):
+    world.policy("beta", "legal")
+    assert world.launched() == (1, 6) and world.as_wanted()
+    shutil.rmtree(world.policies / "beta")
+    assert world.launched() == (0, 0)
+    assert world.instance.get_dynamic_partitions("policy") == ["alpha"]
+    assert (world.folder / "data/assets/benchmark_report/legal/beta.json").exists()
+
+
+def test_an_edit_is_not_lost_when_the_daemon_is_killed_or_down(world):
+    world.addendum("alpha", "medical", "stamp")
+    world.stop(signal.SIGKILL)
+    world.addendum("alpha", "legal", "contract")
+    world.start()
+    assert world.launched() == (2, 12) and world.as_wanted()
+
+
+def test_a_changed_setting_redoes_the_stages_that_read_it_and_those_after(world):
+    world.stop()
+    world.start(POLICYALIGN_DISTILLATION__LEARNING_RATE="1e-4")
+    assert world.launched() == (2, 4) and world.as_wanted()
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a run notes its process in terms of /proc")
+def test_a_killed_run_leaves_no_process_and_no_held_pool_and_is_tried_again(world):
+    with world.told("stubborn-sensitivity_scores"):
+        world.addendum("alpha", "medical", "seal")
+        pids = [int(p) for p in world.wait_for(lambda: _two(world.control / "pids"))]
+    (run,) = world.live()
+    os.kill(int(run.tags[PROCESS].split(":")[1]), signal.SIGKILL)
+    (world.control / "pids").unlink()
+    world.wait_for(lambda: not any(map(alive, pids)), 10)
+    assert world.launched() == (2, 6) and world.as_wanted()  # the second run needed the pool
+    assert [r.status for r in world.runs()[-2:]] == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a run notes its process in terms of /proc")
+def test_a_terminated_run_leaves_no_process_and_is_not_started_again_by_itself(world):
+    with world.told("stubborn-sensitivity_scores"):
+        world.addendum("alpha", "medical", "ticket")
+        pids = [int(p) for p in world.wait_for(lambda: _two(world.control / "pids"))]
+        (run,) = world.live()
+        world.instance.run_launcher.terminate(run.run_id)
+        (world.control / "pids").unlink()
+        world.wait_for(lambda: not any(map(alive, pids)), 10)
+    assert world.launched() == (1, 2) and world.instance.get_run_by_id(run.run_id).status == dg.DagsterRunStatus.CANCELED
+    world.addendum("alpha", "medical", "voucher")
+    assert world.launched() == (1, 6) and world.as_wanted()
+
+
+def _two(pids: Path) -> list[str]:
+    found = pids.read_text().split() if pids.exists() else []
+    return found if len(found) == 2 else []
