@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 ENV_PREFIX = "POLICYALIGN_"
 BUNDLED = "bundled"
 # Read elsewhere, or not settings of the pipeline itself.
-PLAIN_VARIABLES = {"PROFILE", "DATA_DIR", "POLICIES_DIR"}
+PLAIN_VARIABLES = {"PROFILE", "DATA_DIR", "POLICIES_DIR", "SHARED_DATA"}
 
 
 class SettingsError(ValueError):
@@ -54,6 +54,13 @@ class SynthesisSettings(_Section):
     max_new_tokens: int = Field(64, ge=8)
     near_duplicate: float = Field(0.85, gt=0, le=1, description="MinHash Jaccard on character 5-grams at which a draft is a near duplicate")
     seed: int = Field(11, ge=0)
+
+
+class FirewallSettings(_Section):
+    references: str | None = Field(None, description="folder of evaluation prompts (CSV, JSON, JSONL, Parquet) that no text may come near")
+    column: str | None = Field(None, description="column of the prompts; without it, the first known name that a file has")
+    threshold: float = Field(0.5, gt=0, le=1, description="Jaccard similarity (words and pairs of words) at which a text is too near")
+    own_cases: bool = Field(False, description="keep clear of the project's own held-out templates too; the bundled model knows few other words")
 
 
 class SensitivitySettings(_Section):
@@ -109,6 +116,7 @@ class Settings(_Section):
     profile: str = BUNDLED
     model: ModelSettings = ModelSettings()
     synthesis: SynthesisSettings = SynthesisSettings()
+    firewall: FirewallSettings = FirewallSettings()
     sensitivity: SensitivitySettings = SensitivitySettings()
     filtering: FilterSettings = FilterSettings()
     distillation: DistillationSettings = DistillationSettings()
@@ -128,6 +136,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     "qwen2.5-7b": {
         "model": {"id": "Qwen/Qwen2.5-7B-Instruct", "dtype": "bfloat16", "device": "cuda", "batch_tokens": 262_144},
         "synthesis": {"per_rule": 400, "max_new_tokens": 256},
+        "firewall": {"own_cases": True},
         "sensitivity": {"max_new_tokens": 512},
         "filtering": {"per_rule": 200},
         "distillation": {
