@@ -48,11 +48,17 @@ class SynthesisSettings(_Section):
     twin_ratio: float = Field(0.4, ge=0, le=2, description="benign twins per violating instruction")
     neighbour_ratio: float = Field(0.4, ge=0, le=4, description="uncovered requests that sound risky, per violating instruction")
     recombined_ratio: float = Field(0.5, ge=0, le=4, description="neighbours made by recombining the rules, per violating instruction")
+    grid: Literal["reduced", "full"] = Field("reduced", description="`full`: intent x persona x format x difficulty, with attack styles and a "
+                                             "ladder for refusals, for instruct models; the bundled model was trained for `reduced`")
+    style_share: float = Field(0.35, ge=0, le=2, description="violating instructions repeated in an attack style, per plain one (full grid)")
     oversample: float = Field(2.0, ge=1, description="drafts per wanted instruction in each round")
     rounds: int = Field(4, ge=1, description="rounds of drafting before a rule is reported as starved")
     temperature: float = Field(1.0, gt=0, le=2)
     max_new_tokens: int = Field(64, ge=8)
     near_duplicate: float = Field(0.85, gt=0, le=1, description="MinHash Jaccard on character 5-grams at which a draft is a near duplicate")
+    rouge_l: float = Field(1.0, gt=0, le=1, description="ROUGE-L within a rule at which a draft is a near duplicate; 1 turns it off")
+    language: str | None = Field("en", pattern="^[a-z]{2}$", description="language that drafts must be in; none takes every one")
+    heldout: float = Field(0.1, ge=0, lt=0.5, description="share of each rule's instructions held out of training, by cluster")
     seed: int = Field(11, ge=0)
 
 
@@ -135,7 +141,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     # the paper's run (release README); LoRA wants about 10x the learning rate of full fine-tuning (5e-6)
     "qwen2.5-7b": {
         "model": {"id": "Qwen/Qwen2.5-7B-Instruct", "dtype": "bfloat16", "device": "cuda", "batch_tokens": 262_144},
-        "synthesis": {"per_rule": 400, "max_new_tokens": 256},
+        "synthesis": {"per_rule": 400, "max_new_tokens": 256, "grid": "full", "rouge_l": 0.7},
         "firewall": {"own_cases": True},
         "sensitivity": {"max_new_tokens": 512},
         "filtering": {"per_rule": 200},
