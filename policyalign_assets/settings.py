@@ -76,9 +76,14 @@ class SensitivitySettings(_Section):
 
 
 class FilterSettings(_Section):
-    score: Literal["reverse_kl", "forward_kl", "jeffreys", "js", "reverse_kl_p90"] = "reverse_kl"
-    per_rule: int = Field(30, ge=1, description="violating instructions kept per rule (the top by `score`)")
+    score: Literal["reverse_kl", "forward_kl", "jeffreys", "js", "reverse_kl_p90", "flip", "random"] = "reverse_kl"
+    per_rule: int = Field(30, ge=1, description="most violating instructions kept per rule (the top by `score`)")
+    share: float = Field(1.0, gt=0, le=1, description="share of a rule's violating instructions kept (the top by `score`)")
+    at_least: int = Field(10, ge=0, description="kept per rule whatever `share` says; a rule with fewer (or than `per_rule`) stops the partition")
     minimum: float = Field(0.0, ge=0, description="drop violating instructions scoring below this (nats)")
+    twins_low: float = Field(0.2, ge=0, description="twins kept per violating instruction kept: fewer stop the partition")
+    twins_high: float = Field(0.9, gt=0, description="twins kept per violating instruction kept: more stop the partition")
+    seed: int = Field(15, ge=0, description="of the score `random`")
 
 
 class DistillationSettings(_Section):

@@ -38,13 +38,12 @@ def assign(rows: list[dict], share: float, seed: int) -> None:
     for row in roots:
         row["cluster"] = named[row["cluster"]]
     held: set[str] = set()
-    for kind in sorted({r["kind"] for r in roots}):
-        sizes = Counter(r["cluster"] for r in roots if r["kind"] == kind)
-        left = round(share * sizes.total()) - sum(sizes[name] for name in held)
-        for name in sorted(sizes, key=lambda c: hashlib.sha256(f"{seed}/{c}".encode()).digest()):
-            if name not in held and sizes[name] <= left and len(sizes) > 1:
-                held.add(name)
-                left -= sizes[name]
+    left = {kind: round(share * n) for kind, n in Counter(r["kind"] for r in roots).items()}
+    for name in sorted(set(named.values()), key=lambda c: hashlib.sha256(f"{seed}/{c}".encode()).digest()):
+        size = Counter(r["kind"] for r in roots if r["cluster"] == name)  # near a violation there may be a neighbour
+        if all(n <= left[kind] for kind, n in size.items()):
+            held.add(name)
+            left = {kind: n - size[kind] for kind, n in left.items()}
     by_id = {r["instruction_id"]: r for r in rows}
     for row in rows:
         root = row
