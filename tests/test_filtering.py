@@ -104,6 +104,13 @@ def test_what_is_held_out_is_never_selected_and_takes_no_place():
     assert conformance_set(tables(rows)[0])["instruction_id"].to_pylist() == ["held", "held-twin"]
 
 
+def test_a_text_that_another_rule_holds_out_is_not_trained_on_either():
+    rows = [violating("held", "C1", 9.0) | {"split": "heldout", "text": "Forge it."}, violating("same", "C2", 8.0) | {"text": "forge it."},
+            violating("a", "C2", 1.0)]
+    result = select(rows)
+    assert kept(result) == {"a"} and "held-out" in reasons(result)["same"]
+
+
 def test_tables_from_before_the_split_are_read_as_training_data():
     old, scores = tables(MANY)
     old = old.drop_columns(["split", "intent", "cluster"])

@@ -7,6 +7,8 @@
 -- more than `per_rule`, nor one that scores below `minimum`. Held-out instructions take no part.
 WITH scored AS (
     SELECT s.*, coalesce(i.split, 'train') AS split, s.kind IN ('violating', 'duty') AS ranked,
+        -- two rules may get the same text, and one of them may hold it out
+        coalesce(bool_or(i.split = 'heldout') OVER (PARTITION BY lower(s.text)), false) AS text_heldout,
         nullif(CASE getvariable('score')
             WHEN 'reverse_kl' THEN reverse_kl WHEN 'forward_kl' THEN forward_kl WHEN 'jeffreys' THEN jeffreys
             WHEN 'js' THEN js WHEN 'reverse_kl_p90' THEN reverse_kl_p90 WHEN 'flip' THEN flip::INT::DOUBLE
@@ -17,17 +19,18 @@ WITH scored AS (
 ),
 ranked AS (
     SELECT *,
-        CASE WHEN ranked AND split = 'train' AND score IS NOT NULL THEN
-            row_number() OVER (PARTITION BY rule_id, kind, split ORDER BY score DESC NULLS LAST, nullif(reverse_kl, 'nan'::DOUBLE) DESC NULLS LAST,
+        CASE WHEN ranked AND NOT text_heldout AND score IS NOT NULL THEN
+            row_number() OVER (PARTITION BY rule_id, kind, text_heldout ORDER BY score DESC NULLS LAST, nullif(reverse_kl, 'nan'::DOUBLE) DESC NULLS LAST,
                                instruction_id)
         END AS rank_in_rule,
-        count(score) OVER (PARTITION BY rule_id, kind, split) AS scored_in_rule
+        count(score) OVER (PARTITION BY rule_id, kind, text_heldout) AS scored_in_rule
     FROM scored
 ),
 judged AS (
     SELECT *,
         CASE
             WHEN split = 'heldout' THEN 'held out: never trained on'
+            WHEN text_heldout THEN 'dropped: the text of a held-out instruction'
             WHEN score IS NULL THEN 'dropped: no score (empty response, or not a number)'
             WHEN NOT ranked AND teacher_refused IS NULL THEN 'dropped: ' || kind || ' whose teacher answer could not be judged'
             WHEN NOT ranked AND teacher_refused THEN 'dropped: ' || kind || ' that the policy-conditioned teacher refuses'

@@ -15,6 +15,7 @@ import pyarrow as pa
 from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.files import sha256_table
 from policyalign_assets.orchestration import fingerprints
+from policyalign_assets.orchestration.data_metadata import YIELDS, selection_coverage, synthesis_coverage, yields_of
 from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG, image, markdown_table, preview, table_schema
 from policyalign_assets.orchestration.partitions import domain_and_policy, partitions, policy_dimension
 from policyalign_assets.orchestration.records import ReportRecord
@@ -24,7 +25,6 @@ from policyalign_assets.settings import load_settings
 from policyalign_assets.tables import FILTERED, INSTRUCTIONS, SENSITIVITY
 
 # Parquet schema metadata
-YIELDS = b"policyalign.yields"  # what became of the drafts, per rule
 FINGERPRINT = b"policyalign.fingerprint"  # see `fingerprints`
 MET = {True: "yes", False: "NO", None: "not measured"}
 DEPLOYED = load_settings()  # of now; a run may override them, and is then out of date by design
@@ -70,14 +70,22 @@ def violating_instructions(context: dg.AssetExecutionContext, pipeline: Pipeline
     """Requests that would break each rule, and requests just beyond it (twins, neighbours), written by the model itself."""
     from policyalign_assets.engine.loading import load_model
     from policyalign_assets.engine.transformers_engine import TransformersEngine
+    from policyalign_assets.synthesis.firewall import FirewallError, firewall_for, own_cases
+    from policyalign_assets.synthesis.store import RuleStore
     from policyalign_assets.synthesis.synthesize import synthesize
 
     settings = pipeline.settings
-    engine = TransformersEngine(load_model(settings.model), settings.model.batch_tokens)
-    made = synthesize(policy_document, engine, settings.synthesis, context.log.info)
+    try:
+        firewall = firewall_for(settings.firewall)
+    except FirewallError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+    loaded = load_model(settings.model)
+    made = synthesize(policy_document, TransformersEngine(loaded, settings.model.batch_tokens), settings.synthesis, context.log.info, firewall,
+                      (lambda rule: own_cases(policy_document, rule, settings)) if settings.firewall.own_cases else None,
+                      RuleStore(pipeline.data / "synthesis", [settings.model.dtype, loaded.model.device.type]))
     starved = sorted(r for r, y in made.yields.items() if y.starved)
     dropped = sum((y.dropped for y in made.yields.values()), start=Counter())
-    yields = {rule_id: {**vars(y), "dropped": dict(y.dropped)} for rule_id, y in made.yields.items()}
+    yields = {rule_id: vars(y) for rule_id, y in made.yields.items()}
     fingerprint = _made_from("violating_instructions", pipeline, policy_document=policy_document)
     table = _stamped(made.table.replace_schema_metadata({YIELDS: json.dumps({"rules": yields, "skipped": made.skipped})}), fingerprint)
     return dg.MaterializeResult(
@@ -86,7 +94,8 @@ def violating_instructions(context: dg.AssetExecutionContext, pipeline: Pipeline
                   "twins": sum(y.twins for y in made.yields.values()), "neighbours": sum(y.neighbours for y in made.yields.values()),
                   "drafted": sum(y.drafted for y in made.yields.values()),
                   "dropped": dict(dropped), "generator refused": dropped["refused"], "starved rules": starved or "none",
-                  "not synthesized": made.skipped or "none", "preview": preview(table, ("rule_id", "kind", "text"))})
+                  "not synthesized": made.skipped or "none", **synthesis_coverage(table, yields),
+                  "preview": preview(table, ("rule_id", "kind", "text"))})
 
 
 @_stage("sensitivity_scores", "data", {"parquet", "pytorch"}, "tables", SENSITIVITY)
@@ -129,6 +138,8 @@ def filtered_instructions(pipeline: Pipeline, violating_instructions: pa.Table, 
         value=_stamped(table, fingerprint), data_version=dg.DataVersion(sha256_table(table)), tags=_tags(fingerprint, _policy_hash(table)),
         metadata={"dagster/partition_row_count": table.num_rows, "selected": sum(table["selected"].to_pylist()),
                   "reasons": markdown_table(("reason", "rows"), sorted(counts.items())),
+                  **selection_coverage(violating_instructions, yields_of(violating_instructions), table, sensitivity_scores,
+                                       pipeline.settings.filtering.score),
                   "preview": preview(table.filter(table["selected"]), ("rule_id", "kind", "text", "score", "rank_in_rule"))})
 
 
