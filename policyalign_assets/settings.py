@@ -134,6 +134,13 @@ class Settings(_Section):
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")
+    def _the_bundled_model_knows_its_own_prompts_alone(self):
+        if self.model.id == BUNDLED and self.synthesis.grid == "full":
+            raise ValueError("synthesis.grid='full' asks questions that the bundled model was not trained on. "
+                             "Mend: synthesis.grid='reduced', or an instruct model")
+        return self
+
+    @model_validator(mode="after")
     def _filter_keeps_what_synthesis_makes(self):
         if self.filtering.per_rule > self.synthesis.per_rule:
             raise ValueError(f"filtering.per_rule={self.filtering.per_rule} keeps more than synthesis.per_rule={self.synthesis.per_rule} makes")
