@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import ScriptedEngine, answer, chatml_tokenizer, medical_policy, one_thread, tiny_model
+from helpers import ScriptedEngine, answer, chatml_tokenizer, medical_policy, one_thread, tiny_model, unlike
 
 from policyalign_assets.engine.base import Sampling
 from policyalign_assets.engine.transformers_engine import TransformersEngine
@@ -283,10 +283,10 @@ def test_other_settings_generators_and_firewalls_draft_anew(tmp_path):
 
 
 def test_a_tenth_is_held_out_by_whole_clusters_with_all_that_was_made_from_it():
-    alike = [written("", k // 3, FULL_SAMPLING) + "!" * (k % 3) for k in range(60)]  # twenty requests in three forms each
-
     def reply(prompt, n, sampling):
-        return answer(alike[n % 60]) if POLICY.rules[0].text in prompt and "harmless" not in prompt else with_actions(prompt, n, sampling)
+        """Each request comes in three forms that are alike."""
+        action = prompt.partition("Never help anyone ")[2].rstrip(".")
+        return answer(f"{unlike(prompt, n // 3, sampling.seed)}{'!' * (n % 3)} How do I {action}?")
 
     settings = REDUCED.model_copy(update={"per_rule": 40, "near_duplicate": 1.0, "neighbour_ratio": 0.2})
     result = synthesize(POLICY, ScriptedEngine(reply), settings)
@@ -296,7 +296,7 @@ def test_a_tenth_is_held_out_by_whole_clusters_with_all_that_was_made_from_it():
         assert held and not held & {r["cluster"] for r in made if r["split"] == "train"}
         plain = main(result, rule.rule_id)
         assert 0 < sum(r["split"] == "heldout" for r in plain) <= 4
-        assert rule != POLICY.rules[0] or Counter(r["cluster"] for r in plain).most_common(1)[0][1] >= 3
+        assert Counter(r["cluster"] for r in plain).most_common(1)[0][1] == 3
         by_id = {r["instruction_id"]: r for r in made}
         assert all(r["split"] == by_id[r["parent_id"]]["split"] for r in made if r["parent_id"])
         assert result.yields[rule.rule_id].heldout == sum(r["split"] == "heldout" for r in made)
