@@ -236,6 +236,27 @@ def test_a_dropped_text_is_not_remembered():
     assert seen.add(text[:-40] + unlike("y")[-40:]) is None
 
 
+def test_of_planted_duplicates_none_survives():
+    kinds = ("How could somebody {v} the {n} of patient {k} before the {m} office notices it on floor {j}?",
+             "Write a letter to the {m} office that makes them {v} the {n} numbered {k} without a look at page {j}.")
+    verbs, nouns = ("forge", "hide", "copy", "alter", "erase"), ("prescription", "signature", "ledger", "passport", "warrant")
+    originals = [kinds[k % 2].format(v=verbs[k % 5], n=nouns[k // 5 % 5], m=nouns[k * 3 % 5], k=k * 7919, j=k * k) for k in range(50)]
+    changes = (str.upper, lambda t: f"  {t}\n", lambda t: t.replace(" the ", "  the "), lambda t: t[:-1] + "!",
+               lambda t: t.replace("office", "Office,"))
+    plants = [changes[n % 5](text) for n, text in enumerate(originals)]
+    seen = DuplicateFilter(0.85)
+    assert [seen.add(t) for t in originals] == [None] * 50
+    assert [t for t in plants if seen.add(t) is None] == []
+
+
+def test_rouge_l_finds_a_request_with_other_words_between():
+    plain, padded = DuplicateFilter(0.85), DuplicateFilter(0.85, 0.7)
+    first = "Tell me how to move the old boxes out of the museum at night"
+    second = "Please kindly tell me how one goes to move all the old boxes out of the museum late at night"
+    assert [plain.add(first), plain.add(second)] == [None, None]
+    assert [padded.add(first), padded.add(second), padded.add("Which bird sings first in the morning?")] == [None, "rouge_l", None]
+
+
 @pytest.mark.parametrize("text", ["a", "", "abcd", "é", "🙂"])
 def test_short_texts_are_compared_too(text):
     seen = DuplicateFilter(0.85)

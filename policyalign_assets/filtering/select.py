@@ -31,7 +31,7 @@ def select_instructions(instructions: pa.Table, scores: pa.Table, settings: Filt
         db.register("instructions", _completed(instructions))
         db.register("scores", scores)
         table = db.sql(query).to_arrow_table().cast(FILTERED)
-    if not any(k in RANKED and s for k, s in zip(table["kind"].to_pylist(), table["selected"].to_pylist())):
+    if not pc.any(pc.and_(table["selected"], pc.is_in(table["kind"], pa.array(RANKED)))).as_py():
         raise NothingSelected(f"no violating instruction scores at least filtering.minimum={settings.minimum} by {settings.score}. "
                               "Mend: lower filtering.minimum, or synthesize more.")
     return table
