@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import medical_policy
 
+from policyalign_assets.orchestration.fingerprints import own_version
 from policyalign_assets.settings import FirewallSettings, load_settings
 from policyalign_assets.synthesis.firewall import Firewall, FirewallError, firewall_for, load_references, own_cases
 
@@ -110,6 +111,19 @@ def test_the_projects_own_cases_of_a_rule_are_references_whatever_the_other_rule
     assert wall.check("Which birds sing at night in a city park?") is None
     fewer = own_cases(type(policy)(**{**vars(policy), "rules": policy.rules[:2]}), rule, settings)
     assert fewer.digest == wall.digest
+
+
+def test_new_references_redo_synthesis_and_a_moved_folder_does_not(tmp_path):
+    def version(folder):
+        return own_version("violating_instructions", load_settings(overrides={"firewall": {"references": str(folder)}} if folder else {}, environ={}))
+
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.csv").write_text("prompt\nfirst\n")
+    here = version(tmp_path / "here")
+    assert here == version(tmp_path / "there") != version(None)
+    (tmp_path / "here/a.csv").write_text("prompt\nfirst\nsecond\n")
+    assert version(tmp_path / "here") != here
 
 
 @pytest.mark.skipif("POLICYALIGN_SHARED_DATA" not in os.environ, reason="POLICYALIGN_SHARED_DATA names no folder of public benchmarks")
