@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 ENV_PREFIX = "POLICYALIGN_"
 BUNDLED = "bundled"
 # Read elsewhere, or not settings of the pipeline itself.
-PLAIN_VARIABLES = {"PROFILE", "DATA_DIR", "POLICIES_DIR", "SCRATCH_DIR", "LAUNCHER", "EXCHANGE", "IMAGE"}
+PLAIN_VARIABLES = {"PROFILE", "DATA_DIR", "POLICIES_DIR", "SCRATCH_DIR", "LAUNCHER", "EXCHANGE", "IMAGE", "SHARED_DATA"}
 
 
 class SettingsError(ValueError):
@@ -48,12 +48,25 @@ class SynthesisSettings(_Section):
     twin_ratio: float = Field(0.4, ge=0, le=2, description="benign twins per violating instruction")
     neighbour_ratio: float = Field(0.4, ge=0, le=4, description="uncovered requests that sound risky, per violating instruction")
     recombined_ratio: float = Field(0.5, ge=0, le=4, description="neighbours made by recombining the rules, per violating instruction")
+    grid: Literal["reduced", "full"] = Field("reduced", description="`full`: intent x persona x format x difficulty, with attack styles and a "
+                                             "ladder for refusals, for instruct models; the bundled model was trained for `reduced`")
+    style_share: float = Field(0.35, ge=0, le=2, description="violating instructions repeated in an attack style, per plain one (full grid)")
     oversample: float = Field(2.0, ge=1, description="drafts per wanted instruction in each round")
     rounds: int = Field(4, ge=1, description="rounds of drafting before a rule is reported as starved")
     temperature: float = Field(1.0, gt=0, le=2)
     max_new_tokens: int = Field(64, ge=8)
     near_duplicate: float = Field(0.85, gt=0, le=1, description="MinHash Jaccard on character 5-grams at which a draft is a near duplicate")
+    rouge_l: float = Field(1.0, gt=0, le=1, description="ROUGE-L within a rule at which a draft is a near duplicate; 1 turns it off")
+    language: str | None = Field("en", pattern="^[a-z]{2}$", description="language that drafts must be in; none takes every one")
+    heldout: float = Field(0.1, ge=0, lt=0.5, description="share of each rule's instructions held out of training, by cluster")
     seed: int = Field(11, ge=0)
+
+
+class FirewallSettings(_Section):
+    references: str | None = Field(None, description="folder of evaluation prompts (CSV, JSON, JSONL, Parquet) that no text may come near")
+    column: str | None = Field(None, description="column of the prompts; without it, the first known name that a file has")
+    threshold: float = Field(0.5, gt=0, le=1, description="Jaccard similarity (words and pairs of words) at which a text is too near")
+    own_cases: bool = Field(False, description="keep clear of the project's own held-out templates too; the bundled model knows few other words")
 
 
 class SensitivitySettings(_Section):
@@ -63,9 +76,14 @@ class SensitivitySettings(_Section):
 
 
 class FilterSettings(_Section):
-    score: Literal["reverse_kl", "forward_kl", "jeffreys", "js", "reverse_kl_p90"] = "reverse_kl"
-    per_rule: int = Field(30, ge=1, description="violating instructions kept per rule (the top by `score`)")
+    score: Literal["reverse_kl", "forward_kl", "jeffreys", "js", "reverse_kl_p90", "flip", "random"] = "reverse_kl"
+    per_rule: int = Field(30, ge=1, description="most violating instructions kept per rule (the top by `score`)")
+    share: float = Field(1.0, gt=0, le=1, description="share of a rule's violating instructions kept (the top by `score`)")
+    at_least: int = Field(10, ge=0, description="kept per rule whatever `share` says; a rule with fewer (or than `per_rule`) stops the partition")
     minimum: float = Field(0.0, ge=0, description="drop violating instructions scoring below this (nats)")
+    twins_low: float = Field(0.2, ge=0, description="twins kept per violating instruction kept: fewer stop the partition")
+    twins_high: float = Field(0.9, gt=0, description="twins kept per violating instruction kept: more stop the partition")
+    seed: int = Field(15, ge=0, description="of the score `random`")
 
 
 class DistillationSettings(_Section):
@@ -118,11 +136,19 @@ class Settings(_Section):
     profile: str = BUNDLED
     model: ModelSettings = ModelSettings()
     synthesis: SynthesisSettings = SynthesisSettings()
+    firewall: FirewallSettings = FirewallSettings()
     sensitivity: SensitivitySettings = SensitivitySettings()
     filtering: FilterSettings = FilterSettings()
     distillation: DistillationSettings = DistillationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     automation: AutomationSettings = AutomationSettings()
+
+    @model_validator(mode="after")
+    def _the_bundled_model_knows_its_own_prompts_alone(self):
+        if self.model.id == BUNDLED and self.synthesis.grid == "full":
+            raise ValueError("synthesis.grid='full' asks questions that the bundled model was not trained on. "
+                             "Mend: synthesis.grid='reduced', or an instruct model")
+        return self
 
     @model_validator(mode="after")
     def _filter_keeps_what_synthesis_makes(self):
@@ -137,7 +163,8 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     # the paper's run (release README); LoRA wants about 10x the learning rate of full fine-tuning (5e-6)
     "qwen2.5-7b": {
         "model": {"id": "Qwen/Qwen2.5-7B-Instruct", "dtype": "bfloat16", "device": "cuda", "batch_tokens": 262_144},
-        "synthesis": {"per_rule": 400, "max_new_tokens": 256},
+        "synthesis": {"per_rule": 400, "max_new_tokens": 256, "grid": "full", "rouge_l": 0.7},
+        "firewall": {"own_cases": True},
         "sensitivity": {"max_new_tokens": 512},
         "filtering": {"per_rule": 200},
         "distillation": {

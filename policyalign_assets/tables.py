@@ -11,13 +11,23 @@ INSTRUCTIONS = pa.schema([
     ("policy_hash", pa.string()),
     ("rule_id", pa.string()),
     ("rule_hash", pa.string()),
-    ("kind", pa.string()),  # violating | twin | neighbour
-    ("parent_id", pa.string()),  # of a twin: the violating instruction that it was made from
+    ("kind", pa.string()),  # violating | duty | twin | neighbour
+    ("parent_id", pa.string()),  # of a twin, a styled request or a recombined neighbour: the instruction that it was made from
     ("text", pa.string()),
     ("seed", pa.int64()),
     ("round", pa.int32()),
     ("model_id", pa.string()),
     ("model_revision", pa.string()),
+    # the cell of the grid; null where the generator knows no grid (the bundled model)
+    ("intent", pa.string()),
+    ("persona", pa.string()),
+    ("format", pa.string()),
+    ("difficulty", pa.int8()),
+    ("style", pa.string()),  # the attack style put around its parent's text
+    ("ladder", pa.string()),  # how the generator was brought to write it: plain | defensive | prefill | few_shot
+    ("partner_hash", pa.string()),  # of a recombined neighbour: the other rule whose words it uses
+    ("cluster", pa.string()),  # requests that are alike; the id of its first member
+    ("split", pa.string()),  # train | heldout (by cluster; never trained on)
 ])
 
 SENSITIVITY = pa.schema([
@@ -48,6 +58,7 @@ FILTERED = pa.schema([
     ("rule_id", pa.string()),
     ("kind", pa.string()),
     ("text", pa.string()),
+    ("split", pa.string()),  # train | heldout
     ("score", pa.float64()),  # the score that ranked it
     ("rank_in_rule", pa.int64()),  # among the violating instructions of its rule; null for the other kinds
     ("selected", pa.bool_()),

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from policyalign_assets.filtering.select import NothingSelected, select_instructions
+from policyalign_assets.filtering.select import NothingSelected, conformance_set, select_instructions
 from policyalign_assets.settings import FilterSettings
 from policyalign_assets.tables import FILTERED, INSTRUCTIONS, SENSITIVITY
 
@@ -63,6 +63,59 @@ def test_the_chosen_score_ranks_and_is_kept_beside_the_row(score):
     result = select(rows, score=score, per_rule=1)
     assert kept(result) == {"high"}
     assert {r["instruction_id"]: r["score"] for r in result} == {"high": 2.0, "low": 0.5}
+
+
+def test_flips_come_first_and_the_shift_decides_among_them():
+    rows = [violating("flip-small", "C1", 0.1, flip=True), violating("flip-large", "C1", 0.4, flip=True), violating("none", "C1", 0.9, flip=False),
+            violating("unjudged", "C1", 2.0, flip=None)]
+    assert kept(select(rows, score="flip", per_rule=1)) == {"flip-large"}
+    assert kept(select(rows, score="flip", per_rule=4)) == {"flip-small", "flip-large", "none"}
+
+
+def test_a_random_choice_is_seeded_and_takes_no_account_of_the_scores():
+    rows = [violating(f"v{n:03d}", "C1", n / 100) for n in range(100)]
+    first, again, other = (kept(select(rows, score="random", per_rule=50, seed=s)) for s in (1, 1, 2))
+    assert first == again != other
+    assert 15 < len(first & kept(select(rows, per_rule=50))) < 35  # half of half
+
+
+@pytest.mark.parametrize(("share", "at_least", "per_rule", "sizes"), [
+    (0.5, 0, 99, (5, 2)), (0.5, 4, 99, (5, 3)), (0.5, 0, 2, (2, 2)), (0.01, 0, 99, (1, 1)), (0.5, 99, 99, (10, 3)), (0.2, 4, 3, (3, 3)),
+])
+def test_a_share_of_each_rule_but_at_least_so_many_and_never_more_than_the_quota(share, at_least, per_rule, sizes):
+    rows = [violating(f"{rule}-{n}", rule, 1 + n) for rule, size in (("C1", 10), ("C2", 3)) for n in range(size)]
+    chosen = kept(select(rows, share=share, at_least=at_least, per_rule=per_rule))
+    assert chosen == {f"{rule}-{size - 1 - n}" for rule, size, k in (("C1", 10, sizes[0]), ("C2", 3, sizes[1])) for n in range(k)}
+
+
+def test_elicitations_of_a_duty_are_ranked_like_violations():
+    rows = [violating(f"d{n}", "M8", float(n)) | {"kind": "duty", "teacher_refused": False} for n in range(4)]
+    assert kept(select(rows, per_rule=2)) == {"d2", "d3"}
+
+
+def test_what_is_held_out_is_never_selected_and_takes_no_place():
+    rows = [violating("held", "C1", 9.0) | {"split": "heldout"}, twin("held-twin", "C1", False) | {"split": "heldout"},
+            violating("a", "C1", 2.0) | {"split": "train"}, violating("b", "C1", 1.0)]
+    result = {r["instruction_id"]: r for r in select(rows)}
+    assert {k for k, r in result.items() if r["selected"]} == {"a", "b"}
+    assert result["held"]["rank_in_rule"] is None
+    assert {r["reason"] for r in result.values() if r["split"] == "heldout"} == {"held out: never trained on"}
+    assert result["a"]["rank_in_rule"] == 1
+    assert conformance_set(tables(rows)[0])["instruction_id"].to_pylist() == ["held", "held-twin"]
+
+
+def test_a_text_that_another_rule_holds_out_is_not_trained_on_either():
+    rows = [violating("held", "C1", 9.0) | {"split": "heldout", "text": "Forge it."}, violating("same", "C2", 8.0) | {"text": "forge it."},
+            violating("a", "C2", 1.0)]
+    result = select(rows)
+    assert kept(result) == {"a"} and "held-out" in reasons(result)["same"]
+
+
+def test_tables_from_before_the_split_are_read_as_training_data():
+    old, scores = tables(MANY)
+    old = old.drop_columns(["split", "intent", "cluster"])
+    assert kept(select_instructions(old, scores, FilterSettings(per_rule=2)).to_pylist()) == kept(select(MANY))
+    assert conformance_set(old).num_rows == 0
 
 
 def test_ties_are_broken_by_id_whatever_the_order_of_the_rows():

@@ -21,6 +21,7 @@ from policyalign_assets.policy import PolicyDocument, PolicyError, list_policies
 from policyalign_assets.report.record import ReportRecord
 from policyalign_assets.settings import load_settings
 from policyalign_assets.stages import Data
+from policyalign_assets.stages.coverage_facts import selection_coverage, yields_of
 from policyalign_assets.stages.facts import markdown_table, preview
 from policyalign_assets.tables import FILTERED, INSTRUCTIONS, SENSITIVITY
 
@@ -95,6 +96,8 @@ def filtered_instructions(pipeline: Pipeline, violating_instructions: pa.Table, 
         value=_stamped(table, fingerprint), data_version=dg.DataVersion(sha256_table(table)), tags=_tags(fingerprint, _policy_hash(inputs)),
         metadata=shown({"dagster/partition_row_count": table.num_rows, "selected": sum(table["selected"].to_pylist()),
                   "reasons": markdown_table(("reason", "rows"), sorted(counts.items())),
+                  **selection_coverage(violating_instructions, yields_of(violating_instructions), table, sensitivity_scores,
+                                       pipeline.settings.filtering.score),
                   "preview": preview(table.filter(table["selected"]), ("rule_id", "kind", "text", "score", "rank_in_rule"))}))
 
 

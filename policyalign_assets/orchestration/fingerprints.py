@@ -30,10 +30,10 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "policy_document": Stage(1),
-    "violating_instructions": Stage(1, ("policy_document",), ("model", "synthesis")),
+    "policy_document": Stage(2),
+    "violating_instructions": Stage(2, ("policy_document",), ("model", "synthesis", "firewall")),
     "sensitivity_scores": Stage(1, ("policy_document", "violating_instructions"), ("model", "sensitivity")),
-    "filtered_instructions": Stage(1, ("violating_instructions", "sensitivity_scores"), ("filtering",)),
+    "filtered_instructions": Stage(2, ("violating_instructions", "sensitivity_scores"), ("filtering",)),
     "distilled_checkpoint": Stage(1, ("policy_document", "filtered_instructions"), ("model", "distillation")),
     "benchmark_report": Stage(1, ("policy_document", "violating_instructions", "filtered_instructions", "distilled_checkpoint"),
                               ("model", "evaluation")),
@@ -60,12 +60,27 @@ def model_revision(model: ModelSettings) -> str:
     return _folder_hash(folder, tuple(sorted((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in folder.iterdir() if f.is_file())))
 
 
+def references_revision(folder: str | None) -> str | None:
+    """Hash of the evaluation prompts that synthesis keeps clear of: a new benchmark redoes it."""
+    files = sorted(f for f in Path(folder).rglob("*") if f.is_file()) if folder else []
+    return _files_hash(tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)) if folder else None
+
+
+@cache
+def _files_hash(state: tuple) -> str:
+    return _hash([hashlib.sha256(Path(name).read_bytes()).hexdigest() for name, *_ in state])
+
+
 def own_version(stage: str, settings: Settings) -> str:
     """Code and settings of one stage alone: Dagster's `code_version`, by which its UI shows a changed setting as stale."""
     spec = STAGES[stage]
     read = {section: getattr(settings, section).model_dump(mode="json", exclude=_SPEED_ONLY.get(section)) for section in spec.reads}
     if "model" in spec.reads:
         read["model"]["revision"] = model_revision(settings.model)
+    if "firewall" in spec.reads:
+        read["firewall"]["references"] = references_revision(settings.firewall.references)  # what they say, wherever they lie
+        if settings.firewall.own_cases:
+            read["evaluation"] = settings.evaluation.model_dump(mode="json", include={"cases_per_suite", "seed"})
     return f"{spec.code}.{_hash(read)[:12]}"
 
 

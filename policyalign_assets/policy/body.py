@@ -8,7 +8,7 @@ from markdown_it.tree import SyntaxTreeNode
 
 from policyalign_assets.policy.model import Rule, RuleSource, collapse
 from policyalign_assets.policy.source import Source
-from policyalign_assets.policy.stems import classify
+from policyalign_assets.policy.stems import compile_rule
 
 # Only the block structure counts. Three rules would swallow legal text: "</s>" as HTML, "[INST]: x" as a link definition, an
 # indented paragraph as code. "inline" is work that nobody reads, since a model gets marks as written.
@@ -77,8 +77,9 @@ def _rule(source: Source, item: SyntaxTreeNode, origin: RuleSource) -> Rule:
     if hidden:
         problem = f"the rule {rule_id!r} seems to run on into {hidden[1]!r}"
         raise source.error(item.map[0], problem, "Start each rule on its own line with '- '.")
-    kind, action = classify(sentence)
-    return Rule(rule_id, sentence, kind, action, origin, source.numbers[item.map[0]])
+    made = compile_rule(sentence)
+    return Rule(rule_id, sentence, made.kind, made.action, origin, source.numbers[item.map[0]], made.forbids, made.condition, made.exceptions,
+                made.permitted)
 
 
 def _text(node: SyntaxTreeNode) -> str:

@@ -16,7 +16,8 @@ _EXAMPLES = {"title": "General conduct", "owner": "Clinical Safety Office", "dom
 
 @dataclass(frozen=True)
 class Header:
-    """The front matter; what a file leaves out is empty or None. `domains_line` is the line in the file that names the domains."""
+    """The front matter; what a file leaves out is empty or None. The two lines are those of the file that name the
+    domains and the waived rules."""
 
     title: str
     owner: str
@@ -24,6 +25,8 @@ class Header:
     references: tuple[str, ...]
     domains: tuple[str, ...]
     domains_line: int | None
+    waive_starved: tuple[str, ...] = ()
+    waive_line: int | None = None
 
 
 def read_shared_header(source: Source) -> tuple[Header, Source]:
@@ -49,7 +52,7 @@ def read_header(source: Source) -> tuple[Header, Source]:
     """
     fields, body = _split(source)
     front = Source(source.path, source.lines[: len(source.lines) - len(body.lines)], source.numbers)
-    domains_index = _index_of(front, "domains")
+    domains_index, waive_index = _index_of(front, "domains"), _index_of(front, "waive_starved")
     header = Header(
         title=_text(front, fields, "title"),
         owner=_text(front, fields, "owner"),
@@ -57,6 +60,8 @@ def read_header(source: Source) -> tuple[Header, Source]:
         references=_texts(front, fields, "references"),
         domains=_texts(front, fields, "domains"),
         domains_line=None if domains_index is None else front.numbers[domains_index],
+        waive_starved=_texts(front, fields, "waive_starved"),
+        waive_line=None if waive_index is None else front.numbers[waive_index],
     )
     return header, body
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 DOMAINS = ("medical", "legal", "financial", "general")
 
-RuleKind = Literal["prohibit", "require"]
+RuleKind = Literal["prohibit", "require", "condition"]
 RuleSource = Literal["shared", "domain"]
 
 
@@ -19,7 +19,11 @@ def collapse(text: str) -> str:
 
 @dataclass(frozen=True)
 class Rule:
-    """One sentence of a policy. `action` is what a prohibition forbids ("forge a signature"), None where no stem names it."""
+    """One sentence of a policy. `action` is what a prohibition forbids ("forge a signature"), None where no stem names it.
+
+    What follows `line` is read from the sentence too: whether it forbids (a conditional rule may forbid or require), the condition
+    under which it holds, its exceptions, and what it expressly permits.
+    """
 
     rule_id: str
     text: str
@@ -27,6 +31,10 @@ class Rule:
     action: str | None
     source: RuleSource
     line: int
+    forbids: bool = False
+    condition: str | None = None
+    exceptions: tuple[str, ...] = ()
+    permitted: tuple[str, ...] = ()
 
     @property
     def content_hash(self) -> str:
@@ -46,6 +54,7 @@ class PolicyDocument:
     preamble: str
     rules: tuple[Rule, ...]
     declining: str
+    waive_starved: tuple[str, ...] = ()  # ids of rules that may stay short of instructions, by the owner's word
 
     @property
     def prompt_text(self) -> str:
@@ -60,7 +69,7 @@ class PolicyDocument:
 
     @property
     def content_hash(self) -> str:
-        """Changes exactly when the model's instructions or the typed rules change; owner, date and references do not count."""
+        """Changes exactly when the model's instructions or the typed rules change; owner, date, references and waivers do not count."""
         return _sha256(json.dumps([self.prompt_text, [[rule.rule_id, rule.kind, rule.text] for rule in self.rules]]))
 
     @property
@@ -70,6 +79,10 @@ class PolicyDocument:
     @property
     def duties(self) -> tuple[Rule, ...]:
         return tuple(rule for rule in self.rules if rule.kind == "require")
+
+    @property
+    def conditions(self) -> tuple[Rule, ...]:
+        return tuple(rule for rule in self.rules if rule.kind == "condition")
 
 
 def _sha256(text: str) -> str:

@@ -57,7 +57,11 @@ def parse_policy(policies_dir: Path, policy_id: str, domain: str) -> PolicyDocum
         addendum = read_body(addendum_text, "domain")
 
     rules = (*shared.rules, *addendum.rules)
-    _refuse_duplicates(rules, {"shared": folder.body.path, "domain": shown_path(policies_dir, policy_id, f"{domain}.md")})
+    paths = {"shared": folder.body.path, "domain": shown_path(policies_dir, policy_id, f"{domain}.md")}
+    _refuse_duplicates(rules, paths)
+    _refuse_unknown_waivers(folder.header, shared.rules, paths["shared"])
+    if header is not folder.header:
+        _refuse_unknown_waivers(header, rules, paths["domain"])
     return PolicyDocument(
         policy_id=policy_id,
         domain=domain,
@@ -68,6 +72,7 @@ def parse_policy(policies_dir: Path, policy_id: str, domain: str) -> PolicyDocum
         preamble=f"{shared.preamble} {addendum.preamble}".strip(),
         rules=rules,
         declining=f"{shared.declining} {addendum.declining}".strip(),
+        waive_starved=tuple(dict.fromkeys((*folder.header.waive_starved, *header.waive_starved))),
     )
 
 
@@ -92,3 +97,11 @@ def _refuse_duplicates(rules: tuple[Rule, ...], paths: dict[str, str]) -> None:
         if earlier is not rule:
             problem = f"the rule id {rule.rule_id!r} is used here (line {rule.line}) and in {paths[earlier.source]} (line {earlier.line})"
             raise PolicyError(paths[rule.source], rule.line, problem, "Give one of the two rules an id of its own.")
+
+
+def _refuse_unknown_waivers(header: Header, rules: tuple[Rule, ...], path: str) -> None:
+    known = {rule.rule_id for rule in rules}
+    for rule_id in header.waive_starved:
+        if rule_id not in known:
+            problem = f"waive_starved names {rule_id[:80]!r}, which is no rule here"
+            raise PolicyError(path, header.waive_line, problem, f"Name only these: {', '.join(sorted(known))}.")

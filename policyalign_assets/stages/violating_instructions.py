@@ -7,25 +7,31 @@ from collections import Counter
 
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.engine.transformers_engine import TransformersEngine
-from policyalign_assets.files import sha256_table
+from policyalign_assets.files import scratch_folder, sha256_table
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.stages import Made, Work
+from policyalign_assets.stages.coverage_facts import synthesis_coverage
 from policyalign_assets.stages.facts import nested, preview
+from policyalign_assets.synthesis.firewall import firewall_for, own_cases
+from policyalign_assets.synthesis.store import RuleStore
 from policyalign_assets.synthesis.synthesize import synthesize
 from policyalign_assets.tables import YIELDS
 
 
 def make(work: Work, policy_document: PolicyDocument) -> Made:
     settings = work.settings
-    engine = TransformersEngine(load_model(settings.model), settings.model.batch_tokens)
-    made = synthesize(policy_document, engine, settings.synthesis, work.report)
+    firewall = firewall_for(settings.firewall)
+    loaded = load_model(settings.model)
+    store = RuleStore(scratch_folder(work.data) / "synthesis", [settings.model.dtype, loaded.device.type])
+    made = synthesize(policy_document, TransformersEngine(loaded, settings.model.batch_tokens), settings.synthesis, work.report, firewall,
+                      (lambda rule: own_cases(policy_document, rule, settings)) if settings.firewall.own_cases else None, store)
     starved = sorted(r for r, y in made.yields.items() if y.starved)
     dropped = sum((y.dropped for y in made.yields.values()), start=Counter())
-    yields = {rule_id: {**vars(y), "dropped": dict(y.dropped)} for rule_id, y in made.yields.items()}
+    yields = {rule_id: vars(y) for rule_id, y in made.yields.items()}
     table = made.table.replace_schema_metadata({YIELDS: json.dumps({"rules": yields, "skipped": made.skipped})})
     return Made(table, sha256_table(table), {
         "dagster/partition_row_count": table.num_rows, "violating": sum(y.violating for y in made.yields.values()),
         "twins": sum(y.twins for y in made.yields.values()), "neighbours": sum(y.neighbours for y in made.yields.values()),
         "drafted": sum(y.drafted for y in made.yields.values()), "dropped": nested(dropped), "generator refused": dropped["refused"],
         "starved rules": starved or "none", "not synthesized": nested(made.skipped) if made.skipped else "none",
-        "preview": preview(table, ("rule_id", "kind", "text"))})
+        **synthesis_coverage(table, yields), "preview": preview(table, ("rule_id", "kind", "text"))})

@@ -1,17 +1,20 @@
-"""Exact and near duplicates among short texts, by MinHash over character 5-grams (datasketch)."""
+"""Exact and near duplicates among short texts: MinHash over character 5-grams (datasketch), and ROUGE-L over words (rapidfuzz)."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from datasketch import MinHash
+from datasketch import LeanMinHash, MinHash, MinHashLSH
+from rapidfuzz.distance import Indel
+
+_PERMUTATIONS = 128
 
 
 def normalize(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def minhash(text: str, permutations: int = 128) -> MinHash:
+def minhash(text: str, permutations: int = _PERMUTATIONS) -> MinHash:
     text = normalize(text)
     signature = MinHash(num_perm=permutations, seed=1)
     signature.update_batch({text[i : i + 5].encode() for i in range(max(1, len(text) - 4))})
@@ -19,20 +22,50 @@ def minhash(text: str, permutations: int = 128) -> MinHash:
 
 
 class DuplicateFilter:
-    """Remembers texts; tells whether a new one repeats an old one."""
+    """Remembers texts; tells whether a new one repeats an old one. About 7 KB a text."""
 
-    def __init__(self, threshold: float):
-        self._threshold = threshold
-        self._signatures: dict[str, MinHash] = {}
+    def __init__(self, threshold: float, rouge_l: float = 1.0):
+        """rouge_l: the ROUGE-L (F1 over words) from which on a text repeats another; 1 turns it off."""
+        self._threshold, self._rouge_l = threshold, rouge_l
+        self._signatures: dict[str, LeanMinHash] = {}
+        self._index = MinHashLSH(num_perm=_PERMUTATIONS, params=_lossless_bands(threshold))
+        self._words: list[list[str]] = []
 
-    def add(self, text: str) -> Literal["duplicate", "near_duplicate"] | None:
+    def add(self, text: str) -> Literal["duplicate", "near_duplicate", "rouge_l"] | None:
         """None, and `text` is remembered; or the kind of duplicate that it is."""
         key = normalize(text)
         if key in self._signatures:
             return "duplicate"
-        signature = minhash(key)
-        # against every text of the rule (hundreds): an LSH index misses a quarter of the pairs just above the threshold
-        if any(signature.jaccard(other) >= self._threshold for other in self._signatures.values()):
+        signature = LeanMinHash(minhash(key))
+        if any(signature.jaccard(self._signatures[other]) >= self._threshold for other in self._index.query(signature)):
             return "near_duplicate"
-        self._signatures[key] = signature
+        if self._rouge_l < 1:
+            words = key.split()
+            # 2 LCS / (m + n) is the normalized insertion-deletion similarity of the two lists of words
+            if any(Indel.normalized_similarity(words, other) >= self._rouge_l for other in self._words):
+                return "rouge_l"
+            self._words.append(words)
+        self._remember(key, signature)
         return None
+
+    def add_exact(self, text: str) -> Literal["duplicate"] | None:
+        """As `add`, for a text that may resemble others: a wrapped request resembles what it wraps."""
+        key = normalize(text)
+        if key in self._signatures:
+            return "duplicate"
+        self._remember(key, LeanMinHash(minhash(key)))
+        return None
+
+    def _remember(self, key: str, signature: LeanMinHash) -> None:
+        self._signatures[key] = signature
+        self._index.insert(key, signature, check_duplication=False)
+
+
+def _lossless_bands(threshold: float) -> tuple[int, int]:
+    """(bands, rows) with which the index misses no pair at the threshold: more bands than values may differ, so one agrees whole.
+
+    datasketch's own choice weighs misses against speed, and misses a quarter of the pairs just above the threshold.
+    """
+    differing = int((1 - threshold) * _PERMUTATIONS + 1e-9)
+    rows = min(max(1, _PERMUTATIONS // (differing + 1)), _PERMUTATIONS // 2)  # datasketch wants two bands at least
+    return _PERMUTATIONS // rows, rows

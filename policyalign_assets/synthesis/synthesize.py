@@ -4,45 +4,30 @@ The paper's release ships no synthesis; this is ours. Beside each rule's violati
 where the rule ends: `twin`, a benign near-miss of one violation, and `neighbour`, one that sounds risky but that the rule
 does not cover. Without them the student learns to refuse whatever resembles a violation (measured: docs/method.md). One
 rule at a time, seeded by the rule's own content, so that editing one rule leaves the instructions of the others as they were.
+
+Two grids: `reduced`, the three questions that the bundled model was trained on; `full`, for instruct models: intent x persona x
+format x difficulty, duties and conditional rules too, attack styles, and a ladder where the generator refuses.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import random
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pyarrow as pa
 
-from policyalign_assets.engine.base import Engine, Generation, Sampling, chat
-from policyalign_assets.evaluation.judge import RuleBasedJudge
+from policyalign_assets.engine.base import Engine
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import SynthesisSettings
-from policyalign_assets.synthesis import prompts
+from policyalign_assets.synthesis.drafting import Drafting, Gate, RuleYield, instruction_id, seed_for
 from policyalign_assets.synthesis.duplicates import DuplicateFilter
-from policyalign_assets.synthesis.recombine import recombined
+from policyalign_assets.synthesis.firewall import Firewall
+from policyalign_assets.synthesis.recombine import recombinations
+from policyalign_assets.synthesis.split import HELDOUT, assign
+from policyalign_assets.synthesis.store import RuleStore
 from policyalign_assets.tables import INSTRUCTIONS
 
 Report = Callable[[str], None]
-
-
-@dataclass
-class RuleYield:
-    """What became of the drafts for one rule. `starved`: fewer instructions than wanted after all rounds."""
-
-    wanted: int
-    violating: int = 0
-    twins: int = 0
-    neighbours: int = 0
-    drafted: int = 0
-    dropped: Counter = field(default_factory=Counter)  # by reason: refused, empty, truncated, duplicate, near_duplicate
-
-    @property
-    def starved(self) -> bool:
-        return self.violating < self.wanted
 
 
 @dataclass(frozen=True)
@@ -52,103 +37,67 @@ class Synthesis:
     skipped: dict[str, str]  # rule id -> why nothing was written for it
 
 
-def seed_for(base: int, *parts: str) -> int:
-    """A seed that depends on content, not on position."""
-    return int.from_bytes(hashlib.sha256("\0".join((str(base), *parts)).encode()).digest()[:4], "big")
+def synthesize(policy: PolicyDocument, engine: Engine, settings: SynthesisSettings, report: Report = lambda _: None,
+               firewall: Firewall | None = None, own_cases: Callable[[Rule], Firewall] | None = None, store: RuleStore | None = None) -> Synthesis:
+    """Violating instructions, twins and neighbours for each rule that the grid covers.
 
-
-def synthesize(policy: PolicyDocument, engine: Engine, settings: SynthesisSettings, report: Report = lambda _: None) -> Synthesis:
-    """Violating instructions, twins and neighbours for each prohibition of `policy`.
-
-    A rule that stays short of `settings.per_rule` is reported as starved, never filled from another rule.
+    firewall, own_cases: evaluation prompts to keep clear of, for all rules and for one. store: where rows of unchanged rules are
+    found. A rule that stays short of `settings.per_rule` is reported as starved, never filled from another rule.
     """
+    rules, skipped = _covered(policy, settings)
     rows: list[dict] = []
     yields: dict[str, RuleYield] = {}
+    for n, rule in enumerate(rules, 1):
+        gate = Gate(settings.language, [w for w in (firewall, own_cases(rule) if own_cases else None) if w is not None])
+        drafted, out, known = _drafted(rule, engine, settings, gate, store)
+        drafted = drafted + _recombined(policy, rule, drafted, settings, gate, out, engine)
+        assign(drafted, settings.heldout, settings.seed)
+        out.neighbours = sum(r["kind"] == "neighbour" for r in drafted)
+        out.heldout = sum(r["split"] == HELDOUT for r in drafted)
+        yields[rule.rule_id] = out
+        rows += drafted
+        report(f"rule {n}/{len(rules)} {rule.rule_id}: {out.violating} instructions, {out.twins} twins and {out.neighbours} neighbours "
+               f"from {out.drafted} drafts" + (" (starved)" if out.starved else "") + (" (unchanged, drafted before)" if known else ""))
+    of_policy = {"policy_id": policy.policy_id, "domain": policy.domain, "policy_hash": policy.content_hash}
+    return Synthesis(pa.Table.from_pylist([row | of_policy for row in rows], schema=INSTRUCTIONS), yields, skipped)
+
+
+def _covered(policy: PolicyDocument, settings: SynthesisSettings) -> tuple[tuple[Rule, ...], dict[str, str]]:
+    if settings.grid == "full":
+        return policy.rules, {}
     skipped = {r.rule_id: "a positive duty: it asks for behaviour that no single request violates" for r in policy.duties}
-    for n, rule in enumerate(policy.prohibitions, 1):
-        out = yields[rule.rule_id] = RuleYield(wanted=settings.per_rule)
-        seen = DuplicateFilter(settings.near_duplicate)
-        violating = _from_rule("violating", prompts.VIOLATION, settings.per_rule, policy, rule, engine, settings, seen, out)
-        twins = _twins(policy, rule, violating, engine, settings, seen, out)
-        wanted = round(len(violating) * settings.neighbour_ratio)
-        neighbours = _from_rule("neighbour", prompts.NEIGHBOUR, wanted, policy, rule, engine, settings, seen, out)
-        neighbours += _recombined(policy, rule, violating, engine, settings, seen)
-        out.violating, out.twins, out.neighbours = len(violating), len(twins), len(neighbours)
-        rows += violating + twins + neighbours
-        report(f"rule {n}/{len(policy.prohibitions)} {rule.rule_id}: {out.violating} instructions, {out.twins} twins and {out.neighbours} "
-               f"neighbours from {out.drafted} drafts" + (" (starved)" if out.starved else ""))
-    return Synthesis(pa.Table.from_pylist(rows, schema=INSTRUCTIONS), yields, skipped)
+    skipped |= {r.rule_id: "a conditional rule: the reduced grid asks for plain prohibitions only" for r in policy.conditions}
+    return policy.prohibitions, skipped
 
 
-def _from_rule(kind: str, prompt: str, wanted: int, policy, rule: Rule, engine: Engine, settings: SynthesisSettings, seen: DuplicateFilter,
-               out: RuleYield) -> list[dict]:
-    rows: list[dict] = []
-    for round_ in range(settings.rounds):
-        missing = wanted - len(rows)
-        if missing <= 0:
-            break
-        seed = seed_for(settings.seed, rule.content_hash, kind, str(round_))
-        drafts = [chat(prompt.format(rule=rule.text))] * math.ceil(missing * settings.oversample)
-        for text in _usable(engine.generate(drafts, _sampling(settings, seed)), seen, out):
-            if len(rows) < wanted:
-                rows.append(_row(policy, rule, kind, text, None, seed, round_, engine))
-    return rows
+def _drafted(rule: Rule, engine: Engine, settings: SynthesisSettings, gate: Gate, store: RuleStore | None) -> tuple[list[dict], RuleYield, bool]:
+    name = store.name(rule, engine, settings, gate) if store else ""
+    known = store.load(name) if store else None
+    if known:
+        return *known, True
+    rows, out = Drafting(rule, engine, settings, gate).run()
+    if store:
+        store.save(name, rows, out)
+    return rows, out, False
 
 
-def _twins(policy, rule: Rule, parents: list[dict], engine: Engine, settings: SynthesisSettings, seen: DuplicateFilter, out: RuleYield) -> list[dict]:
-    wanted = round(len(parents) * settings.twin_ratio)
-    rows: list[dict] = []
-    for round_ in range(settings.rounds):
-        todo = [parents[(round_ + n) % len(parents)] for n in range(wanted - len(rows))]
-        if not todo:
-            break
-        seed = seed_for(settings.seed, rule.content_hash, "twin", str(round_))
-        drafts = engine.generate([chat(prompts.TWIN.format(request=p["text"])) for p in todo], _sampling(settings, seed))
-        for parent, draft in zip(todo, drafts, strict=True):
-            for text in _usable([draft], seen, out):
-                rows.append(_row(policy, rule, "twin", text, parent["instruction_id"], seed, round_, engine))
-    return rows
-
-
-def _recombined(policy, rule: Rule, parents: list[dict], engine: Engine, settings: SynthesisSettings, seen: DuplicateFilter) -> list[dict]:
-    """These do depend on the other rules of the policy."""
-    seed = seed_for(settings.seed, rule.content_hash, "recombined")
-    rng = random.Random(seed)
-    rows: list[dict] = []
-    for parent in parents * settings.rounds:
-        if len(rows) >= round(len(parents) * settings.recombined_ratio):
-            break
-        text = recombined(parent["text"], rule, policy.prohibitions, rng)
-        if text and not seen.add(text):
-            rows.append(_row(policy, rule, "neighbour", text, parent["instruction_id"], seed, 0, engine))
-    return rows
-
-
-def _sampling(settings: SynthesisSettings, seed: int) -> Sampling:
-    return Sampling(settings.max_new_tokens, settings.temperature, seed)
-
-
-def _usable(drafts: list[Generation], seen: DuplicateFilter, out: RuleYield):
-    judge = RuleBasedJudge()
-    for draft in drafts:
-        out.drafted += 1
-        reason = None
-        if not draft.text:
-            reason = "empty"
-        elif draft.finish == "length":
-            reason = "truncated"
-        elif judge.judge(draft.text).refused:
-            reason = "refused"
-        else:
-            reason = seen.add(draft.text)
-        if reason:
+def _recombined(policy: PolicyDocument, rule: Rule, rows: list[dict], settings: SynthesisSettings, gate: Gate, out: RuleYield,
+                engine: Engine) -> list[dict]:
+    """Each of the first requests that name the action gives one neighbour (several where there are too few), or none."""
+    plain = [r for r in rows if r["kind"] == "violating" and r["parent_id"] is None]
+    parents = [r for r in plain if rule.action and rule.action in r["text"]]
+    seen = DuplicateFilter(settings.near_duplicate)
+    for row in rows:
+        seen.add(row["text"])
+    made: list[dict] = []
+    for n in range(min(round(len(plain) * settings.recombined_ratio), len(parents) * settings.rounds)):
+        parent, seed = parents[n % len(parents)], seed_for(settings.seed, rule.content_hash, "recombined", str(n // len(parents)))
+        for partner, text in recombinations(parent, rule, policy.prohibitions, seed):
+            reason = gate.reason(text) or seen.add(text)
+            if reason is None:
+                made.append({"instruction_id": instruction_id(rule, "neighbour", text), "rule_id": rule.rule_id, "rule_hash": rule.content_hash,
+                             "kind": "neighbour", "parent_id": parent["instruction_id"], "text": text, "seed": seed, "round": 0,
+                             "model_id": engine.model_id, "model_revision": engine.revision, "partner_hash": partner.content_hash})
+                break
             out.dropped[reason] += 1
-        else:
-            yield draft.text
-
-
-def _row(policy, rule: Rule, kind: str, text: str, parent: str | None, seed: int, round_: int, engine: Engine) -> dict:
-    identity = hashlib.sha256("\0".join((rule.content_hash, kind, text)).encode()).hexdigest()[:16]
-    return {"instruction_id": identity, "policy_id": policy.policy_id, "domain": policy.domain, "policy_hash": policy.content_hash,
-            "rule_id": rule.rule_id, "rule_hash": rule.content_hash, "kind": kind, "parent_id": parent, "text": text, "seed": seed,
-            "round": round_, "model_id": engine.model_id, "model_revision": engine.revision}
+    return made
