@@ -36,10 +36,11 @@ STAGES: dict[str, Stage] = {
     "filtered_instructions": Stage(1, ("violating_instructions", "sensitivity_scores"), ("filtering",)),
     "distilled_checkpoint": Stage(1, ("policy_document", "filtered_instructions"), ("model", "distillation")),
     "benchmark_report": Stage(1, ("policy_document", "violating_instructions", "filtered_instructions", "distilled_checkpoint"),
-                              ("model", "evaluation")),
+                              ("model", "evaluation", "judge")),
 }
 # How fast the work is done, not what comes out
-_SPEED_ONLY = {"model": {"batch_tokens"}, "distillation": {"save_every"}}
+_SPEED_ONLY = {"model": {"batch_tokens"}, "distillation": {"save_every"},
+               "judge": {"base_url", "api_key_variable", "timeout", "deadline", "retries", "concurrency"}}
 
 
 def _hash(value: object) -> str:
