@@ -82,4 +82,13 @@ EVALUATION = pa.schema([
     ("truncated", pa.bool_()),
     ("empty", pa.bool_()),
     ("tokens", pa.int32()),
+    # what the judge says beside `refused`; null where it does not speak of it
+    ("safe", pa.bool_()),
+    ("violated_rules", pa.list_(pa.string())),
+    ("harm", pa.float64()),  # 0 to 1
+    ("helpful_alternative", pa.bool_()),
+    ("judge_label", pa.string()),
+    ("judge_id", pa.string()),
+    ("judge_revision", pa.string()),
+    ("judge_template", pa.string()),
 ])

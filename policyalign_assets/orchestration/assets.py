@@ -176,7 +176,7 @@ def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, poli
     from policyalign_assets.engine.transformers_engine import TransformersEngine
     from policyalign_assets.evaluation.cases import build_cases
     from policyalign_assets.evaluation.evaluate import evaluate
-    from policyalign_assets.evaluation.judge import judge_for
+    from policyalign_assets.evaluation.judges.choose import described, make_judge
     from policyalign_assets.files import write_parquet
     from policyalign_assets.report.build import build_report
     from policyalign_assets.report.model import ReportContext
@@ -185,7 +185,7 @@ def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, poli
     from policyalign_assets.report.summary import markdown_summary, metric_values
 
     settings = pipeline.settings
-    judge = judge_for(settings.model.id)
+    judge = make_judge(settings.judge, settings.model.id, policy_document, context.log.warning)
     base = load_model(settings.model)
 
     def engine(loaded) -> TransformersEngine:
@@ -203,7 +203,7 @@ def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, poli
                 "why_not": "" if r.rule_id in measured else "a positive duty needs a judge that reads" if r.kind == "require"
                 else "its wording states no action that a test case can ask for"} for r in policy_document.rules],
         model_id=base.model_id, model_revision=base.revision, model_note=_model_note(base), checkpoint_id=distilled_checkpoint.checkpoint_id,
-        settings=settings.model_dump(mode="json"), versions=_versions(), judge=f"phrase rules ({judge.id})",
+        settings=settings.model_dump(mode="json"), versions=_versions(), judge=described(judge),
         funnel=_funnel(yields["rules"], filtered_instructions), seed=settings.distillation.seed,
         created_at=datetime.now(UTC).isoformat(timespec="seconds")), training_table(distilled_checkpoint, pipeline.data))
     folder = pipeline.data / "reports" / policy_document.policy_id / policy_document.domain

@@ -23,3 +23,10 @@ def make_judge(settings: JudgeSettings, model_id: str, policy: PolicyDocument, r
             return EndpointJudge(PolicyJudge(policy), settings, report)
         case "strongreject":
             return EndpointJudge(StrongRejectRubric(), settings, report)
+
+
+def described(judge: Judge) -> str:
+    """For the header of a report."""
+    if judge.template is None:
+        return f"phrase rules ({judge.id})"
+    return f"{judge.id}, revision {judge.revision or 'not stated'}, prompt template {judge.template}"
