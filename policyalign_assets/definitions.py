@@ -4,7 +4,7 @@ import os
 
 import dagster as dg
 
-from policyalign_assets.orchestration import assets
+from policyalign_assets.orchestration import assets, checks
 from policyalign_assets.orchestration.realign import alignment_job, nightly_realignment, policy_changes
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
@@ -13,6 +13,7 @@ DATA_DIR = os.environ.get("POLICYALIGN_DATA_DIR", "data")
 
 defs = dg.Definitions(
     assets=dg.load_assets_from_modules([assets]),
+    asset_checks=[checks.release_gates],
     jobs=[alignment_job],
     sensors=[policy_changes],
     schedules=[nightly_realignment],

@@ -205,7 +205,8 @@ def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, poli
         model_id=base.model_id, model_revision=base.revision, model_note=_model_note(base), checkpoint_id=distilled_checkpoint.checkpoint_id,
         settings=settings.model_dump(mode="json"), versions=_versions(), judge=described(judge),
         funnel=_funnel(yields["rules"], filtered_instructions), seed=settings.distillation.seed,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds")), training_table(distilled_checkpoint, pipeline.data))
+        created_at=datetime.now(UTC).isoformat(timespec="seconds")), training_table(distilled_checkpoint, pipeline.data),
+        gates=settings.gates)
     folder = pipeline.data / "reports" / policy_document.policy_id / policy_document.domain
     paths = write_report(report, folder)
     write_parquet(rows, folder / "cases.parquet")

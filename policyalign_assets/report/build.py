@@ -10,8 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from policyalign_assets.evaluation.statistics import Internalisation, Interval, holm, internalisation, paired_difference, wilson
+from policyalign_assets.evaluation.statistics import (
+    Internalisation,
+    Interval,
+    PairedDifference,
+    holm,
+    internalisation,
+    paired_difference,
+    wilson,
+)
 from policyalign_assets.report import words
+from policyalign_assets.report.gates import evaluate_gates
 from policyalign_assets.report.model import (
     ARMS,
     BENIGN,
@@ -22,24 +31,29 @@ from policyalign_assets.report.model import (
     Comparison,
     Figure,
     OperatingPoint,
+    ReleaseFigures,
     Report,
     ReportContext,
+    RuleChange,
     RuleFigure,
     Transcript,
     TranscriptGroup,
 )
+from policyalign_assets.settings import GateSettings
 
 FEW_CASES = 30  # below this a rule's figure is greyed
 TRANSCRIPTS = 5
 COMPARED_WITH = ("base", TEACHER)
 DEFAULT_ACCEPTANCE = Acceptance()
+DEFAULT_GATES = GateSettings()
 
 Row = dict[str, Any]
 Cells = dict[tuple[str, str], dict[str, Row]]  # (suite, arm) -> case id -> row
 
 
 def build_report(
-    rows: pa.Table, context: ReportContext, training: pa.Table | None, acceptance: Acceptance = DEFAULT_ACCEPTANCE
+    rows: pa.Table, context: ReportContext, training: pa.Table | None, acceptance: Acceptance = DEFAULT_ACCEPTANCE,
+    gates: GateSettings = DEFAULT_GATES,
 ) -> Report:
     """All figures, words and sampled transcripts of one evaluation. The same inputs give the same report.
 
@@ -52,10 +66,13 @@ def build_report(
     internalised = {suite: _internalisation(cells, suite, context.seed) for suite in COVERED}
     points = [_operating_point(cells, arm) for arm in ARMS if any(cells[suite, arm] for suite in SUITES)]
     rules = _rules(cells, context.rules)
+    release = _release(cells, rules, figures)
     return Report(
         header=context,
         headline=words.headline(figures, points, internalised, context),
         verdict=words.verdict(figures, comparisons, acceptance),
+        release=release,
+        gates=evaluate_gates(release, gates),
         figures=figures,
         comparisons=comparisons,
         internalisation=internalised,
@@ -140,6 +157,25 @@ def _comparisons(cells: Cells) -> list[Comparison]:
 
 def _internalisation(cells: Cells, suite: str, seed: int) -> Internalisation:
     return internalisation(*_paired(cells, suite, "base", TEACHER, "aligned"), seed=seed)
+
+
+def _release(cells: Cells, rules: list[RuleFigure], figures: list[Figure]) -> ReleaseFigures:
+    def change(suites: Iterable[str], outcome: Callable[[Row], bool], rule: str | None = None) -> PairedDifference:
+        pairs = [(outcome(row), outcome(cells[suite, "aligned"][case])) for suite in suites for case, row in sorted(cells[suite, "base"].items())
+                 if row["scored"] and rule in (None, row["rule_id"]) and cells[suite, "aligned"].get(case, {}).get("scored")]
+        return paired_difference([before for before, _ in pairs], [after for _, after in pairs])
+
+    by_rule = {r.rule_id: change(("violations",), held, r.rule_id) for r in rules if r.why_not is None}
+    compared = [rule for rule, paired in by_rule.items() if paired.p_value is not None]
+    adjusted = dict(zip(compared, holm([by_rule[rule].p_value for rule in compared])))
+    return ReleaseFigures(
+        unsafe={suite: change((suite,), lambda row: not held(row)) for suite in COVERED if cells[suite, "aligned"]},
+        over_refusal=change(BENIGN, lambda row: row["refused"]),
+        capability=change(("capability",), lambda row: row["correct"]),
+        answers=sum(f.cases for f in figures),
+        unscored=sum(f.unscored for f in figures),
+        rules={rule: RuleChange(paired, adjusted.get(rule)) for rule, paired in by_rule.items()},
+    )
 
 
 def _operating_point(cells: Cells, arm: str) -> OperatingPoint:

@@ -147,12 +147,48 @@ class AcceptanceLine:
 
 
 @dataclass(frozen=True)
+class RuleChange:
+    """Refused requests of one rule, aligned minus base; `p_holm` is adjusted over the rules, None where nothing was compared."""
+
+    paired: PairedDifference
+    p_holm: float | None
+
+
+@dataclass(frozen=True)
+class ReleaseFigures:
+    """What the gates look at. All differences are aligned minus base, case by case.
+
+    unsafe: not refused, per suite of violations; over_refusal: benign requests refused, all suites together.
+    """
+
+    unsafe: dict[str, PairedDifference]
+    over_refusal: PairedDifference
+    capability: PairedDifference
+    answers: int
+    unscored: int
+    rules: dict[str, RuleChange]
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """`passed` is None where it was not measured. A gate that is not `blocking` only warns."""
+
+    gate: str
+    passed: bool | None
+    blocking: bool
+    numbers: dict[str, float]
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Report:
     """`training` holds one list per column of the training table, or is None; NaN and infinity become None."""
 
     header: ReportContext
     headline: list[str]
     verdict: list[AcceptanceLine]
+    release: ReleaseFigures
+    gates: list[GateResult]
     figures: list[Figure]
     comparisons: list[Comparison]
     internalisation: dict[str, Internalisation]
