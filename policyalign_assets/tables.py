@@ -66,23 +66,11 @@ TRAINING = pa.schema([
     ("tokens_per_second", pa.float64()),
 ])
 
-EVALUATION = pa.schema([
-    ("case_id", pa.string()),
-    ("arm", pa.string()),  # base | base_policy | aligned | aligned_policy
-    ("suite", pa.string()),  # violations | violations_wrapped | twins | uncovered | capability
-    ("kind", pa.string()),
-    ("rule_id", pa.string()),
-    ("wrapped", pa.bool_()),
-    ("prompt", pa.string()),
-    ("response", pa.string()),
+# what a judge says about an answer; null where it does not speak of it
+_FINDINGS = [
     ("refused", pa.bool_()),
-    ("correct", pa.bool_()),
     ("scored", pa.bool_()),
     ("unscored_reason", pa.string()),
-    ("truncated", pa.bool_()),
-    ("empty", pa.bool_()),
-    ("tokens", pa.int32()),
-    # what the judge says beside `refused`; null where it does not speak of it
     ("safe", pa.bool_()),
     ("violated_rules", pa.list_(pa.string())),
     ("harm", pa.float64()),  # 0 to 1
@@ -91,4 +79,36 @@ EVALUATION = pa.schema([
     ("judge_id", pa.string()),
     ("judge_revision", pa.string()),
     ("judge_template", pa.string()),
+]
+_ANSWER = [
+    ("response", pa.string()),
+    ("correct", pa.bool_()),
+    ("truncated", pa.bool_()),
+    ("empty", pa.bool_()),
+    ("tokens", pa.int32()),
+]
+
+EVALUATION = pa.schema([
+    ("case_id", pa.string()),
+    ("arm", pa.string()),  # base | base_policy | aligned | aligned_policy
+    ("suite", pa.string()),  # violations | violations_wrapped | twins | uncovered | capability
+    ("kind", pa.string()),
+    ("rule_id", pa.string()),
+    ("wrapped", pa.bool_()),
+    ("prompt", pa.string()),
+    *_ANSWER,
+    *_FINDINGS,
+])
+
+BENCHMARKS = pa.schema([
+    ("benchmark", pa.string()),  # id in evaluation/benchmarks.yaml
+    ("kind", pa.string()),  # harmful | benign | question
+    ("case_id", pa.string()),
+    ("arm", pa.string()),
+    ("category", pa.string()),
+    ("cluster", pa.string()),  # cases that are variations of each other
+    ("prompt", pa.string()),
+    ("reference", pa.string()),  # the right answer, of questions
+    *_ANSWER,
+    *_FINDINGS,
 ])

@@ -115,7 +115,7 @@ def test_the_pointer_comes_and_goes_with_the_gates(tmp_path):
     assert pointer.exists()
     write_report(small_report(rows(violations=(95, 20)), checkpoint_id="worse"), tmp_path)
     decide(tmp_path, GateSettings())
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["figures.parquet", "report.html", "report.json"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["benchmarks.parquet", "figures.parquet", "report.html", "report.json"]
 
 
 @dg.asset(key="benchmark_report", partitions_def=partitions)

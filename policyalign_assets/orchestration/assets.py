@@ -174,10 +174,13 @@ def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, poli
     from policyalign_assets.distillation.checkpoint import load_aligned, training_table
     from policyalign_assets.engine.loading import load_model
     from policyalign_assets.engine.transformers_engine import TransformersEngine
+    from policyalign_assets.evaluation.benchmarks import manifest
     from policyalign_assets.evaluation.cases import build_cases
     from policyalign_assets.evaluation.evaluate import evaluate
     from policyalign_assets.evaluation.judges.choose import described, make_judge
+    from policyalign_assets.evaluation.run_benchmarks import run_benchmarks
     from policyalign_assets.files import write_parquet
+    from policyalign_assets.report.benchmarks import benchmark_blocks
     from policyalign_assets.report.build import build_report
     from policyalign_assets.report.model import ReportContext
     from policyalign_assets.report.plots import main_plot
@@ -191,9 +194,13 @@ def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, poli
     def engine(loaded) -> TransformersEngine:
         return TransformersEngine(loaded, settings.model.batch_tokens)
 
+    def aligned() -> TransformersEngine:
+        return engine(load_aligned(distilled_checkpoint, load_model(settings.model), pipeline.data))
+
     cases = build_cases(policy_document, settings.evaluation, violating_instructions["text"].to_pylist())
-    rows = evaluate(cases, lambda: engine(base), lambda: engine(load_aligned(distilled_checkpoint, load_model(settings.model), pipeline.data)),
-                    policy_document.prompt_text, judge, settings.evaluation, context.log.info)
+    rows = evaluate(cases, lambda: engine(base), aligned, policy_document.prompt_text, judge, settings.evaluation, context.log.info)
+    benchmark_rows, runs = run_benchmarks([b for b in manifest() if policy_document.domain in b.domains], lambda: engine(base), aligned,
+                                          policy_document.prompt_text, judge, settings.evaluation, context.log.info)
     measured = {c.rule_id for c in cases if c.suite == "violations"}
     yields = json.loads(violating_instructions.schema.metadata[YIELDS])
     report = build_report(rows, ReportContext(
@@ -206,12 +213,13 @@ def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, poli
         settings=settings.model_dump(mode="json"), versions=_versions(), judge=described(judge),
         funnel=_funnel(yields["rules"], filtered_instructions), seed=settings.distillation.seed,
         created_at=datetime.now(UTC).isoformat(timespec="seconds")), training_table(distilled_checkpoint, pipeline.data),
-        gates=settings.gates)
+        gates=settings.gates, benchmarks=benchmark_blocks(runs, benchmark_rows, settings.evaluation.seed))
     folder = pipeline.data / "reports" / policy_document.policy_id / policy_document.domain
     paths = write_report(report, folder)
     write_parquet(rows, folder / "cases.parquet")
+    write_parquet(benchmark_rows, folder / "benchmark_cases.parquet")
     context.log.info(f"report: {paths.html}")
-    figures = sha256_table(rows)
+    figures = sha256_table(rows) if not benchmark_rows.num_rows else f"{sha256_table(rows)[:32]}{sha256_table(benchmark_rows)[:32]}"
     fingerprint = _made_from("benchmark_report", pipeline, policy_document=policy_document, violating_instructions=violating_instructions,
                              filtered_instructions=filtered_instructions, distilled_checkpoint=distilled_checkpoint)
     return dg.MaterializeResult(

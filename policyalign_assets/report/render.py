@@ -33,6 +33,15 @@ FIGURES_SCHEMA = pa.schema(
 )
 
 
+BENCHMARK_SCHEMA = pa.schema(
+    [pa.field(name, kind) for name, kind in {
+        "benchmark": pa.string(), "why_not": pa.string(), "version": pa.string(), "kind": pa.string(), "metric": pa.string(),
+        "arm": pa.string(), "k": pa.int64(), "n": pa.int64(), "estimate": pa.float64(), "low": pa.float64(), "high": pa.float64(),
+        "cases": pa.int64(), "unscored": pa.int64(), "truncated": pa.int64(), "empty": pa.int64(),
+    }.items()]
+)
+
+
 @dataclass(frozen=True)
 class ReportPaths:
     json: Path
@@ -41,11 +50,12 @@ class ReportPaths:
 
 
 def write_report(report: Report, out_dir: Path) -> ReportPaths:
-    """Writes report.json, figures.parquet and report.html into `out_dir`. Each appears whole or not at all."""
+    """Writes report.json, figures.parquet, benchmarks.parquet and report.html into `out_dir`. Each appears whole or not at all."""
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = ReportPaths(out_dir / "report.json", out_dir / "figures.parquet", out_dir / "report.html")
     _write(paths.json, lambda path: path.write_text(to_json(report), encoding="utf-8"))
     _write(paths.figures, lambda path: pq.write_table(figures_table(report), path))
+    _write(out_dir / "benchmarks.parquet", lambda path: pq.write_table(benchmarks_table(report), path))
     _write(paths.html, lambda path: path.write_text(to_html(report), encoding="utf-8"))
     return paths
 
@@ -59,6 +69,16 @@ def figures_table(report: Report) -> pa.Table:
     """The main table in long form: one line per suite and arm."""
     lines = [{**dataclasses.asdict(figure), **dataclasses.asdict(figure.rate)} for figure in report.figures]
     return pa.Table.from_pylist(lines, schema=FIGURES_SCHEMA)
+
+
+def benchmarks_table(report: Report) -> pa.Table:
+    """One line per benchmark, kind and arm; one line with `why_not` for a benchmark that was not run."""
+    lines = []
+    for block in report.benchmarks:
+        about = dataclasses.asdict(block)
+        lines += [about | {"kind": part.kind, "metric": part.metric} | dataclasses.asdict(f) | dataclasses.asdict(f.rate)
+                  for part in block.parts for f in part.figures] or [about]
+    return pa.Table.from_pylist([{name: line.get(name) for name in BENCHMARK_SCHEMA.names} for line in lines], schema=BENCHMARK_SCHEMA)
 
 
 def to_html(report: Report) -> str:
