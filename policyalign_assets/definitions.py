@@ -4,7 +4,7 @@ import os
 
 import dagster as dg
 
-from policyalign_assets.orchestration import assets, checks
+from policyalign_assets.orchestration import assets, checks, leaderboard
 from policyalign_assets.orchestration.realign import alignment_job, nightly_realignment, policy_changes
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
@@ -12,7 +12,7 @@ from policyalign_assets.orchestration.storage import ParquetStorage, RecordStora
 DATA_DIR = os.environ.get("POLICYALIGN_DATA_DIR", "data")
 
 defs = dg.Definitions(
-    assets=dg.load_assets_from_modules([assets]),
+    assets=dg.load_assets_from_modules([assets, leaderboard]),
     asset_checks=[checks.release_gates],
     jobs=[alignment_job],
     sensors=[policy_changes],
