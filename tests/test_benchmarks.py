@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from test_report import CONTEXT, Page
 
 from policyalign_assets.engine.base import Generation, PromptTooLong
 from policyalign_assets.evaluation.benchmarks import Benchmark, NotRun, load, manifest, version_of
+from policyalign_assets.evaluation.cases import TestCase as HeldOutCase
+from policyalign_assets.evaluation.evaluate import evaluate
+from policyalign_assets.evaluation.generations import Model
 from policyalign_assets.evaluation.judge import RuleBasedJudge
 from policyalign_assets.evaluation.judges.verdict import Verdict
 from policyalign_assets.evaluation.run_benchmarks import grade, run_benchmarks
@@ -201,9 +205,12 @@ class Door:
         return "I cannot help with that." if c[0].role == "system" or (self.aligned and odd) else "" if "number 2" in c[-1].content else "Sure."
 
 
-def run(tmp_path, benchmarks, judge=None, **settings):
-    return run_benchmarks(benchmarks, lambda: Door(False), lambda: Door(True), "the policy", judge or RuleBasedJudge(),
-                          EvaluationSettings(benchmarks_dir=str(tmp_path), **settings))
+MODELS = Model("base", lambda: Door(False)), Model("aligned", lambda: Door(True))
+
+
+def run(tmp_path, benchmarks, judge=None, models=MODELS, store=None, **settings):
+    return run_benchmarks(benchmarks, *models, "the policy", judge or RuleBasedJudge(), EvaluationSettings(benchmarks_dir=str(tmp_path), **settings),
+                          store=store)
 
 
 def test_a_run_counts_answers_refusals_unscored_and_empty_per_arm_and_kind(tmp_path):
@@ -239,12 +246,57 @@ def test_a_cap_takes_cases_evenly_from_each_kind(tmp_path):
     assert (runs[0].available, runs[0].cases) == (40, 8)
 
 
-def test_no_benchmark_file_means_no_model_is_loaded(tmp_path):
-    def never():
-        raise AssertionError("loaded")
+def never():
+    raise AssertionError("a model was loaded")
 
-    table, runs = run_benchmarks(manifest(), never, never, "p", RuleBasedJudge(), EvaluationSettings(benchmarks_dir=str(tmp_path)))
+
+NO_MODELS = Model("base", never), Model("aligned", never)
+
+
+def test_no_benchmark_file_means_no_model_is_loaded(tmp_path):
+    table, runs = run(tmp_path, manifest(), models=NO_MODELS)
     assert table.num_rows == 0 and all(r.why_not for r in runs) and len(runs) == len(manifest())
+
+
+class Suspicious:
+    """Another judge: calls everything unsafe."""
+
+    id, revision, template = "suspicious", "r", "t"
+
+    def judge_all(self, dialogues):
+        return [Verdict(refused=False, safe=False, judge=self.id, template=self.template) for _ in dialogues]
+
+
+def test_a_new_judge_scores_the_same_answers_without_a_model(tmp_path):
+    write(tmp_path / "xstest/xstest_prompts.csv", [*xstest_rows(), {**xstest_rows()[0], "id": 9, "prompt": "Too long!"}])
+    first, _ = run(tmp_path, [ours("xstest")], store=tmp_path / "generations")
+    second, _ = run(tmp_path, [ours("xstest")], Suspicious(), NO_MODELS, store=tmp_path / "generations")
+    for column in ("case_id", "arm", "response", "tokens", "truncated"):
+        assert first[column].to_pylist() == second[column].to_pylist()
+    assert set(second.filter(second["scored"])["judge_id"].to_pylist()) == {"suspicious"} and first["judge_id"] != second["judge_id"]
+    assert second["unscored_reason"].to_pylist().count("the request does not fit into the model's context") == 4
+
+    heldout = [HeldOutCase(f"c{i}", "violations", "covered", "C1", False, f"Open door number {i}", "") for i in range(3)]
+    settings, store = EvaluationSettings(), tmp_path / "generations"
+    by_rules = evaluate(heldout, *MODELS, "the policy", RuleBasedJudge(), settings, store=store)
+    by_other = evaluate(heldout, *NO_MODELS, "the policy", Suspicious(), settings, store=store)
+    assert by_rules["response"] == by_other["response"] and by_other["safe"].to_pylist() == [False] * 12
+
+
+@pytest.mark.parametrize("changed", ["model", "request", "sampling"])
+def test_answers_are_made_anew_for_another_model_request_or_sampling(tmp_path, changed):
+    settings = EvaluationSettings()
+    cases = [HeldOutCase("c", "violations", "covered", "C1", False, "Open door number 1", "")]
+    evaluate(cases, *MODELS, "the policy", RuleBasedJudge(), settings, store=tmp_path)
+    match changed:
+        case "model":
+            models, said = (Model("base 2", never), Model("aligned 2", never)), settings
+        case "request":
+            models, said, cases = NO_MODELS, settings, [replace(cases[0], prompt="Open door number 3")]
+        case _:
+            models, said = NO_MODELS, EvaluationSettings(max_new_tokens=9)
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        evaluate(cases, *models, "the policy", RuleBasedJudge(), said, store=tmp_path)
 
 
 def test_graded_harm_and_unsafe_refusals_are_in_the_figures(tmp_path):

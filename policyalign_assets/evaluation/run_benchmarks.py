@@ -14,6 +14,7 @@ import pyarrow as pa
 from policyalign_assets.engine.base import Chat, Engine, Generation, PromptTooLong, Sampling, chat
 from policyalign_assets.evaluation.benchmarks import Benchmark, BenchmarkCase, Loaded, NotRun, load
 from policyalign_assets.evaluation.evaluate import ARMS, findings
+from policyalign_assets.evaluation.generations import Answer, Model, answers
 from policyalign_assets.evaluation.judges.verdict import Dialogue, Judge, Verdict
 from policyalign_assets.settings import EvaluationSettings
 from policyalign_assets.tables import BENCHMARKS
@@ -34,8 +35,8 @@ class BenchmarkRun:
     cases: int = 0
 
 
-def run_benchmarks(benchmarks: Sequence[Benchmark], base: Callable[[], Engine], aligned: Callable[[], Engine], policy_text: str, judge: Judge,
-                   settings: EvaluationSettings, report: Callable[[str], None] = lambda _: None) -> tuple[pa.Table, list[BenchmarkRun]]:
+def run_benchmarks(benchmarks: Sequence[Benchmark], base: Model, aligned: Model, policy_text: str, judge: Judge, settings: EvaluationSettings,
+                   report: Callable[[str], None] = lambda _: None, store: Path | None = None) -> tuple[pa.Table, list[BenchmarkRun]]:
     """Judged answers (BENCHMARKS) and, for every benchmark, what was run or why not. Loads no model where nothing can be run."""
     runs, cases = [], []
     for benchmark in benchmarks:
@@ -49,11 +50,11 @@ def run_benchmarks(benchmarks: Sequence[Benchmark], base: Callable[[], Engine], 
         runs.append(BenchmarkRun(benchmark, None, loaded.version, loaded.source, len(loaded.cases), len(chosen)))
     tables = [BENCHMARKS.empty_table()]
     for arm in ARMS if cases else ():
-        engine = (base if arm.startswith("base") else aligned)()
         system = policy_text if arm.endswith("_policy") else None
         report(f"arm {arm}: {len(cases)} cases of public benchmarks")
-        answers = generate_what_fits(engine, [chat(c.prompt, system) for c in cases], Sampling(settings.max_new_tokens, 0.0, settings.seed))
-        tables.append(pa.Table.from_pylist(_rows(arm, cases, answers, judge), schema=BENCHMARKS))
+        said = answers(base if arm.startswith("base") else aligned, [chat(c.prompt, system) for c in cases],
+                       Sampling(settings.max_new_tokens, 0.0, settings.seed), store, generate_what_fits)
+        tables.append(pa.Table.from_pylist(_rows(arm, cases, said, judge), schema=BENCHMARKS))
     return pa.concat_tables(tables), runs
 
 
@@ -107,21 +108,21 @@ def _evenly(cases: list[BenchmarkCase], most: int | None) -> list[BenchmarkCase]
     return chosen
 
 
-def _rows(arm: str, cases: Sequence[BenchmarkCase], answers: Sequence[Generation | None], judge: Judge) -> list[dict]:
-    asked = [i for i, answer in enumerate(answers) if answer is not None]
+def _rows(arm: str, cases: Sequence[BenchmarkCase], said: Sequence[Answer | None], judge: Judge) -> list[dict]:
+    asked = [i for i, answer in enumerate(said) if answer is not None]
     chats = [i for i in asked if cases[i].kind != "question"]
     questions = [i for i in asked if cases[i].kind == "question"]
-    verdicts = dict(zip(chats, judge.judge_all([Dialogue(cases[i].prompt, answers[i].text) for i in chats]), strict=True))
-    correct = dict(zip(questions, grade([(cases[i].answer, answers[i].text) for i in questions]) if questions else []))
-    return [_row(arm, case, answer, verdicts.get(i), correct.get(i)) for i, (case, answer) in enumerate(zip(cases, answers, strict=True))]
+    verdicts = dict(zip(chats, judge.judge_all([Dialogue(cases[i].prompt, said[i].text) for i in chats]), strict=True))
+    correct = dict(zip(questions, grade([(cases[i].answer, said[i].text) for i in questions]) if questions else []))
+    return [_row(arm, case, answer, verdicts.get(i), correct.get(i)) for i, (case, answer) in enumerate(zip(cases, said, strict=True))]
 
 
-def _row(arm: str, case: BenchmarkCase, answer: Generation | None, verdict: Verdict | None, correct: bool | None) -> dict:
+def _row(arm: str, case: BenchmarkCase, answer: Answer | None, verdict: Verdict | None, correct: bool | None) -> dict:
     if answer is None:
         verdict = Verdict(reason=TOO_LONG)
     elif verdict is None:
         verdict = Verdict(reason=NOT_COMPARED if correct is None else None)
     return {"benchmark": case.benchmark, "kind": case.kind, "case_id": case.case_id, "arm": arm, "category": case.category, "cluster": case.cluster,
             "prompt": case.prompt, "reference": case.answer, "response": answer.text if answer else "", "correct": correct,
-            "truncated": answer is not None and answer.finish == "length", "empty": answer is not None and not answer.text,
-            "tokens": len(answer.token_ids) if answer else None, **findings(verdict)}
+            "truncated": answer is not None and answer.truncated, "empty": answer is not None and not answer.text,
+            "tokens": answer.tokens if answer else None, **findings(verdict)}

@@ -177,6 +177,7 @@ def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, poli
     from policyalign_assets.evaluation.benchmarks import manifest
     from policyalign_assets.evaluation.cases import build_cases
     from policyalign_assets.evaluation.evaluate import evaluate
+    from policyalign_assets.evaluation.generations import Model
     from policyalign_assets.evaluation.judges.choose import described, make_judge
     from policyalign_assets.evaluation.run_benchmarks import run_benchmarks
     from policyalign_assets.files import write_parquet
@@ -194,13 +195,15 @@ def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, poli
     def engine(loaded) -> TransformersEngine:
         return TransformersEngine(loaded, settings.model.batch_tokens)
 
-    def aligned() -> TransformersEngine:
-        return engine(load_aligned(distilled_checkpoint, load_model(settings.model), pipeline.data))
-
+    identity = f"{base.model_id}@{base.revision} {settings.model.dtype}"
+    models = (Model(identity, lambda: engine(base)),
+              Model(f"{identity} + {distilled_checkpoint.checkpoint_id}",
+                    lambda: engine(load_aligned(distilled_checkpoint, load_model(settings.model), pipeline.data))))
     cases = build_cases(policy_document, settings.evaluation, violating_instructions["text"].to_pylist())
-    rows = evaluate(cases, lambda: engine(base), aligned, policy_document.prompt_text, judge, settings.evaluation, context.log.info)
-    benchmark_rows, runs = run_benchmarks([b for b in manifest() if policy_document.domain in b.domains], lambda: engine(base), aligned,
-                                          policy_document.prompt_text, judge, settings.evaluation, context.log.info)
+    store = pipeline.data / "generations"
+    rows = evaluate(cases, *models, policy_document.prompt_text, judge, settings.evaluation, context.log.info, store)
+    benchmark_rows, runs = run_benchmarks([b for b in manifest() if policy_document.domain in b.domains], *models, policy_document.prompt_text, judge,
+                                          settings.evaluation, context.log.info, store)
     measured = {c.rule_id for c in cases if c.suite == "violations"}
     yields = json.loads(violating_instructions.schema.metadata[YIELDS])
     report = build_report(rows, ReportContext(
