@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from policyalign_assets.policy import DOMAINS
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Kind = Literal["harmful", "benign", "question"]
 
 
@@ -63,14 +64,15 @@ class Benchmark(_Entry):
     cluster: str | None = None
     answer: str | None = None
     choices: tuple[str, ...] = ()
-    runner: Literal["chat", "lm-eval"] = "chat"
+    runner: Literal["chat", "lm-eval", "none"] = "chat"
     metric: str
     note: str = ""
 
 
 @dataclass(frozen=True)
 class BenchmarkCase:
-    """`answer` is the reference, for questions only. Cases of one `cluster` are variations of each other."""
+    """`answer` is the reference, for questions only; where there are `choices`, it is one of them. Cases of one `cluster` are
+    variations of each other."""
 
     case_id: str
     benchmark: str
@@ -79,6 +81,7 @@ class BenchmarkCase:
     category: str | None
     cluster: str | None
     answer: str | None
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -189,8 +192,28 @@ def _cases(benchmark: Benchmark, rows: list[dict[str, Any]]) -> Iterator[Benchma
             if not isinstance(prompt, str) or not prompt.strip():
                 raise NotRun(f"row {number + 1} has no text in {prompts.column[0]}")
             own = row[benchmark.case_id] if benchmark.case_id else number
+            answer, choices = _answer(benchmark, row, number)
             yield BenchmarkCase(f"{benchmark.id}-{prompts.kind}-{own}", benchmark.id, prompts.kind, prompt, _text(row, benchmark.category),
-                                _text(row, benchmark.cluster), _text(row, benchmark.answer))
+                                _text(row, benchmark.cluster), answer, choices)
+
+
+def _answer(benchmark: Benchmark, row: Mapping[str, Any], number: int) -> tuple[str | None, tuple[str, ...]]:
+    """The right answer and the choices. Homes write the answer as the choice itself, its letter, or its place counted from 0."""
+    said = _text(row, benchmark.answer)
+    if not benchmark.choices:
+        return said, ()
+    listed = row[benchmark.choices[0]] if len(benchmark.choices) == 1 else [row[name] for name in benchmark.choices]
+    by_name = listed if isinstance(listed, Mapping) else dict(zip(LETTERS, listed))
+    choices = tuple(str(v) for v in by_name.values())
+    places = {**{str(i): c for i, c in enumerate(choices)}, **{k: str(v) for k, v in by_name.items()}, **{c: c for c in choices}}
+    if benchmark.answer in benchmark.choices:  # the right one has a column of its own: its place must not give it away
+        said = str(row[benchmark.answer])
+        choices = tuple(sorted(choices, key=lambda c: hashlib.sha256(f"{number} {c}".encode()).digest()))
+    elif said in places:
+        said = places[said]
+    if said not in choices or len(set(choices)) != len(choices):
+        raise NotRun(f"row {number + 1} has no single right choice")
+    return said, choices
 
 
 def _text(row: Mapping[str, Any], column: str | None) -> str | None:

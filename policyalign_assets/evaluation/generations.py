@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from policyalign_assets.engine.base import Chat, Engine, Generation, Sampling
+from policyalign_assets.evaluation.capability import Weights
 from policyalign_assets.files import write_parquet
 
 _SCHEMA = pa.schema([("text", pa.string()), ("tokens", pa.int32()), ("truncated", pa.bool_())])
@@ -32,10 +33,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Model:
-    """`identity` names weights, adapter and number format: two models of one identity answer alike. `engine` loads it."""
+    """`identity` names weights, adapter and number format: two models of one identity answer alike. `engine` loads it;
+    `weights` say what a harness of its own would load, None where no other process can."""
 
     identity: str
     engine: Callable[[], Engine]
+    weights: Weights | None = None
 
 
 def all_at_once(engine: Engine, chats: Sequence[Chat], sampling: Sampling) -> Sequence[Generation]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from policyalign_assets.engine.base import Chat, Engine, Generation, PromptTooLong, Sampling, chat
 from policyalign_assets.evaluation.benchmarks import Benchmark, BenchmarkCase, Loaded, NotRun, load
+from policyalign_assets.evaluation.capability import HarnessFailed, answered_correctly, installed
 from policyalign_assets.evaluation.evaluate import ARMS, findings
 from policyalign_assets.evaluation.generations import Answer, Model, answers
 from policyalign_assets.evaluation.judges.verdict import Dialogue, Judge, Verdict
@@ -41,14 +42,19 @@ def run_benchmarks(benchmarks: Sequence[Benchmark], base: Model, aligned: Model,
     runs, cases = [], []
     for benchmark in benchmarks:
         try:
-            loaded = _loaded(benchmark, settings)
+            loaded = _loaded(benchmark, settings, base, aligned)
         except NotRun as reason:
             runs.append(BenchmarkRun(benchmark, str(reason)))
             continue
         chosen = _evenly(loaded.cases, settings.benchmark_cases)
         cases += chosen
         runs.append(BenchmarkRun(benchmark, None, loaded.version, loaded.source, len(loaded.cases), len(chosen)))
+    choices = [c for c in cases if c.choices]
+    cases = [c for c in cases if not c.choices]
     tables = [BENCHMARKS.empty_table()]
+    for arm, model in (("base", base), ("aligned", aligned)) if choices else ():
+        report(f"arm {arm}: {len(choices)} multiple-choice questions")
+        tables.append(_chosen(arm, model, choices, store))
     for arm in ARMS if cases else ():
         system = policy_text if arm.endswith("_policy") else None
         report(f"arm {arm}: {len(cases)} cases of public benchmarks")
@@ -90,10 +96,28 @@ def _grade(pairs: list[tuple[str, str]]) -> list[bool | None]:
     return [same(reference, answer) for reference, answer in pairs]
 
 
-def _loaded(benchmark: Benchmark, settings: EvaluationSettings) -> Loaded:
+def _chosen(arm: str, model: Model, cases: Sequence[BenchmarkCase], store: Path | None) -> pa.Table:
+    """A harness that fails leaves its questions unscored; the rest of the report stands."""
+    try:
+        correct = answered_correctly(model.identity, model.weights, cases, store)
+        verdicts = [Verdict()] * len(cases)
+    except HarnessFailed as error:
+        correct, verdicts = [None] * len(cases), [Verdict(reason=str(error))] * len(cases)
+    nothing = Answer("", 0, False)
+    rows = [_row(arm, case, nothing, verdict, hit) | {"response": None, "empty": False}
+            for case, verdict, hit in zip(cases, verdicts, correct, strict=True)]
+    return pa.Table.from_pylist(rows, schema=BENCHMARKS)
+
+
+def _loaded(benchmark: Benchmark, settings: EvaluationSettings, *models: Model) -> Loaded:
+    if benchmark.runner == "none":
+        raise NotRun("its free answers need a judge of correctness, which is not built")
     if benchmark.runner == "lm-eval":
-        raise NotRun("its questions need a harness of their own (lm-eval), which this pipeline does not start")
-    if benchmark.answer and find_spec("math_verify") is None:
+        if not installed():
+            raise NotRun("its questions are asked through lm-eval, which is not installed. Mend: pip install 'policyalign-assets[eval]'")
+        if any(model.weights is None for model in models):
+            raise NotRun("its questions are asked through lm-eval, which cannot load this model")
+    elif benchmark.answer and find_spec("math_verify") is None:
         raise NotRun("its answers are compared by math-verify, which is not installed. Mend: pip install 'policyalign-assets[eval]'")
     return load(benchmark, Path(settings.benchmarks_dir) if settings.benchmarks_dir else None, settings.benchmarks_from_hub)
 

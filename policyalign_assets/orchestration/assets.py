@@ -172,9 +172,10 @@ def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, poli
                      filtered_instructions: pa.Table, distilled_checkpoint: Checkpoint) -> dg.MaterializeResult[ReportRecord]:
     """Base and aligned model, each without and with the policy in context, on held-out cases: safety, over-refusal, capability."""
     from policyalign_assets.distillation.checkpoint import load_aligned, training_table
-    from policyalign_assets.engine.loading import load_model
+    from policyalign_assets.engine.loading import load_model, model_path
     from policyalign_assets.engine.transformers_engine import TransformersEngine
     from policyalign_assets.evaluation.benchmarks import manifest
+    from policyalign_assets.evaluation.capability import Weights
     from policyalign_assets.evaluation.cases import build_cases
     from policyalign_assets.evaluation.evaluate import evaluate
     from policyalign_assets.evaluation.generations import Model
@@ -196,9 +197,11 @@ def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, poli
         return TransformersEngine(loaded, settings.model.batch_tokens)
 
     identity = f"{base.model_id}@{base.revision} {settings.model.dtype}"
-    models = (Model(identity, lambda: engine(base)),
+    weights = Weights(model_path(settings.model), settings.model.dtype, base.device.type, settings.model.revision)
+    models = (Model(identity, lambda: engine(base), weights),
               Model(f"{identity} + {distilled_checkpoint.checkpoint_id}",
-                    lambda: engine(load_aligned(distilled_checkpoint, load_model(settings.model), pipeline.data))))
+                    lambda: engine(load_aligned(distilled_checkpoint, load_model(settings.model), pipeline.data)),
+                    replace(weights, adapter=(pipeline.data / distilled_checkpoint.path).absolute())))
     cases = build_cases(policy_document, settings.evaluation, violating_instructions["text"].to_pylist())
     store = pipeline.data / "generations"
     rows = evaluate(cases, *models, policy_document.prompt_text, judge, settings.evaluation, context.log.info, store)
