@@ -60,7 +60,8 @@ def _unscored(figures: ReleaseFigures, bar: float) -> _Outcome:
         return _Outcome(None, {"bar": bar}, "No answer was judged.")
     share = figures.unscored / figures.answers
     return _Outcome(share <= bar, {"share": share, "bar": bar},
-                    f"{figures.unscored} of {figures.answers} answers could not be scored ({percent(share)}); at most {percent(bar)} may be.")
+                    f"{figures.unscored} of {figures.answers} answers to held-out cases could not be scored ({percent(share)}); "
+                    f"at most {percent(bar)} may be.")
 
 
 def _rules(figures: ReleaseFigures, alpha: float) -> _Outcome:
@@ -79,4 +80,4 @@ def _known(numbers: dict[str, float | None]) -> dict[str, float]:
 
 
 def _bar(bar: float) -> str:
-    return f"{100 * bar:+g} points" if bar else "0"
+    return f"{100 * bar:+g} points".replace("-", "\u2212") if bar else "0"

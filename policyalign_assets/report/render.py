@@ -21,7 +21,7 @@ from jinja2 import Environment, StrictUndefined
 
 from policyalign_assets.report import model, text
 from policyalign_assets.report.build import FEW_CASES
-from policyalign_assets.report.model import Report
+from policyalign_assets.report.model import BenchmarkPart, Report
 from policyalign_assets.report.plots import main_plot, training_plot
 
 FIGURES_SCHEMA = pa.schema(
@@ -87,6 +87,7 @@ def to_html(report: Report) -> str:
     )
     environment.filters |= {
         "percent": text.percent, "rate": text.share_with_interval, "points": text.points, "p_value": text.p_value, "value": _setting,
+        "unscored": _unscored,
     }
     template = environment.from_string(resources.files(__package__).joinpath("template.html.jinja").read_text(encoding="utf-8"))
     has_steps = bool(report.training and report.training["step"])
@@ -110,6 +111,12 @@ def _shown(value: Any) -> Any:
 
 def _setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _unscored(part: BenchmarkPart) -> str:
+    """Each reason with its counts, arm by arm."""
+    reasons = sorted({reason for figure in part.figures for reason in figure.unscored_reasons})
+    return "; ".join(f"{reason} ({', '.join(str(f.unscored_reasons.get(reason, 0)) for f in part.figures)})" for reason in reasons)
 
 
 def _training_rows(training: dict[str, list[float | None]]) -> list[dict[str, Any]]:
