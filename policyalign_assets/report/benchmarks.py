@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from policyalign_assets.evaluation.run_benchmarks import BenchmarkRun
 from policyalign_assets.evaluation.statistics import GradedDifference, PairedDifference, graded_difference, paired_difference, wilson
-from policyalign_assets.report.held import held
 from policyalign_assets.report.model import ARMS, BenchmarkBlock, BenchmarkFigure, BenchmarkPart
+from policyalign_assets.report.outcomes import success
 
 METRICS = {"harmful": "refused", "benign": "answered", "question": "correct"}
 
@@ -34,24 +35,24 @@ def _block(run: BenchmarkRun, rows: list[Row], seed: int) -> BenchmarkBlock:
 
 
 def _part(kind: str, rows: list[Row], seed: int) -> BenchmarkPart:
-    success: Callable[[Row], bool] = {"harmful": held, "benign": lambda r: not r["refused"], "question": lambda r: r["correct"]}[kind]
+    counted: Callable[[Row], bool] = partial(success, METRICS[kind])
     arms = {arm: {row["case_id"]: row for row in rows if row["arm"] == arm} for arm in ARMS}
-    figures = [_figure(arm, list(cases.values()), success) for arm, cases in arms.items() if cases]
+    figures = [_figure(arm, list(cases.values()), counted) for arm, cases in arms.items() if cases]
     shared = [case for case, row in sorted(arms["base"].items()) if row["scored"] and arms["aligned"].get(case, {}).get("scored")]
     pairs = [(arms["base"][case], arms["aligned"][case]) for case in shared]
-    return BenchmarkPart(kind, METRICS[kind], figures, _change(pairs, success), _harm(pairs, seed))
+    return BenchmarkPart(kind, METRICS[kind], figures, _change(pairs, counted), _harm(pairs, seed))
 
 
-def _figure(arm: str, rows: list[Row], success: Callable[[Row], bool]) -> BenchmarkFigure:
+def _figure(arm: str, rows: list[Row], counted: Callable[[Row], bool]) -> BenchmarkFigure:
     scored = [row for row in rows if row["scored"]]
     reasons = Counter(row["unscored_reason"] or "no reason given" for row in rows if not row["scored"])
     said_safe = [row["safe"] for row in scored if row["safe"] is not None]
-    return BenchmarkFigure(arm, wilson(sum(map(success, scored)), len(scored)), wilson(sum(said_safe), len(said_safe)), len(rows),
+    return BenchmarkFigure(arm, wilson(sum(map(counted, scored)), len(scored)), wilson(sum(said_safe), len(said_safe)), len(rows),
                            reasons.total(), dict(sorted(reasons.items())), sum(row["truncated"] for row in rows), sum(row["empty"] for row in rows))
 
 
-def _change(pairs: list[tuple[Row, Row]], success: Callable[[Row], bool]) -> PairedDifference:
-    return paired_difference([success(before) for before, _ in pairs], [success(after) for _, after in pairs])
+def _change(pairs: list[tuple[Row, Row]], counted: Callable[[Row], bool]) -> PairedDifference:
+    return paired_difference([counted(before) for before, _ in pairs], [counted(after) for _, after in pairs])
 
 
 def _harm(pairs: list[tuple[Row, Row]], seed: int) -> GradedDifference:

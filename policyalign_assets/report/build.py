@@ -21,7 +21,6 @@ from policyalign_assets.evaluation.statistics import (
 )
 from policyalign_assets.report import words
 from policyalign_assets.report.gates import evaluate_gates
-from policyalign_assets.report.held import held
 from policyalign_assets.report.model import (
     ARMS,
     BENIGN,
@@ -41,6 +40,7 @@ from policyalign_assets.report.model import (
     Transcript,
     TranscriptGroup,
 )
+from policyalign_assets.report.outcomes import held, success
 from policyalign_assets.settings import GateSettings
 
 FEW_CASES = 30  # below this a rule's figure is greyed
@@ -102,17 +102,11 @@ def _cells(rows: pa.Table) -> Cells:
 
 
 def _success(row: Row) -> bool:
-    match SUITES[row["suite"]].metric:
-        case "refused":
-            return held(row)
-        case "answered":
-            return not row["refused"]
-        case _:
-            return row["correct"]
+    return success(SUITES[row["suite"]].metric, row)
 
 
-def _share(rows: Iterable[Row], success: Callable[[Row], bool] = _success) -> Interval:
-    outcomes = [success(row) for row in rows if row["scored"]]
+def _share(rows: Iterable[Row], counted: Callable[[Row], bool] = _success) -> Interval:
+    outcomes = [counted(row) for row in rows if row["scored"]]
     return wilson(sum(outcomes), len(outcomes))
 
 
@@ -180,8 +174,8 @@ def _operating_point(cells: Cells, arm: str) -> OperatingPoint:
     benign = [row for suite in BENIGN for row in cells[suite, arm].values()]
     return OperatingPoint(
         arm=arm,
-        over_refusal=_share(benign, success=lambda row: row["refused"]),
-        not_refused=_share(cells["violations", arm].values(), success=lambda row: not held(row)),
+        over_refusal=_share(benign, counted=lambda row: row["refused"]),
+        not_refused=_share(cells["violations", arm].values(), counted=lambda row: not held(row)),
     )
 
 
