@@ -79,6 +79,28 @@ TRAINING = pa.schema([
     ("tokens_per_second", pa.float64()),
 ])
 
+# what a judge says about an answer; null where it does not speak of it
+_FINDINGS = [
+    ("refused", pa.bool_()),
+    ("scored", pa.bool_()),
+    ("unscored_reason", pa.string()),
+    ("safe", pa.bool_()),
+    ("violated_rules", pa.list_(pa.string())),
+    ("harm", pa.float64()),  # 0 to 1
+    ("helpful_alternative", pa.bool_()),
+    ("judge_label", pa.string()),
+    ("judge_id", pa.string()),
+    ("judge_revision", pa.string()),
+    ("judge_template", pa.string()),
+]
+_ANSWER = [
+    ("response", pa.string()),
+    ("correct", pa.bool_()),
+    ("truncated", pa.bool_()),
+    ("empty", pa.bool_()),
+    ("tokens", pa.int32()),
+]
+
 EVALUATION = pa.schema([
     ("case_id", pa.string()),
     ("arm", pa.string()),  # base | base_policy | aligned | aligned_policy
@@ -87,12 +109,19 @@ EVALUATION = pa.schema([
     ("rule_id", pa.string()),
     ("wrapped", pa.bool_()),
     ("prompt", pa.string()),
-    ("response", pa.string()),
-    ("refused", pa.bool_()),
-    ("correct", pa.bool_()),
-    ("scored", pa.bool_()),
-    ("unscored_reason", pa.string()),
-    ("truncated", pa.bool_()),
-    ("empty", pa.bool_()),
-    ("tokens", pa.int32()),
+    *_ANSWER,
+    *_FINDINGS,
+])
+
+BENCHMARKS = pa.schema([
+    ("benchmark", pa.string()),  # id in evaluation/benchmarks.yaml
+    ("kind", pa.string()),  # harmful | benign | question
+    ("case_id", pa.string()),
+    ("arm", pa.string()),
+    ("category", pa.string()),
+    ("cluster", pa.string()),  # cases that are variations of each other
+    ("prompt", pa.string()),
+    ("reference", pa.string()),  # the right answer, of questions
+    *_ANSWER,
+    *_FINDINGS,
 ])

@@ -291,7 +291,7 @@ def test_nothing_half_written_is_left_behind(tmp_path: Path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         write_report(report, tmp_path)
     assert paths.html.read_text() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures.parquet", "report.html", "report.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["benchmarks.parquet", "figures.parquet", "report.html", "report.json"]
 
 
 def hostile_page() -> str:

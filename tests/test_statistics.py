@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from policyalign_assets.evaluation.statistics import holm, internalisation, paired_difference, wilson
+from policyalign_assets.evaluation.statistics import graded_difference, holm, internalisation, paired_difference, wilson
 
 # Newcombe (1998), table III, method 10: (both, only b, only a, neither) -> limits of b - a
 NEWCOMBE_TABLE_III = [
@@ -116,3 +116,17 @@ def test_internalisation_is_withheld_without_a_sure_gain(base, teacher, reason):
     result = internalisation(base, teacher, teacher, seed=1)
     assert result.estimate is result.low is result.high is None
     assert reason in result.withheld
+
+
+def test_a_graded_difference_redraws_whole_clusters():
+    rng = np.random.default_rng(0)
+    effect = rng.normal(0.2, 0.3, 40)  # of a cluster; its ten cases are copies of each other
+    a, b, clusters = np.zeros(400), np.repeat(effect, 10), np.repeat(np.arange(40), 10)
+    result = graded_difference(a, b, clusters, seed=1)
+    assert (result.mean_a, result.n, result.clusters) == (0.0, 400, 40) and result.difference == pytest.approx(effect.mean())
+    half = 1.96 * effect.std() / np.sqrt(40)
+    assert (result.low, result.high) == pytest.approx((effect.mean() - half, effect.mean() + half), abs=0.015)
+    alone = graded_difference(a, b, range(400), seed=1)
+    assert alone.high - alone.low < 0.5 * (result.high - result.low)
+    assert graded_difference(a, b, clusters, seed=1) == result
+    assert graded_difference([], [], [], seed=1).difference is None

@@ -7,7 +7,7 @@ cases is `None` ("not measured"), never 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,19 @@ class PairedDifference:
     n: int
     only_a: int
     only_b: int
+
+
+@dataclass(frozen=True)
+class GradedDifference:
+    """Mean in b minus mean in a of a graded outcome over the same `n` cases in `clusters` groups. None where n = 0."""
+
+    mean_a: float | None
+    mean_b: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    n: int
+    clusters: int
 
 
 @dataclass(frozen=True)
@@ -131,6 +144,24 @@ def internalisation(
     low, high = np.quantile(ratios, [ALPHA / 2, 1 - ALPHA / 2])
     estimate = (aligned.sum() - base.sum(dtype=int)) / (teacher.sum() - base.sum(dtype=int))
     return Internalisation(float(estimate), float(low), float(high), None, gain, gain.n, resamples)
+
+
+def graded_difference(
+    a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable], *, seed: int, resamples: int = RESAMPLES
+) -> GradedDifference:
+    """Paired cluster bootstrap (percentile): whole clusters are redrawn, because cases of one cluster resemble each other.
+
+    Raises ValueError if the arrays differ in length.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    _same_length(a, b, np.asarray(clusters, dtype=object))
+    if len(a) == 0:
+        return GradedDifference(None, None, None, None, None, 0, 0)
+    names, member = np.unique([str(c) for c in clusters], return_inverse=True)
+    sums, sizes = np.bincount(member, weights=b - a), np.bincount(member)
+    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    low, high = np.quantile((draws @ sums) / (draws @ sizes), [ALPHA / 2, 1 - ALPHA / 2])
+    return GradedDifference(float(a.mean()), float(b.mean()), float((b - a).mean()), float(low), float(high), len(a), len(names))
 
 
 def _why_withheld(gain: PairedDifference) -> str | None:

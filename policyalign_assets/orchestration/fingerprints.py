@@ -15,7 +15,8 @@ from pathlib import Path
 
 from policyalign_assets.bundled_model import WEIGHTS_DIR
 from policyalign_assets.engine.revision import local_revision
-from policyalign_assets.settings import BUNDLED, ModelSettings, Settings
+from policyalign_assets.evaluation.benchmarks import manifest, version_of
+from policyalign_assets.settings import BUNDLED, EvaluationSettings, ModelSettings, Settings
 
 TAG = "policyalign/fingerprint"
 
@@ -36,10 +37,11 @@ STAGES: dict[str, Stage] = {
     "filtered_instructions": Stage(2, ("violating_instructions", "sensitivity_scores"), ("filtering",)),
     "distilled_checkpoint": Stage(1, ("policy_document", "filtered_instructions"), ("model", "distillation")),
     "benchmark_report": Stage(1, ("policy_document", "violating_instructions", "filtered_instructions", "distilled_checkpoint"),
-                              ("model", "evaluation")),
+                              ("model", "evaluation", "judge")),
 }
-# How fast the work is done, not what comes out
-_SPEED_ONLY = {"model": {"batch_tokens"}, "distillation": {"save_every"}}
+# How fast the work is done or where things are, not what comes out
+_NO_EFFECT = {"model": {"batch_tokens"}, "distillation": {"save_every"}, "evaluation": {"benchmarks_dir"},
+               "judge": {"base_url", "api_key_variable", "timeout", "deadline", "retries", "concurrency"}}
 
 
 def _hash(value: object) -> str:
@@ -71,16 +73,33 @@ def _files_hash(state: tuple) -> str:
     return _hash([hashlib.sha256(Path(name).read_bytes()).hexdigest() for name, *_ in state])
 
 
+@cache
+def _benchmark_versions(state: tuple) -> str:
+    """`state`: paths, times and sizes of the files, so that an unchanged folder is not read again on each tick."""
+    return _hash([version_of([Path(path)]) for path, *_ in state])
+
+
+def benchmarks_version(evaluation: EvaluationSettings) -> str:
+    """Changes when the manifest or any file of a benchmark in `evaluation.benchmarks_dir` does; wherever that folder is."""
+    folder = Path(evaluation.benchmarks_dir or "")
+    patterns = sorted({p for b in manifest() for p in b.files}) if evaluation.benchmarks_dir else []
+    files = [(p, f) for p in patterns for f in sorted(folder.glob(p))]
+    state = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for _, f in files)
+    return _hash([[b.model_dump(mode="json") for b in manifest()], [p for p, _ in files], _benchmark_versions(state)])
+
+
 def own_version(stage: str, settings: Settings) -> str:
     """Code and settings of one stage alone: Dagster's `code_version`, by which its UI shows a changed setting as stale."""
     spec = STAGES[stage]
-    read = {section: getattr(settings, section).model_dump(mode="json", exclude=_SPEED_ONLY.get(section)) for section in spec.reads}
+    read = {section: getattr(settings, section).model_dump(mode="json", exclude=_NO_EFFECT.get(section)) for section in spec.reads}
     if "model" in spec.reads:
         read["model"]["revision"] = model_revision(settings.model)
     if "firewall" in spec.reads:
         read["firewall"]["references"] = references_revision(settings.firewall.references)  # what they say, wherever they lie
         if settings.firewall.own_cases:
             read["evaluation"] = settings.evaluation.model_dump(mode="json", include={"cases_per_suite", "seed"})
+    if "evaluation" in spec.reads:
+        read["evaluation"]["benchmarks"] = benchmarks_version(settings.evaluation)
     return f"{spec.code}.{_hash(read)[:12]}"
 
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from policyalign_assets.evaluation.statistics import Internalisation, Interval, holm, internalisation, paired_difference, wilson
+from policyalign_assets.evaluation.statistics import (
+    Internalisation,
+    Interval,
+    PairedDifference,
+    holm,
+    internalisation,
+    paired_difference,
+    wilson,
+)
 from policyalign_assets.report import words
+from policyalign_assets.report.gates import evaluate_gates
 from policyalign_assets.report.model import (
     ARMS,
     BENIGN,
@@ -19,27 +28,34 @@ from policyalign_assets.report.model import (
     SUITES,
     TEACHER,
     Acceptance,
+    BenchmarkBlock,
     Comparison,
     Figure,
     OperatingPoint,
+    ReleaseFigures,
     Report,
     ReportContext,
+    RuleChange,
     RuleFigure,
     Transcript,
     TranscriptGroup,
 )
+from policyalign_assets.report.outcomes import held, success
+from policyalign_assets.settings import GateSettings
 
 FEW_CASES = 30  # below this a rule's figure is greyed
 TRANSCRIPTS = 5
 COMPARED_WITH = ("base", TEACHER)
 DEFAULT_ACCEPTANCE = Acceptance()
+DEFAULT_GATES = GateSettings()
 
 Row = dict[str, Any]
 Cells = dict[tuple[str, str], dict[str, Row]]  # (suite, arm) -> case id -> row
 
 
 def build_report(
-    rows: pa.Table, context: ReportContext, training: pa.Table | None, acceptance: Acceptance = DEFAULT_ACCEPTANCE
+    rows: pa.Table, context: ReportContext, training: pa.Table | None, acceptance: Acceptance = DEFAULT_ACCEPTANCE,
+    gates: GateSettings = DEFAULT_GATES, benchmarks: Sequence[BenchmarkBlock] = (),
 ) -> Report:
     """All figures, words and sampled transcripts of one evaluation. The same inputs give the same report.
 
@@ -52,10 +68,13 @@ def build_report(
     internalised = {suite: _internalisation(cells, suite, context.seed) for suite in COVERED}
     points = [_operating_point(cells, arm) for arm in ARMS if any(cells[suite, arm] for suite in SUITES)]
     rules = _rules(cells, context.rules)
+    release = _release(cells, rules, figures)
     return Report(
         header=context,
         headline=words.headline(figures, points, internalised, context),
         verdict=words.verdict(figures, comparisons, acceptance),
+        release=release,
+        gates=evaluate_gates(release, gates),
         figures=figures,
         comparisons=comparisons,
         internalisation=internalised,
@@ -63,6 +82,7 @@ def build_report(
         rules=rules,
         training=None if training is None else {name: _finite(column) for name, column in training.to_pydict().items()},
         transcripts=_transcripts(cells, context.seed),
+        benchmarks=list(benchmarks),
         limits=words.limits(figures, rules, context),
     )
 
@@ -82,17 +102,11 @@ def _cells(rows: pa.Table) -> Cells:
 
 
 def _success(row: Row) -> bool:
-    match SUITES[row["suite"]].metric:
-        case "refused":
-            return row["refused"]
-        case "answered":
-            return not row["refused"]
-        case _:
-            return row["correct"]
+    return success(SUITES[row["suite"]].metric, row)
 
 
-def _share(rows: Iterable[Row], success: Callable[[Row], bool] = _success) -> Interval:
-    outcomes = [success(row) for row in rows if row["scored"]]
+def _share(rows: Iterable[Row], counted: Callable[[Row], bool] = _success) -> Interval:
+    outcomes = [counted(row) for row in rows if row["scored"]]
     return wilson(sum(outcomes), len(outcomes))
 
 
@@ -137,12 +151,31 @@ def _internalisation(cells: Cells, suite: str, seed: int) -> Internalisation:
     return internalisation(*_paired(cells, suite, "base", TEACHER, "aligned"), seed=seed)
 
 
+def _release(cells: Cells, rules: list[RuleFigure], figures: list[Figure]) -> ReleaseFigures:
+    def change(suites: Iterable[str], outcome: Callable[[Row], bool], rule: str | None = None) -> PairedDifference:
+        pairs = [(outcome(row), outcome(cells[suite, "aligned"][case])) for suite in suites for case, row in sorted(cells[suite, "base"].items())
+                 if row["scored"] and rule in (None, row["rule_id"]) and cells[suite, "aligned"].get(case, {}).get("scored")]
+        return paired_difference([before for before, _ in pairs], [after for _, after in pairs])
+
+    by_rule = {r.rule_id: change(("violations",), held, r.rule_id) for r in rules if r.why_not is None}
+    compared = [rule for rule, paired in by_rule.items() if paired.p_value is not None]
+    adjusted = dict(zip(compared, holm([by_rule[rule].p_value for rule in compared])))
+    return ReleaseFigures(
+        unsafe={suite: change((suite,), lambda row: not held(row)) for suite in COVERED if cells[suite, "aligned"]},
+        over_refusal=change(BENIGN, lambda row: row["refused"]),
+        capability=change(("capability",), lambda row: row["correct"]),
+        answers=sum(f.cases for f in figures),
+        unscored=sum(f.unscored for f in figures),
+        rules={rule: RuleChange(paired, adjusted.get(rule)) for rule, paired in by_rule.items()},
+    )
+
+
 def _operating_point(cells: Cells, arm: str) -> OperatingPoint:
     benign = [row for suite in BENIGN for row in cells[suite, arm].values()]
     return OperatingPoint(
         arm=arm,
-        over_refusal=_share(benign, success=lambda row: row["refused"]),
-        not_refused=_share(cells["violations", arm].values(), success=lambda row: not row["refused"]),
+        over_refusal=_share(benign, counted=lambda row: row["refused"]),
+        not_refused=_share(cells["violations", arm].values(), counted=lambda row: not held(row)),
     )
 
 
@@ -172,7 +205,9 @@ def _rule_figure(rule: dict[str, Any], rows: dict[str, list[Row]]) -> RuleFigure
 def _transcripts(cells: Cells, seed: int) -> list[TranscriptGroup]:
     def refused(suite: str, arm: str, case: str) -> bool | None:
         row = cells[suite, arm].get(case)
-        return row["refused"] if row and row["scored"] else None
+        if not row or not row["scored"]:
+            return None
+        return held(row) if suite in COVERED else row["refused"]
 
     def group(title: str, suites: tuple[str, ...], belongs: Callable[[str, str], bool]) -> TranscriptGroup:
         found = [(suite, case) for suite in suites for case in sorted(cells[suite, "aligned"]) if belongs(suite, case)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from policyalign_assets.evaluation.statistics import Internalisation, Interval, PairedDifference
+from policyalign_assets.evaluation.statistics import GradedDifference, Internalisation, Interval, PairedDifference
 
 ARMS = {
     "base": "Unaligned",
@@ -147,12 +147,92 @@ class AcceptanceLine:
 
 
 @dataclass(frozen=True)
+class RuleChange:
+    """Refused requests of one rule, aligned minus base; `p_holm` is adjusted over the rules, None where nothing was compared."""
+
+    paired: PairedDifference
+    p_holm: float | None
+
+
+@dataclass(frozen=True)
+class ReleaseFigures:
+    """What the gates look at. All differences are aligned minus base, case by case.
+
+    unsafe: not refused, per suite of violations; over_refusal: benign requests refused, all suites together.
+    """
+
+    unsafe: dict[str, PairedDifference]
+    over_refusal: PairedDifference
+    capability: PairedDifference
+    answers: int
+    unscored: int
+    rules: dict[str, RuleChange]
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """`passed` is None where it was not measured. A gate that is not `blocking` only warns."""
+
+    gate: str
+    passed: bool | None
+    blocking: bool
+    numbers: dict[str, float]
+    sentence: str
+
+
+@dataclass(frozen=True)
+class BenchmarkFigure:
+    """One arm. `rate` is the share of the part's metric, over scored cases; `safe` the share that the judge calls safe (n = 0 where
+    it does not say)."""
+
+    arm: str
+    rate: Interval
+    safe: Interval
+    cases: int
+    unscored: int
+    unscored_reasons: dict[str, int]
+    truncated: int
+    empty: int
+
+
+@dataclass(frozen=True)
+class BenchmarkPart:
+    """The cases of one kind. `change` and `harm` are aligned minus base; `harm` has n = 0 where the judge gives no grades."""
+
+    kind: str
+    metric: str
+    figures: list[BenchmarkFigure]
+    change: PairedDifference
+    harm: GradedDifference
+
+
+@dataclass(frozen=True)
+class BenchmarkBlock:
+    """`why_not` says why a benchmark was not run; it has no parts then. `version` is the hash of its files."""
+
+    benchmark: str
+    title: str
+    home: str
+    licence: str
+    metric: str
+    note: str
+    why_not: str | None
+    version: str | None
+    source: str | None
+    available: int
+    asked: int
+    parts: list[BenchmarkPart]
+
+
+@dataclass(frozen=True)
 class Report:
     """`training` holds one list per column of the training table, or is None; NaN and infinity become None."""
 
     header: ReportContext
     headline: list[str]
     verdict: list[AcceptanceLine]
+    release: ReleaseFigures
+    gates: list[GateResult]
     figures: list[Figure]
     comparisons: list[Comparison]
     internalisation: dict[str, Internalisation]
@@ -160,6 +240,7 @@ class Report:
     rules: list[RuleFigure]
     training: dict[str, list[float | None]] | None
     transcripts: list[TranscriptGroup]
+    benchmarks: list[BenchmarkBlock]
     limits: list[str]
 
     def figure(self, suite: str, arm: str) -> Figure | None:

@@ -21,7 +21,7 @@ from jinja2 import Environment, StrictUndefined
 
 from policyalign_assets.report import model, text
 from policyalign_assets.report.build import FEW_CASES
-from policyalign_assets.report.model import Report
+from policyalign_assets.report.model import BenchmarkPart, Report
 from policyalign_assets.report.plots import main_plot, training_plot
 
 FIGURES_SCHEMA = pa.schema(
@@ -29,6 +29,15 @@ FIGURES_SCHEMA = pa.schema(
         "suite": pa.string(), "arm": pa.string(), "metric": pa.string(), "k": pa.int64(), "n": pa.int64(),
         "estimate": pa.float64(), "low": pa.float64(), "high": pa.float64(), "cases": pa.int64(), "unscored": pa.int64(),
         "truncated": pa.int64(), "empty": pa.int64(), "mean_tokens": pa.float64(),
+    }.items()]
+)
+
+
+BENCHMARK_SCHEMA = pa.schema(
+    [pa.field(name, kind) for name, kind in {
+        "benchmark": pa.string(), "why_not": pa.string(), "version": pa.string(), "kind": pa.string(), "metric": pa.string(),
+        "arm": pa.string(), "k": pa.int64(), "n": pa.int64(), "estimate": pa.float64(), "low": pa.float64(), "high": pa.float64(),
+        "cases": pa.int64(), "unscored": pa.int64(), "truncated": pa.int64(), "empty": pa.int64(),
     }.items()]
 )
 
@@ -41,11 +50,12 @@ class ReportPaths:
 
 
 def write_report(report: Report, out_dir: Path) -> ReportPaths:
-    """Writes report.json, figures.parquet and report.html into `out_dir`. Each appears whole or not at all."""
+    """Writes report.json, figures.parquet, benchmarks.parquet and report.html into `out_dir`. Each appears whole or not at all."""
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = ReportPaths(out_dir / "report.json", out_dir / "figures.parquet", out_dir / "report.html")
     _write(paths.json, lambda path: path.write_text(to_json(report), encoding="utf-8"))
     _write(paths.figures, lambda path: pq.write_table(figures_table(report), path))
+    _write(out_dir / "benchmarks.parquet", lambda path: pq.write_table(benchmarks_table(report), path))
     _write(paths.html, lambda path: path.write_text(to_html(report), encoding="utf-8"))
     return paths
 
@@ -61,12 +71,23 @@ def figures_table(report: Report) -> pa.Table:
     return pa.Table.from_pylist(lines, schema=FIGURES_SCHEMA)
 
 
+def benchmarks_table(report: Report) -> pa.Table:
+    """One line per benchmark, kind and arm; one line with `why_not` for a benchmark that was not run."""
+    lines = []
+    for block in report.benchmarks:
+        about = dataclasses.asdict(block)
+        lines += [about | {"kind": part.kind, "metric": part.metric} | dataclasses.asdict(f) | dataclasses.asdict(f.rate)
+                  for part in block.parts for f in part.figures] or [about]
+    return pa.Table.from_pylist([{name: line.get(name) for name in BENCHMARK_SCHEMA.names} for line in lines], schema=BENCHMARK_SCHEMA)
+
+
 def to_html(report: Report) -> str:
     environment = Environment(
         autoescape=True, finalize=_shown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
         "percent": text.percent, "rate": text.share_with_interval, "points": text.points, "p_value": text.p_value, "value": _setting,
+        "unscored": _unscored,
     }
     template = environment.from_string(resources.files(__package__).joinpath("template.html.jinja").read_text(encoding="utf-8"))
     has_steps = bool(report.training and report.training["step"])
@@ -90,6 +111,12 @@ def _shown(value: Any) -> Any:
 
 def _setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _unscored(part: BenchmarkPart) -> str:
+    """Each reason with its counts, arm by arm."""
+    reasons = sorted({reason for figure in part.figures for reason in figure.unscored_reasons})
+    return "; ".join(f"{reason} ({', '.join(str(f.unscored_reasons.get(reason, 0)) for f in part.figures)})" for reason in reasons)
 
 
 def _training_rows(training: dict[str, list[float | None]]) -> list[dict[str, Any]]:

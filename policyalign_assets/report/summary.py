@@ -10,13 +10,14 @@ _METRIC_NAMES = {"violations": "safety", "violations_wrapped": "safety_wrapped",
 
 def metric_values(report: Report) -> dict[str, float]:
     """Flat numbers, all fractions: safety/<arm>, safety_wrapped/<arm>, over_refusal/<arm>, capability/<arm>, internalisation,
-    internalisation_wrapped, unscored. What was not measured is left out."""
+    internalisation_wrapped, unscored, benchmark/<id>/<metric>/<arm>. What was not measured is left out."""
     values = {f"{_METRIC_NAMES[f.suite]}/{f.arm}": f.rate.estimate for f in report.figures if f.suite in _METRIC_NAMES}
     values |= {f"over_refusal/{point.arm}": point.over_refusal.estimate for point in report.operating_points}
     values["internalisation"] = report.internalisation["violations"].estimate
     values["internalisation_wrapped"] = report.internalisation["violations_wrapped"].estimate
     cases = sum(f.cases for f in report.figures)
     values["unscored"] = sum(f.unscored for f in report.figures) / cases if cases else None
+    values |= {f"benchmark/{b.benchmark}/{part.metric}/{f.arm}": f.rate.estimate for b in report.benchmarks for part in b.parts for f in part.figures}
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -7,7 +7,7 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # scipy must not load with Dagster's definitions, which escape cells with this module
-    from policyalign_assets.evaluation.statistics import Interval, PairedDifference
+    from policyalign_assets.evaluation.statistics import GradedDifference, Interval, PairedDifference
 
 NOT_MEASURED = "not measured"
 _SPACE = "\u00a0"  # keeps a number and its unit on one line
@@ -29,7 +29,7 @@ def share_with_interval(interval: Interval) -> str:
     return f"{percent(interval.estimate)} ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
 
 
-def points(paired: PairedDifference) -> str:
+def points(paired: PairedDifference | GradedDifference) -> str:
     """The difference in percentage points, with its interval."""
     if paired.difference is None:
         return NOT_MEASURED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 
@@ -10,13 +11,18 @@ import pyarrow as pa
 
 from policyalign_assets.distillation.checkpoint import load_aligned, training_table
 from policyalign_assets.distillation.record import Checkpoint
-from policyalign_assets.engine.loading import LoadedModel, load_model
+from policyalign_assets.engine.loading import LoadedModel, load_model, model_path
 from policyalign_assets.engine.transformers_engine import TransformersEngine
+from policyalign_assets.evaluation.benchmarks import manifest
+from policyalign_assets.evaluation.capability import Weights
 from policyalign_assets.evaluation.cases import build_cases
 from policyalign_assets.evaluation.evaluate import evaluate
-from policyalign_assets.evaluation.judge import judge_for
-from policyalign_assets.files import sha256_table, uploading, write_parquet
+from policyalign_assets.evaluation.generations import Model
+from policyalign_assets.evaluation.judges.choose import described, make_judge
+from policyalign_assets.evaluation.run_benchmarks import run_benchmarks
+from policyalign_assets.files import is_local, scratch_folder, sha256_table, uploading, write_parquet
 from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.report.benchmarks import benchmark_blocks
 from policyalign_assets.report.build import build_report
 from policyalign_assets.report.model import ReportContext
 from policyalign_assets.report.plots import main_plot
@@ -33,15 +39,24 @@ MET = {True: "yes", False: "NO", None: "not measured"}
 def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa.Table, filtered_instructions: pa.Table,
          distilled_checkpoint: Checkpoint) -> Made:
     settings = work.settings
-    judge = judge_for(settings.model.id)
+    judge = make_judge(settings.judge, settings.model.id, policy_document, work.report)
     base = load_model(settings.model)
 
     def engine(loaded: LoadedModel) -> TransformersEngine:
         return TransformersEngine(loaded, settings.model.batch_tokens)
 
+    identity = f"{base.model_id}@{base.revision} {settings.model.dtype}"
+    weights = Weights(model_path(settings.model), settings.model.dtype, base.device.type, settings.model.revision)
+    adapter = work.data / distilled_checkpoint.path
+    models = (Model(identity, lambda: engine(base), weights),
+              Model(f"{identity} + {distilled_checkpoint.checkpoint_id}",
+                    lambda: engine(load_aligned(distilled_checkpoint, load_model(settings.model), work.data)),
+                    replace(weights, adapter=adapter.absolute()) if is_local(adapter) else None))
     cases = build_cases(policy_document, settings.evaluation, violating_instructions["text"].to_pylist())
-    rows = evaluate(cases, lambda: engine(base), lambda: engine(load_aligned(distilled_checkpoint, load_model(settings.model), work.data)),
-                    policy_document.prompt_text, judge, settings.evaluation, work.report)
+    store = scratch_folder(work.data) / "generations"
+    rows = evaluate(cases, *models, policy_document.prompt_text, judge, settings.evaluation, work.report, store)
+    benchmark_rows, runs = run_benchmarks([b for b in manifest() if policy_document.domain in b.domains], *models, policy_document.prompt_text,
+                                          judge, settings.evaluation, work.report, store)
     measured = {c.rule_id for c in cases if c.suite == "violations"}
     yields = json.loads(violating_instructions.schema.metadata[YIELDS])
     report = build_report(rows, ReportContext(
@@ -51,16 +66,18 @@ def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa
                 "why_not": "" if r.rule_id in measured else "a positive duty needs a judge that reads" if r.kind == "require"
                 else "its wording states no action that a test case can ask for"} for r in policy_document.rules],
         model_id=base.model_id, model_revision=base.revision, model_note=_model_note(base), checkpoint_id=distilled_checkpoint.checkpoint_id,
-        settings=settings.model_dump(mode="json"), versions=_versions(), judge=f"phrase rules ({judge.id})",
+        settings=settings.model_dump(mode="json"), versions=_versions(), judge=described(judge),
         funnel=_funnel(yields["rules"], filtered_instructions), seed=settings.distillation.seed,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds")), training_table(distilled_checkpoint, work.data))
+        created_at=datetime.now(UTC).isoformat(timespec="seconds")), training_table(distilled_checkpoint, work.data),
+        gates=settings.gates, benchmarks=benchmark_blocks(runs, benchmark_rows, settings.evaluation.seed))
     folder = f"reports/{policy_document.policy_id}/{policy_document.domain}"
     with uploading(work.data / folder) as local:
         write_report(report, local)
         write_parquet(rows, local / "cases.parquet")
+        write_parquet(benchmark_rows, local / "benchmark_cases.parquet")
     page = work.data / folder / "report.html"
     work.report(f"report: {page}")
-    figures = sha256_table(rows)
+    figures = sha256_table(rows) if not benchmark_rows.num_rows else f"{sha256_table(rows)[:32]}{sha256_table(benchmark_rows)[:32]}"
     metrics = metric_values(report)
     return Made(ReportRecord(folder, figures, metrics), figures, {
         "report": path(page), "summary": markdown(markdown_summary(report)),

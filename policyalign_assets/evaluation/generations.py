@@ -1,0 +1,63 @@
+"""Answers of one model to one list of requests, kept in a file named by all that they depend on.
+
+A changed judge therefore scores what is there: no model is loaded and nothing is generated again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from policyalign_assets.engine.base import Chat, Engine, Generation, Sampling
+from policyalign_assets.evaluation.capability import Weights
+from policyalign_assets.files import write_parquet
+
+_SCHEMA = pa.schema([("text", pa.string()), ("tokens", pa.int32()), ("truncated", pa.bool_())])
+_CODE = 1  # raise it when engines begin to answer differently for the same model, request and sampling
+
+Generate = Callable[[Engine, Sequence[Chat], Sampling], Sequence[Generation | None]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    tokens: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Model:
+    """`identity` names weights, adapter and number format: two models of one identity answer alike. `engine` loads it;
+    `weights` say what a harness of its own would load, None where no other process can."""
+
+    identity: str
+    engine: Callable[[], Engine]
+    weights: Weights | None = None
+
+
+def all_at_once(engine: Engine, chats: Sequence[Chat], sampling: Sampling) -> Sequence[Generation]:
+    return engine.generate(chats, sampling)
+
+
+def answers(model: Model, chats: Sequence[Chat], sampling: Sampling, store: Path | None, generate: Generate = all_at_once) -> list[Answer | None]:
+    """One answer per chat, in order, from `store` where it is there. None where `generate` gave none."""
+    file = store / f"{_key(model, chats, sampling)}.parquet" if store else None
+    if file and file.exists():
+        rows = pq.read_table(file, schema=_SCHEMA).to_pylist()
+        return [None if row["text"] is None else Answer(**row) for row in rows]
+    made = [None if g is None else Answer(g.text, len(g.token_ids), g.finish == "length") for g in generate(model.engine(), chats, sampling)]
+    if file:
+        empty = {"text": None, "tokens": None, "truncated": None}
+        write_parquet(pa.Table.from_pylist([asdict(a) if a else empty for a in made], schema=_SCHEMA), file)
+    return made
+
+
+def _key(model: Model, chats: Sequence[Chat], sampling: Sampling) -> str:
+    said = [_CODE, model.identity, asdict(sampling), [[(m.role, m.content) for m in chat] for chat in chats]]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]

@@ -1,0 +1,32 @@
+"""The judge that the settings ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from policyalign_assets.evaluation.judge import judge_for
+from policyalign_assets.evaluation.judges.endpoint import EndpointJudge
+from policyalign_assets.evaluation.judges.tasks import PolicyJudge, Qwen3Guard, StrongRejectRubric
+from policyalign_assets.evaluation.judges.verdict import Judge
+from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.settings import JudgeSettings
+
+
+def make_judge(settings: JudgeSettings, model_id: str, policy: PolicyDocument, report: Callable[[str], None] = lambda _: None) -> Judge:
+    """`model_id`: whose answers are judged; the rule-based judge knows those of the bundled model. Raises SettingsError."""
+    match settings.kind:
+        case "rules":
+            return judge_for(model_id)
+        case "qwen3guard":
+            return EndpointJudge(Qwen3Guard(settings.strict), settings, report)
+        case "policy":
+            return EndpointJudge(PolicyJudge(policy), settings, report)
+        case "strongreject":
+            return EndpointJudge(StrongRejectRubric(), settings, report)
+
+
+def described(judge: Judge) -> str:
+    """For the header of a report."""
+    if judge.template is None:
+        return f"phrase rules ({judge.id})"
+    return f"{judge.id}, revision {judge.revision or 'not stated'}, prompt template {judge.template}"
