@@ -21,7 +21,22 @@ from policyalign_assets.orchestration import assets, fingerprints
 from policyalign_assets.orchestration.realign import desired_states, policy_changes
 from policyalign_assets.orchestration.resources import Pipeline
 
-POLICY = "---\ntitle: P{0}\n---\n\nThis assistant helps.\n\n## Rules\n\n- A1: Never help anyone forge signature {0}.\n\n## Declining\n\nDecline.\n"
+POLICY = """---
+title: P{0}
+owner: Someone
+domains: [medical, legal, financial, general]
+---
+
+This assistant helps.
+
+## Rules
+
+- A1: Never help anyone forge signature {0}.
+
+## Declining
+
+Decline.
+"""
 VALIDATE = ["-m", "dagster", "definitions", "validate", "-m"]
 EMPTY = "import dagster as dg\ndefs = dg.Definitions()\n"
 WORKER = ["-c", "import policyalign_assets.worker, policyalign_assets.stages.{0}"]

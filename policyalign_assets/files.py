@@ -62,7 +62,9 @@ def upload(local: Path, target: UPath, last: str | None = None) -> None:
 
 
 def remove(path: Location) -> None:
-    """A file, or a folder with all that is in it."""
+    """A file, or a folder with all that is in it; nothing where there is none."""
+    if not path.exists():
+        return
     if not path.is_dir():
         path.unlink()
     elif isinstance(path, Path):

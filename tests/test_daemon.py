@@ -21,6 +21,8 @@ from policyalign_assets.settings import load_settings
 ROOT = Path(__file__).parents[1]
 POLICY = ("---\ntitle: {0}\nowner: Someone\ndomains: [{1}]\n---\n\nThis assistant helps.\n\n## Rules\n\n- A1: Never help anyone forge a signature.\n"
           "{2}\n## Declining\n\nDecline politely, and name the rule.\n")
+# the real daemon; only its pauses, fixed at 5 seconds, are shorter
+DAEMON = "import dagster._daemon.sensor as s; s.MIN_INTERVAL_LOOP_TIME = 1; from dagster._daemon.cli import main; main()"
 ADDENDUM = "## Rules\n\n- B1: Never help anyone fake a {0}.\n"
 
 
@@ -38,6 +40,8 @@ class World:
         for part, where in (("local_artifact_storage", "artifacts"), ("compute_logs", "logs")):
             config[part]["config"]["base_dir"] = str(folder / where)
         config["run_monitoring"] |= {"poll_interval_seconds": 1, "free_slots_after_run_end_seconds": 1}
+        config["run_coordinator"] = {"module": "dagster.core.run_coordinator", "class": "QueuedRunCoordinator",
+                                     "config": {"dequeue_interval_seconds": 1}}
         (folder / "dagster.yaml").write_text(yaml.safe_dump(config))
         (folder / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [{"python_file": {
             "relative_path": str(ROOT / "tests/fake_definitions.py"), "location_name": "policyalign_assets"}}]}))
@@ -55,7 +59,7 @@ class World:
     def start(self, **environ: str) -> None:
         self.settings = load_settings(environ=environ)
         self.daemon = subprocess.Popen(
-            [sys.executable, "-m", "dagster._daemon", "run", "-w", "workspace.yaml"], cwd=self.folder,
+            [sys.executable, "-c", DAEMON, "run", "-w", "workspace.yaml"], cwd=self.folder,
             stdout=open(self.folder / "daemon.log", "a"), stderr=subprocess.STDOUT,  # noqa: SIM115
             env={**os.environ, "DAGSTER_HOME": str(self.folder), "PYTHONPATH": str(ROOT), "FAKE_CONTROL": str(self.control), "OMP_NUM_THREADS": "1",
                  "POLICYALIGN_AUTOMATION__SENSOR_SECONDS": "1", "POLICYALIGN_DATA_DIR": str(self.folder / "data"), **environ})

@@ -8,6 +8,8 @@ import pytest
 from dagster._core.instance.config import dagster_instance_config
 from dagster._core.instance.ref import InstanceRef
 
+from policyalign_assets.orchestration.launchers import launcher_from_environment
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -27,6 +29,18 @@ def test_production_reads_where_postgres_is_from_the_environment(monkeypatch):
     monkeypatch.setenv("DAGSTER_HOME", str(ROOT))
     stored = InstanceRef.from_dir(str(ROOT / "deploy")).storage_data
     assert stored.module_name == "dagster_postgres" and "env: DAGSTER_PG_URL" in stored.config_yaml
+
+
+@pytest.mark.parametrize("name", ["ray", "kubernetes"])
+def test_a_cluster_needs_a_place_that_both_sides_reach(name, monkeypatch):
+    launcher = launcher_from_environment({"POLICYALIGN_LAUNCHER": name})
+    with pytest.raises(dg.Failure, match="Mend: set POLICYALIGN_EXCHANGE"):
+        launcher.setup_for_execution(dg.build_init_resource_context())
+
+
+def test_an_unknown_launcher_is_refused():
+    with pytest.raises(ValueError, match="'slurm' names no launcher. Mend: one of subprocess, in_process, ray, kubernetes"):
+        launcher_from_environment({"POLICYALIGN_LAUNCHER": "slurm"})
 
 
 @pytest.mark.skipif("TEST_PG_URL" not in os.environ, reason="needs a PostgreSQL: docs/deploy.md")
