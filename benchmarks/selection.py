@@ -4,7 +4,8 @@
 
 Works on tables that a demo has made (`--data`): twins and neighbours are the same in every arm, and every arm trains for the same
 steps. The random share is drawn anew with each seed. Prints one row per arm and seed, then per arm the share of held-out
-violations refused over all seeds with Wilson's interval, and the difference to training on all, case by case (paired).
+violations refused over all seeds with Wilson's interval, and the difference to training on all, case by case (paired). The same
+cases come back with each seed, so these intervals are somewhat too narrow.
 """
 
 from __future__ import annotations
