@@ -12,6 +12,7 @@ import pyarrow as pa
 from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.files import sha256_table
 from policyalign_assets.orchestration import fingerprints
+from policyalign_assets.orchestration.data_checks import failed_checks
 from policyalign_assets.orchestration.dead_runs import bury_dead_runs
 from policyalign_assets.orchestration.launchers import Launcher
 from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG, shown, table_schema
@@ -106,8 +107,11 @@ def distilled_checkpoint(context: dg.AssetExecutionContext, pipeline: Pipeline, 
                          filtered_instructions: pa.Table) -> dg.MaterializeResult[Checkpoint]:
     """A LoRA adapter that makes the model follow the policy without seeing it (on-policy self-distillation).
 
-    A killed run continues from its last saved step.
+    A killed run continues from its last saved step. Refused while a blocking check of its data stands failed.
     """
+    if failed := failed_checks(context.instance, context.partition_key):
+        raise dg.Failure(f"training is blocked for {context.partition_key}: {', '.join(failed)} failed. Mend: what the check says in the UI, then "
+                         "materialize the data or run the check again.", allow_retries=False)
     return _launched(context, pipeline, launcher, "distilled_checkpoint", policy_document=policy_document,
                      filtered_instructions=filtered_instructions)
 

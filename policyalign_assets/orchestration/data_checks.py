@@ -8,6 +8,7 @@ import warnings
 
 import dagster as dg
 import pyarrow as pa
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from policyalign_assets.orchestration.partitions import partitions
 from policyalign_assets.orchestration.resources import Pipeline
@@ -75,6 +76,17 @@ def nothing_held_out_is_trained_on(filtered_instructions: pa.Table, violating_in
               if r["selected"] and (r["instruction_id"] in ids or r["text"].lower() in texts or of[r["instruction_id"]] in clusters)]
     return _result(not leaked, f"{len(leaked)} selected rows are held out" if leaked else f"{len(held)} rows are held out of training",
                    held_out=len(held), leaked=leaked[:20] or "none")
+
+
+def failed_checks(instance: dg.DagsterInstance, partition: str) -> list[str]:
+    """The checks above whose latest evaluation for `partition` failed.
+
+    Dagster blocks only within one run. A later run of the training alone (the sensor's next one, say) must ask.
+    """
+    keys = [key for check in (no_rule_is_starved, every_rule_has_its_minimum, twin_ratio_is_in_band, nothing_held_out_is_trained_on)
+            for key in check.check_keys]
+    found = instance.event_log_storage.get_asset_check_partition_info(keys, partition_keys=[partition])
+    return sorted(info.check_key.name for info in found if info.latest_execution_status == AssetCheckExecutionRecordStatus.FAILED)
 
 
 def _waived(context: dg.AssetCheckExecutionContext, pipeline: Pipeline) -> set[str]:
