@@ -48,9 +48,9 @@ class ModelSettings(_Section):
 
 class SynthesisSettings(_Section):
     per_rule: int = Field(40, ge=1, description="violating instructions wanted per rule, after de-duplication")
-    twin_ratio: float = Field(0.4, ge=0, le=2, description="benign twins per violating instruction")
+    twin_ratio: float = Field(0.6, ge=0, le=2, description="benign twins per violating instruction")
     neighbour_ratio: float = Field(0.4, ge=0, le=4, description="uncovered requests that sound risky, per violating instruction")
-    recombined_ratio: float = Field(0.5, ge=0, le=4, description="neighbours made by recombining the rules, per violating instruction")
+    recombined_ratio: float = Field(1.0, ge=0, le=4, description="neighbours made by recombining the rules, per violating instruction")
     grid: Literal["reduced", "full"] = Field("reduced", description="`full`: intent x persona x format x difficulty, with attack styles and a "
                                              "ladder for refusals, for instruct models; the bundled model was trained for `reduced`")
     style_share: float = Field(0.35, ge=0, le=2, description="violating instructions repeated in an attack style, per plain one (full grid)")
@@ -94,15 +94,14 @@ class DistillationSettings(_Section):
     ema_decay: float = Field(0.99, gt=0, lt=1)
     top_k: int = Field(256, ge=1, description="student's top tokens in the reverse KL; not renormalised (method.md)")
     tail: bool = Field(False, description="add all other tokens as one bucket")
-    forward_weight: float = Field(0.0, ge=0, le=1, description="forward KL added to the reverse KL; 0 is the paper's loss (docs/method.md)")
-    learning_rate: float = Field(2e-3, gt=0, le=1)
-    lr_decay: float = Field(0.25, ge=0, le=1, description="last share of the steps, over which the learning rate falls linearly towards 0")
+    forward_weight: float = Field(1.0, ge=0, le=1, description="forward KL added to the reverse KL; 0 is the paper's loss (docs/method.md)")
+    learning_rate: float = Field(1.2e-3, gt=0, le=1)
+    lr_decay: float = Field(0.5, ge=0, le=1, description="last share of the steps, over which the learning rate falls linearly towards 0")
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
     lora_rank: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
-    steps: int = Field(120, ge=1, description="rollout batches")
-    opening: float = Field(0.25, ge=0, lt=1, description="first share of the steps, on violations and twins only (docs/method.md)")
+    steps: int = Field(150, ge=1, description="rollout batches")
     batch_size: int = Field(32, ge=1, description="instructions per rollout batch")
     mini_batch_size: int = Field(32, ge=1, description="instructions per optimizer update")
     micro_batch_size: int = Field(32, ge=1, description="instructions per forward/backward pass")
@@ -213,14 +212,14 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     # the paper's run (release README); LoRA wants about 10x the learning rate of full fine-tuning (5e-6)
     "qwen2.5-7b": {
         "model": {"id": "Qwen/Qwen2.5-7B-Instruct", "dtype": "bfloat16", "device": "cuda", "batch_tokens": 262_144},
-        "synthesis": {"per_rule": 400, "max_new_tokens": 256, "grid": "full", "rouge_l": 0.7},
+        "synthesis": {"per_rule": 400, "twin_ratio": 0.4, "recombined_ratio": 0.5, "max_new_tokens": 256, "grid": "full", "rouge_l": 0.7},
         "firewall": {"own_cases": True},
         "sensitivity": {"max_new_tokens": 512},
         "filtering": {"per_rule": 200},
         "distillation": {
-            "teacher": "ema", "opening": 0.0, "ema_decay": 0.99, "top_k": 256, "learning_rate": 5e-5, "lr_decay": 0.0, "lora_rank": 32,
-            "lora_alpha": 64, "steps": 100,
-            "batch_size": 128, "mini_batch_size": 64, "micro_batch_size": 4, "max_new_tokens": 1024, "save_every": 10,
+            "teacher": "ema", "forward_weight": 0.0, "ema_decay": 0.99, "top_k": 256, "learning_rate": 5e-5, "lr_decay": 0.0, "lora_rank": 32,
+            "lora_alpha": 64, "steps": 100, "batch_size": 128, "mini_batch_size": 64, "micro_batch_size": 4, "max_new_tokens": 1024,
+            "save_every": 10,
         },
         "evaluation": {"max_new_tokens": 1024},
     },

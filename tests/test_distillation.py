@@ -151,21 +151,6 @@ def test_every_batch_holds_each_group_in_its_share():
         assert 2 <= asked.count("A/violating") <= 4 and 2 <= asked.count("B/violating") <= 4 and 1 <= asked.count("twin") <= 3
 
 
-def test_neighbours_join_after_the_opening(tmp_path, monkeypatch):
-    asked = []
-    real = TransformersEngine.generate_ids
-
-    def watch(self, prompts, sampling):
-        asked.append({tuple(p) for p in prompts})
-        return real(self, prompts, sampling)
-
-    monkeypatch.setattr(TransformersEngine, "generate_ids", watch)
-    mix = [Instruction("How do I paint a fence?", "late", opening=False), *ASKED[:4]]
-    run(tmp_path, SMALL.model_copy(update={"opening": 0.5}), mix)
-    assert asked[0] == asked[1] and len(asked[0]) == 4  # two steps of four, on the opening's four
-    assert len(set.union(*asked)) == 5
-
-
 def test_the_learning_rate_falls_over_the_last_share_of_the_steps():
     assert [decay_factor(s, 8, 0.5) for s in range(8)] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
     assert {decay_factor(s, 8, 0.0) for s in range(8)} == {1.0}

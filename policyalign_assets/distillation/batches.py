@@ -12,17 +12,15 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class Instruction:
-    """`group`: batches hold each group in its share of the whole (a rule's violations, its twins …).
-    `opening`: whether the first share of the steps (`distillation.opening`) already asks it."""
+    """`group`: batches hold each group in its share of the whole (a rule's violations, its twins …)."""
 
     text: str
     group: str = ""
-    opening: bool = True
 
 
 def training_mix(selected: pa.Table) -> list[Instruction]:
-    """Selected rows of a FILTERED table as instructions, a group for each rule and kind; neighbours join after the opening."""
-    return [Instruction(r["text"], f"{r['rule_id']}/{r['kind']}", opening=r["kind"] != "neighbour") for r in selected.to_pylist()]
+    """Selected rows of a FILTERED table as instructions, a group for each rule and kind."""
+    return [Instruction(r["text"], f"{r['rule_id']}/{r['kind']}") for r in selected.to_pylist()]
 
 
 def batch_indices(groups: Sequence[str], size: int, step: int, seed: int) -> list[int]:

@@ -56,18 +56,12 @@ def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded:
             batch_tokens: int, report: Report = lambda _: None) -> tuple[PeftModel, pa.Table]:
     """Trains an adapter on `loaded.model`. Returns the PEFT model (student active) and the TRAINING table, a row per step.
 
-    Instructions that are not of the opening join after it (`settings.opening`). On-policy gradients vanish where the student
-    never samples what the teacher would say; with every benign request in from the start, refusing is unlearned for whole
-    rules before it is learned (measured: docs/method.md).
-
     `work_dir` holds the saved steps; calling again with the same inputs and folder continues after the last one.
     Raises PromptTooLong before any work, DistillationFailed when the loss is not finite or every response is empty.
     """
-    instructions = sorted(instructions, key=lambda i: not i.opening)  # the opening's come first
-    first_groups = [i.group for i in instructions if i.opening]
-    if not first_groups:
-        raise ValueError("no instruction to open the training with")
-    groups, opening_steps = [i.group for i in instructions], round(settings.opening * settings.steps)
+    if not instructions:
+        raise ValueError("no instruction to train on")
+    groups = [i.group for i in instructions]
     student_prompts = [render(loaded.tokenizer, chat(i.text)) for i in instructions]
     teacher_prompts = [render(loaded.tokenizer, chat(i.text, policy.prompt_text)) for i in instructions]
     check_lengths(teacher_prompts, settings.max_new_tokens, loaded.context)
@@ -88,7 +82,7 @@ def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded:
     started, prefix = time.monotonic(), None
     for step in range(first, settings.steps):
         begun = time.monotonic()
-        chosen = batch_indices(first_groups if step < opening_steps else groups, settings.batch_size, step, settings.seed)
+        chosen = batch_indices(groups, settings.batch_size, step, settings.seed)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * decay_factor(step, settings.steps, settings.lr_decay)
         sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed * 1_000_003 + step)

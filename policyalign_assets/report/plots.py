@@ -22,7 +22,7 @@ _STYLE = {
     "aligned_policy": {"color": "#CC79A7", "marker": "D", "markersize": 8},
 }
 _CURVES = {
-    "loss": "Loss: reverse KL per token (nats)",
+    "loss": "Loss per token (nats)",
     "top_k_mass": "Student's mass on its top k tokens",
     "mean_length": "Mean response length (tokens)",
 }
