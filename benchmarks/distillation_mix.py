@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from policyalign_assets.distillation.anchors import anchors
 from policyalign_assets.distillation.batches import training_mix
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.base import Sampling, chat
@@ -72,7 +73,8 @@ def main() -> None:
         used = load_settings(overrides={"distillation": {**changed, "seed": seed}}).distillation
         loaded, begun = load_model(settings.model), time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            model, _ = distill(policy, training_mix(chosen), loaded, used, Path(folder), settings.model.batch_tokens)
+            mix = training_mix(chosen) + anchors(used, settings.model.id)
+            model, _ = distill(policy, mix, loaded, used, Path(folder), settings.model.batch_tokens)
         seconds = time.monotonic() - begun
         aligned = TransformersEngine(LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision), settings.model.batch_tokens)
         variant = " ".join([*args.set, *(f"without {kind}s" for kind in args.without)]) or "defaults"

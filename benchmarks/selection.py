@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from policyalign_assets.distillation.anchors import anchors
 from policyalign_assets.distillation.batches import training_mix
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.base import Sampling, chat
@@ -62,7 +63,8 @@ def main() -> None:
             distillation = settings.distillation.model_copy(update={"seed": seed} | ({"steps": args.steps} if args.steps else {}))
             loaded, begun = load_model(settings.model), time.monotonic()
             with tempfile.TemporaryDirectory() as folder:
-                model, _ = distill(policy, training_mix(chosen), loaded, distillation, Path(folder), settings.model.batch_tokens)
+                mix = training_mix(chosen) + anchors(distillation, settings.model.id)
+                model, _ = distill(policy, mix, loaded, distillation, Path(folder), settings.model.batch_tokens)
             aligned = TransformersEngine(LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision), settings.model.batch_tokens)
             answers = aligned.generate([chat(c.prompt) for c in cases], Sampling(settings.evaluation.max_new_tokens, 0.0))
             refused = [judge.judge(g.text).refused is True for g in answers]

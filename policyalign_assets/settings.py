@@ -101,6 +101,8 @@ class DistillationSettings(_Section):
     max_grad_norm: float = Field(1.0, gt=0)
     lora_rank: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
+    anchors: int = Field(100, ge=0, description="everyday requests in the mix, so that other skills stay as they are")
+    anchors_file: str | None = Field(None, description="text file with one everyday request a line; none: only the bundled model has some of its own")
     steps: int = Field(150, ge=1, description="rollout batches")
     batch_size: int = Field(32, ge=1, description="instructions per rollout batch")
     mini_batch_size: int = Field(32, ge=1, description="instructions per optimizer update")

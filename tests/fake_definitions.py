@@ -4,6 +4,7 @@ Files in the folder $FAKE_CONTROL steer it: `hold-<stage>` makes the stage wait 
 fail, `stubborn-<stage>` makes it start processes that ignore every polite signal and note their ids in `pids`.
 """
 
+import json
 import os
 import sys
 import textwrap
@@ -18,6 +19,7 @@ from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.orchestration.launchers import Launcher, run_guarded
 from policyalign_assets.report.record import ReportRecord
 from policyalign_assets.stages import Made
+from policyalign_assets.synthesis.drafting import RuleYield
 from policyalign_assets.tables import INSTRUCTIONS, SENSITIVITY, YIELDS
 
 # a training launcher: it starts a worker in a session of its own, and both ignore every polite signal
@@ -49,7 +51,8 @@ class Fake(Launcher):
 def _violating_instructions(policy_document) -> pa.Table:
     rows = [{"instruction_id": r.rule_id, "rule_id": r.rule_id, "kind": "violating", "text": r.text, "policy_hash": policy_document.content_hash}
             for r in policy_document.rules]
-    return _table(rows, INSTRUCTIONS).replace_schema_metadata({YIELDS: "{}"})
+    yields = {row["rule_id"]: vars(RuleYield(wanted=1, violating=1, drafted=1)) for row in rows}
+    return _table(rows, INSTRUCTIONS).replace_schema_metadata({YIELDS: json.dumps({"rules": yields})})
 
 
 def _sensitivity_scores(policy_document, violating_instructions) -> pa.Table:

@@ -87,9 +87,12 @@ class World:
         """Until the sensor has looked with no run left, and again, and started none."""
         until = time.monotonic() + seconds
         quiet = time.time()
-        while not quiet < self.look():
+        while True:
+            looked = self.look()  # before the runs: those that this look started are then seen
             if self.live():
                 quiet = time.time()
+            elif looked > quiet:
+                return
             assert time.monotonic() < until, f"not quiet after {seconds} s: {(self.folder / 'daemon.log').read_text()[-3000:]}"
             time.sleep(0.2)
 

@@ -1,5 +1,6 @@
 """On-policy self-distillation: the loss, the teachers, resuming, and the adapter that comes out."""
 
+import random
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policyalign_assets.bundled_model import WEIGHTS_DIR
+from policyalign_assets.bundled_model.world import World
 from policyalign_assets.distillation.adapters import STUDENT, add_adapters, student_parameters, teacher_weights, update_ema
+from policyalign_assets.distillation.anchors import AnchorsError, anchors
 from policyalign_assets.distillation.batches import Instruction, batch_indices
 from policyalign_assets.distillation.checkpoint import CheckpointChanged, load_aligned, publish, training_table
 from policyalign_assets.distillation.loss import reverse_kl_top_k
@@ -149,6 +152,27 @@ def test_every_batch_holds_each_group_in_its_share():
     for step in range(10):  # 80 rows: an epoch is ten batches of 8
         asked = [groups[i] for i in batch_indices(groups, 8, step, seed=1)]
         assert 2 <= asked.count("A/violating") <= 4 and 2 <= asked.count("B/violating") <= 4 and 1 <= asked.count("twin") <= 3
+
+
+def test_everyday_requests_come_from_the_file_or_from_the_bundled_models_own_world(tmp_path):
+    own = [i.text for i in anchors(SMALL.model_copy(update={"anchors": 20}), "bundled")]
+    assert len(own) == 20 and own == [i.text for i in anchors(SMALL.model_copy(update={"anchors": 20}), "bundled")]
+    held_out = World(random.Random(1), "heldout")
+    assert not {held_out.capability(arithmetic=1.0).request for _ in range(300)} & set(own)
+    assert anchors(SMALL, "another/model") == []
+    file = tmp_path / "asked.txt"
+    file.write_text("Name a river.\n\nName a river.\nName a hill.\n")
+    chosen = anchors(SMALL.model_copy(update={"anchors": 5, "anchors_file": str(file)}), "another/model")
+    assert sorted(i.text for i in chosen) == ["Name a hill.", "Name a river."]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\x00"])
+def test_a_file_of_everyday_requests_that_cannot_be_used_is_named(tmp_path, content):
+    file = tmp_path / "asked.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(AnchorsError, match=r"asked\.txt.*Mend"):
+        anchors(SMALL.model_copy(update={"anchors_file": str(file)}), "bundled")
 
 
 def test_the_learning_rate_falls_over_the_last_share_of_the_steps():

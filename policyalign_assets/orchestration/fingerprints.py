@@ -35,7 +35,7 @@ STAGES: dict[str, Stage] = {
     "violating_instructions": Stage(2, ("policy_document",), ("model", "synthesis", "firewall")),
     "sensitivity_scores": Stage(1, ("policy_document", "violating_instructions"), ("model", "sensitivity")),
     "filtered_instructions": Stage(2, ("violating_instructions", "sensitivity_scores"), ("filtering",)),
-    "distilled_checkpoint": Stage(1, ("policy_document", "filtered_instructions"), ("model", "distillation")),
+    "distilled_checkpoint": Stage(2, ("policy_document", "filtered_instructions"), ("model", "distillation")),
     "benchmark_report": Stage(1, ("policy_document", "violating_instructions", "filtered_instructions", "distilled_checkpoint"),
                               ("model", "evaluation", "judge")),
 }
@@ -98,6 +98,8 @@ def own_version(stage: str, settings: Settings) -> str:
         read["firewall"]["references"] = references_revision(settings.firewall.references)  # what they say, wherever they lie
         if settings.firewall.own_cases:
             read["evaluation"] = settings.evaluation.model_dump(mode="json", include={"cases_per_suite", "seed"})
+    if "distillation" in spec.reads and (file := settings.distillation.anchors_file):
+        read["distillation"]["anchors_file"] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else None
     if "evaluation" in spec.reads:
         read["evaluation"]["benchmarks"] = benchmarks_version(settings.evaluation)
     return f"{spec.code}.{_hash(read)[:12]}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pyarrow as pa
 
+from policyalign_assets.distillation.anchors import anchors
 from policyalign_assets.distillation.batches import training_mix
 from policyalign_assets.distillation.checkpoint import publish
 from policyalign_assets.distillation.resume import work_folder
@@ -20,14 +23,16 @@ def make(work: Work, policy_document: PolicyDocument, filtered_instructions: pa.
     settings = work.settings
     loaded = load_model(settings.model)
     chosen = filtered_instructions.filter(filtered_instructions["selected"])
+    extra = anchors(settings.distillation, settings.model.id)
     provenance = {"policy_id": policy_document.policy_id, "domain": policy_document.domain, "policy_hash": policy_document.content_hash,
-                  "instructions": sha256_table(chosen), "model_id": loaded.model_id, "model_revision": loaded.revision,
-                  "settings": settings.distillation.model_dump(), "dtype": settings.model.dtype}
-    model, training = distill(policy_document, training_mix(chosen), loaded, settings.distillation,
+                  "instructions": sha256_table(chosen), "everyday_requests": hashlib.sha256("\n".join(i.text for i in extra).encode()).hexdigest(),
+                  "model_id": loaded.model_id, "model_revision": loaded.revision, "dtype": settings.model.dtype,
+                  "settings": settings.distillation.model_dump()}
+    model, training = distill(policy_document, training_mix(chosen) + extra, loaded, settings.distillation,
                               work_folder(scratch_folder(work.data), provenance), settings.model.batch_tokens, work.report)
     checkpoint = publish(model, loaded, training, work.data, provenance)
     last = training.to_pylist()[-1]
     return Made(checkpoint, checkpoint.checkpoint_id, {
-        "checkpoint": path(work.data / checkpoint.path), "instructions": chosen.num_rows, "final loss": last["loss"],
+        "checkpoint": path(work.data / checkpoint.path), "instructions": chosen.num_rows, "everyday requests": len(extra), "final loss": last["loss"],
         "top-k mass Q": last["top_k_mass"], "mean length": last["mean_length"], "training seconds": sum(training["seconds"].to_pylist()),
         "training curves": image(training_plot(training.to_pydict()), "training curves")})
