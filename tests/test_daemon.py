@@ -83,7 +83,7 @@ class World:
         ticks = self.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=2)
         return max((t.timestamp for t in ticks if t.tick_data.end_timestamp), default=0)
 
-    def settle(self, seconds: float = 120) -> None:
+    def settle(self, seconds: float = 300) -> None:
         """Until the sensor has looked with no run left, and again, and started none."""
         until = time.monotonic() + seconds
         quiet = time.time()
