@@ -101,7 +101,8 @@ def test_results_can_be_kept_at_a_url(workspace):
     assert {f.name for f in (data / checkpoint["path"]).iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "training.parquet",
                                                                        "checkpoint.json"}
     assert {f.name for f in (data / "reports/general-conduct/medical").iterdir()} == {"report.html", "report.json", "figures.parquet",
-                                                                                      "cases.parquet"}
+                                                                                      "benchmarks.parquet", "cases.parquet",
+                                                                                      "benchmark_cases.parquet"}
     assert "violations" in show(KEY, data) and not (tmp_path / "data").exists()
 
 

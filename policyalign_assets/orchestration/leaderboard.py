@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from policyalign_assets.files import is_local
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.policy import PolicyError, applicable_domains, list_policies
 
@@ -12,6 +13,9 @@ def leaderboard(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.Mat
     from policyalign_assets.report.leaderboard import leaderboard as collect
     from policyalign_assets.report.leaderboard import to_markdown, write_leaderboard
 
+    if not is_local(pipeline.data):
+        raise dg.Failure(f"the leaderboard reads report files from a folder, and data_dir is {pipeline.data_dir!r}. Mend: copy reports/ from there "
+                         "and set POLICYALIGN_DATA_DIR to the copy.", allow_retries=False)
     partitions = []
     for policy in list_policies(pipeline.policies):
         try:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from policyalign_assets.files import replacing_file
+from policyalign_assets.files import Location, write_whole
 from policyalign_assets.report.gates import evaluate_gates, releasable
 from policyalign_assets.report.model import GateResult, ReleaseFigures
 from policyalign_assets.settings import GateSettings
@@ -16,7 +15,7 @@ from policyalign_assets.settings import GateSettings
 NAMED = ("checkpoint_id", "policy_id", "domain", "policy_hash", "model_id", "model_revision", "judge", "created_at")
 
 
-def decide(folder: Path, settings: GateSettings) -> list[GateResult]:
+def decide(folder: Location, settings: GateSettings) -> list[GateResult]:
     """Holds the report in `folder` against the bars, and writes or removes its `release.json`.
 
     Raises FileNotFoundError where there is no report; a pointer without its report is removed all the same.
@@ -33,6 +32,6 @@ def decide(folder: Path, settings: GateSettings) -> list[GateResult]:
         return results
     header = report["header"]
     said = {name: header[name] for name in NAMED}
-    with replacing_file(pointer) as aside:
-        aside.write_text(json.dumps(said | {"gates": [asdict(r) for r in results]}, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(said | {"gates": [asdict(r) for r in results]}, indent=1, allow_nan=False) + "\n"
+    write_whole(pointer, text.encode())
     return results
