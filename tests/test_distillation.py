@@ -1,5 +1,6 @@
 """On-policy self-distillation: the loss, the teachers, resuming, and the adapter that comes out."""
 
+import json
 import random
 import signal
 import subprocess
@@ -278,6 +279,9 @@ def test_the_adapter_loads_with_plain_peft_and_answers_the_same(tmp_path):
     folder = tmp_path / checkpoint.path
     assert {p.name for p in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "training.parquet", "checkpoint.json"}
     assert str(tmp_path) not in (folder / "adapter_config.json").read_text() and str(WEIGHTS_DIR) not in (folder / "adapter_config.json").read_text()
+
+    written = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert written == sorted(written)  # or the same training would get another id in each process
 
     base = AutoModelForCausalLM.from_pretrained(WEIGHTS_DIR)  # nothing of this project from here on
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS_DIR)

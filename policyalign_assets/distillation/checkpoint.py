@@ -33,7 +33,9 @@ class CheckpointChanged(ValueError):
 def publish(model: PeftModel, loaded: LoadedModel, training: pa.Table, data_dir: Location, provenance: Mapping[str, Any]) -> Checkpoint:
     """Writes `checkpoints/<hash>/`: a plain PEFT adapter, `training.parquet`, `checkpoint.json`. Never overwrites one."""
     # the adapter names its base by id: a path of this machine would mean nothing elsewhere, and would enter the hash
-    model.peft_config[STUDENT].base_model_name_or_path = loaded.model_id
+    config = model.peft_config[STUDENT]
+    config.base_model_name_or_path = loaded.model_id
+    config.target_modules = sorted(config.target_modules)  # a set, which each process writes in another order
     folder = data_dir / "checkpoints"
     with _beside(folder) as name:
         aside = Path(name)
