@@ -3,9 +3,9 @@
 Each step: the student answers a batch of instructions *without* the policy; the teacher, the same model *with* the policy
 as system message, gives its distribution on those very tokens; the student takes one or more optimizer updates towards it.
 
-Differences from the release: an optional share of forward KL (`loss.py`); log-probabilities in float32 (there bf16); a global token mean over each optimizer batch
-(there micro-batch means weighted by samples); two forward passes a step (there three); the teacher is the same set of
-weights with another or no adapter (there a second full copy).
+Differences from the release: an optional share of forward KL (`loss.py`); log-probabilities in float32 (there
+bf16); a global token mean over each optimizer batch (there micro-batch means weighted by samples); two forward passes a step
+(there three); the teacher is the same set of weights with another or no adapter (there a second full copy).
 
 Every random choice is seeded by (seed, step), so a killed run continues from its last saved step to the same result.
 """
