@@ -7,8 +7,8 @@ import dagster as dg
 import pytest
 from test_report import CONTEXT, case, small_report, table, unscored
 
-from policyalign_assets.orchestration.checks import GATES, release_gates
 from policyalign_assets.orchestration.partitions import partitions
+from policyalign_assets.orchestration.release_checks import GATES, release_gates
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.report.build import build_report
 from policyalign_assets.report.gates import evaluate_gates, releasable
