@@ -174,3 +174,17 @@ def test_the_nightly_schedule_asks_for_registered_partitions_only(instance, poli
                                         resources={"pipeline": Pipeline(policies_dir=str(policies))})
     asked = {r.partition_key for r in nightly_realignment(context)}
     assert asked == {f"{d}|data-privacy" for d in ("medical", "legal", "financial")}
+
+
+def test_an_edited_file_of_everyday_requests_redoes_training_and_report_and_a_moved_one_nothing(instance, policies, tmp_path):
+    def settings(file: Path):
+        return load_settings(overrides={"distillation": {"anchors_file": str(file)}}, environ={})
+
+    asked, moved = tmp_path / "asked.txt", tmp_path / "moved.txt"
+    asked.write_text("Name a river.\n")
+    moved.write_text(asked.read_text())
+    finish(instance, policies, settings(asked))
+    assert pending(instance, policies, settings(moved)) == {}
+    moved.write_text("Name a hill.\n")
+    assert all(stages == ["distilled_checkpoint", "benchmark_report"] for stages in pending(instance, policies, settings(moved)).values())
+    assert pending(instance, policies, settings(moved))

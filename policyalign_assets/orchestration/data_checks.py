@@ -81,7 +81,8 @@ def nothing_held_out_is_trained_on(filtered_instructions: pa.Table, violating_in
 def failed_checks(instance: dg.DagsterInstance, partition: str) -> list[str]:
     """The checks above whose latest evaluation for `partition` failed.
 
-    Dagster blocks only within one run. A later run of the training alone (the sensor's next one, say) must ask.
+    Dagster blocks only within one run. A later run of the training alone (the sensor's next one, say) must ask. Dagster has no
+    public way to ask for a partition's checks yet, hence its storage.
     """
     keys = [key for check in (no_rule_is_starved, every_rule_has_its_minimum, twin_ratio_is_in_band, nothing_held_out_is_trained_on)
             for key in check.check_keys]

@@ -8,7 +8,7 @@ An edit during a run therefore shows as a difference afterwards, and cannot be l
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -64,19 +64,17 @@ def model_revision(model: ModelSettings) -> str:
 
 def references_revision(folder: str | None) -> str | None:
     """Hash of the evaluation prompts that synthesis keeps clear of: a new benchmark redoes it."""
-    files = sorted(f for f in Path(folder).rglob("*") if f.is_file()) if folder else []
-    return _files_hash(tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files)) if folder else None
+    return files_version(sorted(f for f in Path(folder).rglob("*") if f.is_file())) if folder else None
+
+
+def files_version(files: Iterable[Path]) -> str:
+    """Hash of what the files hold, wherever they lie. An unchanged file is not read again on each tick of the sensor."""
+    return _hash([_file_version(f, f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file()])
 
 
 @cache
-def _files_hash(state: tuple) -> str:
-    return _hash([hashlib.sha256(Path(name).read_bytes()).hexdigest() for name, *_ in state])
-
-
-@cache
-def _benchmark_versions(state: tuple) -> str:
-    """`state`: paths, times and sizes of the files, so that an unchanged folder is not read again on each tick."""
-    return _hash([version_of([Path(path)]) for path, *_ in state])
+def _file_version(file: Path, changed: int, size: int) -> str:
+    return version_of([file])
 
 
 def benchmarks_version(evaluation: EvaluationSettings) -> str:
@@ -84,8 +82,7 @@ def benchmarks_version(evaluation: EvaluationSettings) -> str:
     folder = Path(evaluation.benchmarks_dir or "")
     patterns = sorted({p for b in manifest() for p in b.files}) if evaluation.benchmarks_dir else []
     files = [(p, f) for p in patterns for f in sorted(folder.glob(p))]
-    state = tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for _, f in files)
-    return _hash([[b.model_dump(mode="json") for b in manifest()], [p for p, _ in files], _benchmark_versions(state)])
+    return _hash([[b.model_dump(mode="json") for b in manifest()], [p for p, _ in files], files_version(f for _, f in files)])
 
 
 def own_version(stage: str, settings: Settings) -> str:
@@ -99,7 +96,7 @@ def own_version(stage: str, settings: Settings) -> str:
         if settings.firewall.own_cases:
             read["evaluation"] = settings.evaluation.model_dump(mode="json", include={"cases_per_suite", "seed"})
     if "distillation" in spec.reads and (file := settings.distillation.anchors_file):
-        read["distillation"]["anchors_file"] = hashlib.sha256(Path(file).read_bytes()).hexdigest() if Path(file).is_file() else None
+        read["distillation"]["anchors_file"] = files_version([Path(file)])
     if "evaluation" in spec.reads:
         read["evaluation"]["benchmarks"] = benchmarks_version(settings.evaluation)
     return f"{spec.code}.{_hash(read)[:12]}"
