@@ -27,8 +27,7 @@ def batch_indices(groups: Sequence[str], size: int, step: int, seed: int) -> lis
     """The `step`-th batch of an endless stream of seeded epochs, each asking every instruction once.
 
     Within an epoch the members of a group are spread evenly, so that every batch shows (nearly) every rule, and violations and
-    benign requests in one proportion. A plain shuffle leaves a rule out of some batches and floods others, and on a small
-    model those swings decide which rules are learned (measured: docs/method.md).
+    benign requests in one proportion. A plain shuffle leaves a rule out of some batches and floods others.
     """
     n = len(groups)
     wanted = range(step * size, (step + 1) * size)

@@ -1,6 +1,6 @@
 """Keeps, within each rule, the instructions where the policy shifts the model most, and the twins and neighbours that stay uncovered.
 
-Held-out instructions are never selected; `conformance_set` gives them to the report.
+Held-out instructions are never selected; `conformance_set` gives them, for a test on requests of the same kind.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The held-out tenth: whole clusters of near-alike requests per rule, never trained on, for the report's conformance set.
+"""The held-out tenth: whole clusters of near-alike requests per rule, never trained on, to test with.
 
 Splitting single rows would leave a near-copy of a test request in training. A row made from another one (twin, styled
 request, recombined neighbour) goes where its parent goes. A cluster that is larger than the rest of the tenth is passed
