@@ -15,6 +15,7 @@ from policyalign_assets.engine.base import Chat, Generation, NotFinite, Progress
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import LoadedModel
+from policyalign_assets.engine.merged import merged
 from policyalign_assets.engine.shared_prefix import attending_to, compute_prefix, shared_length
 
 
@@ -34,11 +35,10 @@ class TransformersEngine:
         check_lengths(prompts, sampling.max_new_tokens, self.loaded.context)
         model = self.loaded.model
         shared = shared_length(model.config, prompts)
-        prefix = compute_prefix(model, prompts[0][:shared]) if shared else None
         rng = torch.Generator(model.device).manual_seed(sampling.seed)
         results: list[Generation | None] = [None] * len(prompts)
         done = 0
-        with attending_to(model, prefix) as offset:
+        with merged(model), attending_to(model, compute_prefix(model, prompts[0][:shared]) if shared else None) as offset:
             for batch in by_length([len(p) - shared + sampling.max_new_tokens for p in prompts], self.batch_tokens):
                 suffixes = [prompts[i][shared:] for i in batch]
                 for i, tokens in zip(batch, self._decode(suffixes, offset, sampling, rng), strict=True):
