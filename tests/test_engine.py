@@ -30,6 +30,7 @@ from policyalign_assets.engine import transformers_engine
 from policyalign_assets.engine.base import NotFinite, PromptTooLong, Sampling, chat
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.loading import ModelNotFound, load_model
+from policyalign_assets.engine.sampling import choose
 from policyalign_assets.engine.scoring import prompt_prefix, response_logits
 from policyalign_assets.engine.shared_prefix import shared_length
 from policyalign_assets.engine.transformers_engine import TransformersEngine
@@ -210,6 +211,23 @@ def test_a_seed_decides_the_samples():
     torch.manual_seed(99)  # the global state is no part of it
     assert sample(loaded, 1) == first
     assert sample(loaded, 2) != first
+
+
+def test_a_row_is_sampled_alike_alone_in_part_of_the_batch_and_in_batches_of_any_size():
+    loaded = make(SHARING["qwen2"])
+    whole = sample(loaded, 1)
+    assert [g.token_ids for g in TransformersEngine(loaded, 45).generate_ids(PROMPTS, Sampling(8, 1.0, 1))] == whole
+    for rows in ([1, 3, 5], [4]):
+        part = TransformersEngine(loaded, 10_000).generate_ids([PROMPTS[r] for r in rows], Sampling(8, 1.0, 1), rows=rows)
+        assert [g.token_ids for g in part] == [whole[r] for r in rows]
+    assert len(set(sample(loaded, 1, prompts=[PROMPTS[0]] * 6))) > 1  # equal prompts have random numbers of their own
+
+
+def test_no_token_of_probability_zero_is_ever_chosen():
+    logits = torch.tensor([[-torch.inf, 1.0, -torch.inf, 2.0, -torch.inf]]).repeat(4, 1)
+    least, most = 0.0, 1 - 2.0**-24
+    assert choose(logits, 1.0, torch.tensor([least, 0.2, 0.3, most])).tolist() == [1, 1, 3, 3]
+    assert choose(logits, 0.0, torch.tensor([0.0] * 4)).tolist() == [3] * 4
 
 
 def test_sampling_follows_the_models_distribution_at_the_given_temperature():

@@ -25,7 +25,8 @@ def chat(user: str, system: str | None = None) -> Chat:
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy. `seed` makes a call repeatable on the same engine, device and thread count."""
+    """temperature 0 is greedy. With `seed` a call is repeatable, and each prompt's answer depends on the prompt and its place in
+    the call alone, up to rounding (on the same engine)."""
 
     max_new_tokens: int
     temperature: float = 0.0

@@ -16,6 +16,7 @@ from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.engine.merged import merged
+from policyalign_assets.engine.sampling import choose, uniforms
 from policyalign_assets.engine.shared_prefix import attending_to, compute_prefix, shared_length
 
 
@@ -30,25 +31,29 @@ class TransformersEngine:
         return self.generate_ids([render(self.loaded.tokenizer, c) for c in chats], sampling, progress)
 
     @torch.inference_mode()
-    def generate_ids(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress | None = None) -> list[Generation]:
-        """As `generate`, from rendered prompts. Only temperature shapes the distribution: a model's own generation_config does not."""
+    def generate_ids(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress | None = None,
+                     rows: Sequence[int] | None = None) -> list[Generation]:
+        """As `generate`, from rendered prompts. Only temperature shapes the distribution: a model's own generation_config does not.
+
+        `rows`: which row of a larger batch each prompt is; its random numbers are that row's, and the same in any part of the batch.
+        """
         check_lengths(prompts, sampling.max_new_tokens, self.loaded.context)
         model = self.loaded.model
         shared = shared_length(model.config, prompts)
-        rng = torch.Generator(model.device).manual_seed(sampling.seed)
+        rows = range(len(prompts)) if rows is None else rows
         results: list[Generation | None] = [None] * len(prompts)
         done = 0
         with merged(model), attending_to(model, compute_prefix(model, prompts[0][:shared]) if shared else None) as offset:
             for batch in by_length([len(p) - shared + sampling.max_new_tokens for p in prompts], self.batch_tokens):
                 suffixes = [prompts[i][shared:] for i in batch]
-                for i, tokens in zip(batch, self._decode(suffixes, offset, sampling, rng), strict=True):
+                for i, tokens in zip(batch, self._decode(suffixes, offset, sampling, [rows[i] for i in batch]), strict=True):
                     results[i] = self._finish(tokens)
                 done += len(batch)
                 if progress:
                     progress(done, len(prompts))
         return results
 
-    def _decode(self, suffixes: list[list[int]], offset: int, sampling: Sampling, rng: torch.Generator) -> list[list[int]]:
+    def _decode(self, suffixes: list[list[int]], offset: int, sampling: Sampling, numbers: list[int]) -> list[list[int]]:
         """Sampled tokens per row, the end token included. Rows are left-padded; `offset` is the position of the first suffix token."""
         model, device = self.loaded.model, self.loaded.model.device
         ends = torch.tensor(self.loaded.end_ids, device=device)
@@ -59,15 +64,13 @@ class TransformersEngine:
         cache = DynamicCache(config=model.config)
         out: list[list[int]] = [[] for _ in suffixes]
         rows = torch.arange(len(suffixes), device=device)  # which row of the batch each live row is
-        for _ in range(sampling.max_new_tokens):
+        uniform_BT = uniforms(sampling, numbers).to(device)
+        for t in range(sampling.max_new_tokens):
             logits_BV = model(input_ids=ids_BT, attention_mask=mask_BT, position_ids=positions_BT, past_key_values=cache,
                               use_cache=True, logits_to_keep=1).logits[:, -1].float()
             if logits_BV.isnan().any():
                 raise NotFinite(f"model {self.model_id!r} gives logits that are not numbers")
-            if sampling.temperature > 0:
-                next_B = torch.multinomial((logits_BV / sampling.temperature).softmax(-1), 1, generator=rng)[:, 0]
-            else:
-                next_B = logits_BV.argmax(-1)
+            next_B = choose(logits_BV, sampling.temperature, uniform_BT[rows, t])
             for row, token in zip(rows.tolist(), next_B.tolist()):
                 out[row].append(token)
             live = (~torch.isin(next_B, ends)).nonzero()[:, 0]

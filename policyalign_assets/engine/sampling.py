@@ -1,0 +1,29 @@
+"""Random choices that belong to a row, not to the batch that it happens to be in.
+
+Each row has its own stream of uniform numbers, from (seed, row). So a row is answered alike whatever is generated beside it:
+in batches of any size, on one process or shared among several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from policyalign_assets.engine.base import Sampling
+
+
+def uniforms(sampling: Sampling, rows: Sequence[int]) -> torch.Tensor:
+    """In [0, 1), one for each row and new token: uniform_BT, on the CPU."""
+    return torch.from_numpy(np.stack([np.random.default_rng([sampling.seed, row]).random(sampling.max_new_tokens, np.float32) for row in rows]))
+
+
+def choose(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor) -> torch.Tensor:
+    """The token at `uniform_B` of each row's cumulative distribution; the likeliest one at temperature 0. Never one of probability 0."""
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    cumulative_BV = (logits_BV.float() / temperature).softmax(-1).cumsum(-1)
+    total_B1 = cumulative_BV[:, -1:]  # 1 but for rounding
+    below_B1 = torch.minimum(uniform_B[:, None] * total_B1, total_B1.nextafter(torch.zeros_like(total_B1)))
+    return torch.searchsorted(cumulative_BV, below_B1, right=True)[:, 0]
