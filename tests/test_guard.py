@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not LINUX, reason="adopting orphans needs Linux; elsewhere the guard ends the process group")
 
 STARTER = """
-    import os, sys
+    import os, signal, sys
     from policyalign_assets.orchestration.launchers import run_guarded
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
     run_guarded([sys.executable, *sys.argv[1:]], 1.0, dict(os.environ))
 """
 
