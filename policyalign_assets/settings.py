@@ -106,7 +106,9 @@ class DistillationSettings(_Section):
     steps: int = Field(150, ge=1, description="rollout batches")
     batch_size: int = Field(32, ge=1, description="instructions per rollout batch")
     mini_batch_size: int = Field(32, ge=1, description="instructions per optimizer update")
-    micro_batch_size: int = Field(32, ge=1, description="instructions per forward/backward pass")
+    micro_batch_tokens: int = Field(16_384, ge=1, description="tokens per forward/backward pass, padding counted, the shared policy not; "
+                                    "halved where they do not fit into the memory")
+    gradient_checkpointing: bool = Field(False, description="compute the student's layers twice instead of keeping what they computed")
     max_new_tokens: int = Field(64, ge=1)
     temperature: float = Field(1.0, gt=0, le=2)
     save_every: int = Field(25, ge=1)
@@ -114,9 +116,8 @@ class DistillationSettings(_Section):
 
     @model_validator(mode="after")
     def _batches_nest(self):
-        for big, small in (("batch_size", "mini_batch_size"), ("mini_batch_size", "micro_batch_size")):
-            if getattr(self, big) % getattr(self, small):
-                raise ValueError(f"{big}={getattr(self, big)} must be a multiple of {small}={getattr(self, small)}")
+        if self.batch_size % self.mini_batch_size:
+            raise ValueError(f"batch_size={self.batch_size} must be a multiple of mini_batch_size={self.mini_batch_size}")
         return self
 
 
@@ -220,7 +221,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "filtering": {"per_rule": 200},
         "distillation": {
             "teacher": "ema", "forward_weight": 0.0, "ema_decay": 0.99, "top_k": 256, "learning_rate": 5e-5, "lr_decay": 0.0, "lora_rank": 32,
-            "lora_alpha": 64, "steps": 100, "batch_size": 128, "mini_batch_size": 64, "micro_batch_size": 4, "max_new_tokens": 1024,
+            "lora_alpha": 64, "steps": 100, "batch_size": 128, "mini_batch_size": 64, "gradient_checkpointing": True, "max_new_tokens": 1024,
             "save_every": 10,
         },
         "evaluation": {"max_new_tokens": 1024},

@@ -77,6 +77,10 @@ TRAINING = pa.schema([
     ("grad_norm", pa.float64()),
     ("seconds", pa.float64()),
     ("tokens_per_second", pa.float64()),
+    ("rollout_seconds", pa.float64()),  # the student answers
+    ("prefix_seconds", pa.float64()),  # the policy's key/values
+    ("teacher_seconds", pa.float64()),  # forward passes
+    ("student_seconds", pa.float64()),  # forward, loss and backward
 ])
 
 # what a judge says about an answer; null where it does not speak of it

@@ -27,7 +27,7 @@ from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import DistillationSettings, ModelSettings
 
 ROOT = Path(__file__).parents[1]
-SMALL = DistillationSettings(steps=4, batch_size=4, mini_batch_size=4, micro_batch_size=2, max_new_tokens=24, save_every=2, lora_rank=4, lora_alpha=8)
+SMALL = DistillationSettings(steps=4, batch_size=4, mini_batch_size=4, micro_batch_tokens=100, max_new_tokens=24, save_every=2, lora_rank=4, lora_alpha=8)
 ACTIONS = ("forge a signature", "alter a prescription", "fake a diagnosis", "bribe an official", "renew a prescription")
 ASKED = [Instruction(f"How do I {a}?") for a in ACTIONS]
 
@@ -304,3 +304,62 @@ def test_the_same_training_publishes_the_same_checkpoint_and_a_changed_one_is_re
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(CheckpointChanged, match=first.checkpoint_id):
         load_aligned(first, load_model(ModelSettings()), tmp_path)
+
+
+# ---- memory and time -----------------------------------------------------------------------------------------------
+
+
+def test_neither_the_budget_nor_gradient_checkpointing_changes_what_is_learned(tmp_path):
+    _, whole, _ = run(tmp_path / "whole", SMALL.model_copy(update={"micro_batch_tokens": 100_000}))
+    for i, update in enumerate(({"micro_batch_tokens": 1}, {"gradient_checkpointing": True})):
+        _, other, _ = run(tmp_path / str(i), SMALL.model_copy(update=update))
+        for column in ("loss", "grad_norm", "entropy", "mean_length"):
+            assert other[column].to_pylist() == pytest.approx(whole[column].to_pylist(), rel=2e-3), column
+
+
+def test_gradient_checkpointing_keeps_less(tmp_path):
+    from policyalign_assets.distillation.checkpointing import checkpointed
+
+    loaded = load_model(ModelSettings())
+    model = add_adapters(loaded.model, SMALL)
+    saved = {}
+    for on in (False, True):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t), checkpointed(model, on):
+            model.get_base_model().model(input_ids=torch.ones(2, 40, dtype=torch.long), use_cache=False)
+        saved[on] = sum(sizes)
+    assert saved[True] < saved[False] / 3
+    assert not any(m.training for m in model.modules())
+
+
+def test_running_out_of_memory_halves_the_micro_batches_and_gives_the_same_gradients(tmp_path, monkeypatch):
+    from policyalign_assets.distillation import trainer
+
+    _, whole, _ = run(tmp_path / "whole")
+    real, lines = trainer.response_hidden, []
+
+    def scarce(model, prompts, responses, prefix=None):
+        if sum(len(r) for r in responses) > 60 and len(responses) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, prompts, responses, prefix)
+
+    monkeypatch.setattr(trainer, "response_hidden", scarce)
+    loaded = load_model(ModelSettings())
+    _, history = distill(policy(), ASKED, loaded, SMALL.model_copy(update={"micro_batch_tokens": 4_000}), tmp_path / "scarce", 16_384, lines.append)
+    assert any("out of memory" in line for line in lines)
+    assert history["loss"].to_pylist() == pytest.approx(whole["loss"].to_pylist(), rel=2e-3)
+
+    def never(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "response_hidden", never)
+    with pytest.raises(DistillationFailed, match="gradient_checkpointing"):
+        run(tmp_path / "none")
+
+
+def test_the_time_of_a_step_is_told_by_phase(tmp_path):
+    _, history, _ = run(tmp_path)
+    phases = [history[f"{p}_seconds"].to_pylist() for p in ("rollout", "prefix", "teacher", "student")]
+    for whole, parts in zip(history["seconds"].to_pylist(), zip(*phases), strict=True):
+        assert 0 < sum(parts) <= whole
+    assert phases[1][0] > 0 and phases[1][1] == 0  # a frozen teacher's policy is read once

@@ -78,7 +78,6 @@ def test_loading_leaves_the_profiles_as_they_are():
     ({"model": {"dtype": "float8"}}, ["model.dtype", "float8"]),
     ({"distillation": 3}, ["distillation", "3"]),
     ({"distillation": {"batch_size": 100, "mini_batch_size": 64}}, ["distillation", "batch_size=100", "mini_batch_size=64"]),
-    ({"distillation": {"batch_size": 64, "mini_batch_size": 16, "micro_batch_size": 5}}, ["mini_batch_size=16", "micro_batch_size=5"]),
     ({"filtering": {"per_rule": 41}}, ["filtering.per_rule=41", "synthesis.per_rule=40"]),
     ({"model": {"revision": "abc123"}}, ["model.revision='abc123'", "'bundled'"]),
 ])

@@ -24,9 +24,13 @@ from peft import PeftModel
 
 from policyalign_assets.distillation.adapters import add_adapters, student_parameters, teacher_weights, update_ema
 from policyalign_assets.distillation.batches import Instruction, batch_indices
+from policyalign_assets.distillation.budget import Budget, DistillationFailed
+from policyalign_assets.distillation.checkpointing import checkpointed
 from policyalign_assets.distillation.loss import reverse_kl_top_k
+from policyalign_assets.distillation.phases import Phases
 from policyalign_assets.distillation.resume import latest_step, load_step, save_step
 from policyalign_assets.engine.base import NotFinite, Sampling, chat
+from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.engine.scoring import head, prompt_prefix, response_hidden
@@ -38,10 +42,6 @@ from policyalign_assets.tables import TRAINING
 
 Report = Callable[[str], None]
 KEPT = "The last saved step is kept. Mend: lower distillation.learning_rate, or use float32."
-
-
-class DistillationFailed(RuntimeError):
-    """Training cannot go on (a loss that is not a number, no responses). The last saved step stays on disk."""
 
 
 @dataclass(frozen=True)
@@ -79,26 +79,28 @@ def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded:
         first = len(history)
         report(f"resumed after step {first} from its saved state")
 
-    started, prefix = time.monotonic(), None
+    started, prefix, budget = time.monotonic(), None, Budget(settings.micro_batch_tokens, report)
     for step in range(first, settings.steps):
-        begun = time.monotonic()
+        begun, phases = time.monotonic(), Phases(model.device)
         chosen = batch_indices(groups, settings.batch_size, step, settings.seed)
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * decay_factor(step, settings.steps, settings.lr_decay)
         sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed * 1_000_003 + step)
         try:
-            generations = engine.generate_ids([student_prompts[i] for i in chosen], sampling)
+            with phases("rollout"):
+                generations = engine.generate_ids([student_prompts[i] for i in chosen], sampling)
         except NotFinite as error:
             raise DistillationFailed(f"{error} at step {step + 1}. {KEPT}") from error
         rollouts = [Rollout(student_prompts[i], teacher_prompts[i], g.token_ids, g.finish == "stop") for i, g in zip(chosen, generations)]
         if prefix is None or settings.teacher != "frozen":  # a moving teacher changes its policy's key/values too
-            with teacher_weights(model, settings):
+            with phases("prefix"), teacher_weights(model, settings):
                 prefix = prompt_prefix(model, teacher_prompts)
-        row = {"step": step + 1, **_update(model, optimizer, rollouts, prefix, settings)}
+        row = {"step": step + 1, **_update(model, optimizer, rollouts, prefix, settings, budget, phases)}
         seconds = time.monotonic() - begun
         tokens = sum(len(r.response) for r in rollouts)
         history.append(row | {"seconds": seconds, "tokens_per_second": tokens / seconds,
-                              "mean_length": tokens / len(rollouts), "eos_rate": sum(r.ended for r in rollouts) / len(rollouts)})
+                              "mean_length": tokens / len(rollouts), "eos_rate": sum(r.ended for r in rollouts) / len(rollouts),
+                              **{f"{name}_seconds": spent for name, spent in phases.seconds.items()}})
         left = (time.monotonic() - started) / (step + 1 - first) * (settings.steps - step - 1)
         report(f"step {step + 1}/{settings.steps}  loss {row['loss']:.4f}  length {tokens / len(rollouts):.1f}  Q {row['top_k_mass']:.4f}  "
                f"{tokens / seconds:,.0f} tokens/s  ETA {left:,.0f} s")
@@ -114,7 +116,7 @@ def decay_factor(step: int, steps: int, share: float) -> float:
 
 
 def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[Rollout], prefix: Prefix | None,
-            settings: DistillationSettings) -> dict[str, float]:
+            settings: DistillationSettings, budget: Budget, phases: Phases) -> dict[str, float]:
     """The optimizer updates of one rollout batch; returns token means over the batch."""
     sums = torch.zeros(4, dtype=torch.float64)  # loss, Q, teacher mass, entropy
     tokens, norms = 0, []
@@ -123,25 +125,34 @@ def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[R
         mini_tokens = sum(len(r.response) for r in mini)
         if not mini_tokens:
             raise DistillationFailed("every response of a batch is empty: the student has collapsed. Mend: lower the learning rate.")
-        mini.sort(key=lambda r: len(r.student_prompt) + len(r.response))  # micro-batches of similar length waste less padding
-        for start in range(0, len(mini), settings.micro_batch_size):
-            micro = mini[start : start + settings.micro_batch_size]
-            responses = [r.response for r in micro]
-            with teacher_weights(model, settings):
-                teacher_MD = response_hidden(model, [r.teacher_prompt for r in micro], responses, prefix)
-            student_MD = response_hidden(model, [r.student_prompt for r in micro], responses)
-            out = reverse_kl_top_k(student_MD, teacher_MD, head(model), settings.top_k, settings.tail, settings.temperature,
-                                   settings.forward_weight)
-            (out.loss_sum / mini_tokens).backward()  # global token mean over the optimizer batch
-            sums += torch.stack([out.loss_sum.detach(), out.student_mass_M.sum(), out.teacher_mass_M.sum(), out.entropy_M.sum()]).double().cpu()
+        sums += budget.fitted(lambda: _gradients(model, optimizer, mini, mini_tokens, prefix, settings, budget, phases))  # noqa: B023
         norm = torch.nn.utils.clip_grad_norm_(student_parameters(model).values(), settings.max_grad_norm).item()
         if not math.isfinite(norm) or not math.isfinite(sums[0].item()):
             raise DistillationFailed(f"the loss or its gradient is not finite (loss sum {sums[0].item()}, gradient norm {norm}). {KEPT}")
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
         norms.append(norm)
         tokens += mini_tokens
     if settings.teacher == "ema":
         update_ema(model, settings.ema_decay)
     loss, mass, teacher_mass, entropy = (sums / tokens).tolist()
     return {"loss": loss, "top_k_mass": mass, "teacher_mass": teacher_mass, "entropy": entropy, "grad_norm": max(norms)}
+
+
+def _gradients(model: PeftModel, optimizer: torch.optim.Optimizer, mini: list[Rollout], mini_tokens: int, prefix: Prefix | None,
+               settings: DistillationSettings, budget: Budget, phases: Phases) -> torch.Tensor:
+    """Sets the student's gradients of one optimizer batch; returns the sums over its tokens."""
+    optimizer.zero_grad(set_to_none=True)
+    shared = prefix.length if prefix else 0
+    sums = torch.zeros(4, dtype=torch.float64)
+    for chosen in by_length([max(len(r.teacher_prompt) - shared, len(r.student_prompt)) + len(r.response) for r in mini], budget.tokens):
+        micro = [mini[i] for i in chosen]
+        responses = [r.response for r in micro]
+        with phases("teacher"), teacher_weights(model, settings):
+            teacher_MD = response_hidden(model, [r.teacher_prompt for r in micro], responses, prefix)
+        with phases("student"), checkpointed(model, settings.gradient_checkpointing):
+            student_MD = response_hidden(model, [r.student_prompt for r in micro], responses)
+            out = reverse_kl_top_k(student_MD, teacher_MD, head(model), settings.top_k, settings.tail, settings.temperature,
+                                   settings.forward_weight)
+            (out.loss_sum / mini_tokens).backward()  # global token mean over the optimizer batch
+        sums += torch.stack([out.loss_sum.detach(), out.student_mass_M.sum(), out.teacher_mass_M.sum(), out.entropy_M.sum()]).double().cpu()
+    return sums
