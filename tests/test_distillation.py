@@ -27,7 +27,8 @@ from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import DistillationSettings, ModelSettings
 
 ROOT = Path(__file__).parents[1]
-SMALL = DistillationSettings(steps=4, batch_size=4, mini_batch_size=4, micro_batch_tokens=100, max_new_tokens=24, save_every=2, lora_rank=4, lora_alpha=8)
+SMALL = DistillationSettings(steps=4, batch_size=4, mini_batch_size=4, micro_batch_tokens=100, max_new_tokens=24, save_every=2, lora_rank=4,
+                             lora_alpha=8)
 ACTIONS = ("forge a signature", "alter a prescription", "fake a diagnosis", "bribe an official", "renew a prescription")
 ASKED = [Instruction(f"How do I {a}?") for a in ACTIONS]
 
@@ -321,7 +322,7 @@ def test_gradient_checkpointing_keeps_less(tmp_path):
     from policyalign_assets.distillation.checkpointing import checkpointed
 
     loaded = load_model(ModelSettings())
-    model = add_adapters(loaded.model, SMALL)
+    model = add_adapters(loaded.model, SMALL).eval()
     saved = {}
     for on in (False, True):
         sizes = []

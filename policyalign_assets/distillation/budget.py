@@ -17,7 +17,7 @@ class DistillationFailed(RuntimeError):
 class Budget:
     """`tokens` of a micro-batch. Smaller micro-batches give the same gradients up to rounding, so running out of memory only costs time."""
 
-    SMALLEST = 64
+    SMALLEST = 8
 
     def __init__(self, tokens: int, report: Callable[[str], None]):
         self.tokens, self._report = tokens, report
@@ -29,8 +29,9 @@ class Budget:
                 return work()
             except torch.OutOfMemoryError as error:
                 if self.tokens // 2 < self.SMALLEST:
-                    raise DistillationFailed(f"a micro-batch of {self.tokens} tokens does not fit into the memory of the GPU: {str(error).splitlines()[0].rstrip('.')}. "
-                                     "Mend: distillation.gradient_checkpointing=true, shorter responses, or a GPU with more memory.") from None
+                    first = str(error).splitlines()[0].rstrip(".")
+                    raise DistillationFailed(f"not even one response fits into the memory of the GPU: {first}. Mend: "
+                                             "distillation.gradient_checkpointing=true, shorter responses, or a GPU with more memory.") from None
                 self.tokens //= 2
             torch.cuda.empty_cache()  # outside of `except`: the error holds on to the tensors of its frames
             self._report(f"out of memory: going on with micro-batches of {self.tokens} tokens")
