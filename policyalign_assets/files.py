@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,6 +32,12 @@ def is_local(path: Location) -> bool:
 def scratch_folder(data: Location) -> Path:
     """Where unfinished work is kept: beside the data, or on this machine's disk where the data is an object store."""
     return data if isinstance(data, Path) else Path(os.environ.get("POLICYALIGN_SCRATCH_DIR", Path(tempfile.gettempdir()) / "policyalign"))
+
+
+def unfinished_folder(data: Location, stage: str, made_from: Mapping[str, Any]) -> Path:
+    """Where a stage keeps what it has done of exactly these inputs: a killed run goes on there, other inputs never do."""
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    return scratch_folder(data) / "unfinished" / stage / digest[:16]
 
 
 @contextmanager
@@ -129,5 +137,6 @@ def sha256_table(table: pa.Table) -> str:
     """Hash of a table's columns and values, independent of chunking and of Parquet's encoding."""
     digest = hashlib.sha256(str(table.schema.remove_metadata()).encode())
     for column in table.column_names:
-        digest.update(repr(table[column].to_pylist()).encode())
+        for start in range(0, table.num_rows, 65_536) or (0,):
+            digest.update(repr(table[column].slice(start, 65_536).to_pylist()).encode())
     return digest.hexdigest()

@@ -14,6 +14,7 @@ from policyalign_assets.engine.loading import load_model
 from policyalign_assets.engine.transformers_engine import TransformersEngine
 from policyalign_assets.evaluation.judge import RuleBasedJudge
 from policyalign_assets.sensitivity.divergences import token_divergences
+from policyalign_assets.sensitivity.parts import Parts
 from policyalign_assets.sensitivity.score import score_instructions
 from policyalign_assets.settings import ModelSettings, SensitivitySettings
 from policyalign_assets.tables import INSTRUCTIONS, SENSITIVITY
@@ -97,16 +98,16 @@ def instructions(texts=TEXTS):
                                  for n, t in enumerate(texts)], schema=INSTRUCTIONS)
 
 
-def score(loaded, engine=None, texts=TEXTS, settings=SETTINGS, batch_tokens=16_384, progress=None):
+def score(loaded, engine=None, texts=TEXTS, settings=SETTINGS, batch_tokens=16_384, progress=None, parts=None):
     engine = engine or TransformersEngine(loaded, batch_tokens)
-    return score_instructions(POLICY, instructions(texts), loaded, engine, RuleBasedJudge(), settings, batch_tokens, progress)
+    return score_instructions(POLICY, instructions(texts), loaded, engine, RuleBasedJudge(), settings, batch_tokens, progress, parts)
 
 
 def scripted(student, teacher):
     """An engine with given generations; the policy-conditioned prompts are those that come second."""
     calls = []
 
-    def generate_ids(prompts, sampling, progress=None):
+    def generate_ids(prompts, sampling, progress=None, rows=None):
         calls.append(prompts)
         return student if len(calls) == 1 else teacher
 
@@ -218,3 +219,97 @@ def test_a_policy_that_does_not_fit_is_refused_before_any_work(loaded):
     with pytest.raises(PromptTooLong):
         score(loaded, engine, settings=SETTINGS.model_copy(update={"max_new_tokens": loaded.context}))
     assert engine.calls == []
+
+
+# ---- parts ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_do_not_depend_on_the_parts_they_are_made_in(loaded, tmp_path):
+    whole = score(loaded)
+    cut = score(loaded, parts=Parts(tmp_path / "cut", rows=2))
+    for name in whole.column_names:
+        expected = whole[name].to_pylist()
+        assert cut[name].to_pylist() == (pytest.approx(expected, rel=1e-4, abs=1e-6) if name in ("reverse_kl", "forward_kl", "js", "jeffreys",
+                                                                                                   "reverse_kl_p90") else expected), name
+
+
+def test_a_killed_run_goes_on_after_its_last_part(loaded, tmp_path):
+    class Killed(RuntimeError):
+        pass
+
+    def kill(done, total):
+        if done >= 4:
+            raise Killed
+
+    whole = score(loaded, parts=Parts(tmp_path / "whole", rows=2))
+    with pytest.raises(Killed):
+        score(loaded, progress=kill, parts=Parts(tmp_path / "killed", rows=2))
+    asked = []
+    engine = TransformersEngine(loaded, 16_384)
+    counting = SimpleNamespace(generate_ids=lambda prompts, *a, **k: (asked.append(len(prompts)), engine.generate_ids(prompts, *a, **k))[1])
+    assert score(loaded, counting, parts=Parts(tmp_path / "killed", rows=2)).equals(whole)
+    assert sum(asked) == 2 * (len(TEXTS) - 4)
+
+
+def test_no_instructions_give_an_empty_table(loaded):
+    assert score(loaded, texts=[]).num_rows == 0
+
+
+def test_one_instruction_is_enough(loaded):
+    assert score(loaded, texts=TEXTS[:1])["reverse_kl"][0].as_py() >= 0
+
+
+def test_progress_reaches_the_end(loaded):
+    seen = []
+    score(loaded, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (len(TEXTS), len(TEXTS))
+
+
+def test_a_policy_that_does_not_fit_is_refused_before_any_work(loaded):
+    engine = scripted([], [])
+    with pytest.raises(PromptTooLong):
+        score(loaded, engine, settings=SETTINGS.model_copy(update={"max_new_tokens": loaded.context}))
+    assert engine.calls == []
+
+
+# ---- parts ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_do_not_depend_on_the_parts_they_are_made_in(loaded, tmp_path):
+    whole = score(loaded)
+    cut = score(loaded, parts=Parts(tmp_path / "cut", rows=2))
+    for name in whole.column_names:
+        expected = whole[name].to_pylist()
+        assert cut[name].to_pylist() == (pytest.approx(expected, rel=1e-4, abs=1e-6) if name in ("reverse_kl", "forward_kl", "js", "jeffreys",
+                                                                                                   "reverse_kl_p90") else expected), name
+
+
+def test_a_killed_run_goes_on_after_its_last_part(loaded, tmp_path):
+    class Killed(RuntimeError):
+        pass
+
+    def kill(done, total):
+        if done >= 4:
+            raise Killed
+
+    whole = score(loaded, parts=Parts(tmp_path / "whole", rows=2))
+    with pytest.raises(Killed):
+        score(loaded, progress=kill, parts=Parts(tmp_path / "killed", rows=2))
+    asked = []
+    engine = TransformersEngine(loaded, 16_384)
+    counting = SimpleNamespace(generate_ids=lambda prompts, *a, **k: (asked.append(len(prompts)), engine.generate_ids(prompts, *a, **k))[1])
+    assert score(loaded, counting, parts=Parts(tmp_path / "killed", rows=2)).equals(whole)
+    assert sum(asked) == 2 * (len(TEXTS) - 4)
+
+
+def test_an_unfinished_part_is_not_taken_for_a_part(tmp_path):
+    table = instructions()
+    parts = Parts(tmp_path / "p", rows=2)
+    (start, first), *_ = parts.left(table)
+    with pytest.raises(pa.ArrowInvalid):
+        parts.keep(start, first.slice(0, 1).append_column("torn", pa.chunked_array([[object.__name__]])).cast(table.schema))
+    assert len(list(Parts(tmp_path / "p", rows=2).left(table))) == len(list(Parts(rows=2).left(table)))
+
+
+def test_no_instructions_give_an_empty_table(loaded):
+    assert score(loaded, texts=[]).schema.equals(SENSITIVITY)

@@ -20,12 +20,6 @@ from policyalign_assets.files import new_directory
 from policyalign_assets.tables import TRAINING
 
 
-def work_folder(scratch: Path, provenance: Mapping[str, Any]) -> Path:
-    """The folder of unfinished training on exactly these inputs: other inputs never continue it."""
-    digest = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
-    return scratch / "training" / digest[:16]
-
-
 def latest_step(work_dir: Path) -> Path | None:
     """The folder of the last complete step, if any (an unfinished one has a hidden temporary name)."""
     return max(work_dir.glob("step_*"), default=None)

@@ -16,36 +16,58 @@ from collections.abc import Sequence
 import pyarrow as pa
 import torch
 
-from policyalign_assets.engine.base import Generation, Progress, Sampling, chat
+from policyalign_assets.engine.base import Progress, Sampling, chat
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import LoadedModel
-from policyalign_assets.engine.scoring import prompt_prefix, response_logits
+from policyalign_assets.engine.scoring import head, prompt_prefix, response_hidden
 from policyalign_assets.engine.transformers_engine import TransformersEngine, check_lengths
 from policyalign_assets.evaluation.judge import RuleBasedJudge
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.sensitivity.divergences import TokenDivergences, token_divergences
+from policyalign_assets.sensitivity.parts import Parts
 from policyalign_assets.settings import SensitivitySettings
 from policyalign_assets.tables import SENSITIVITY
 
+LOGITS = 1 << 24  # of one side at a time (64 MiB in float32)
+
 
 def score_instructions(policy: PolicyDocument, instructions: pa.Table, loaded: LoadedModel, engine: TransformersEngine,
-                       judge: RuleBasedJudge, settings: SensitivitySettings, batch_tokens: int, progress: Progress | None = None) -> pa.Table:
-    """One row per instruction (SENSITIVITY), in the order of `instructions`. Scores of an empty response are null."""
-    texts = instructions["text"].to_pylist()
-    student_prompts = [render(loaded.tokenizer, chat(t)) for t in texts]
-    teacher_prompts = [render(loaded.tokenizer, chat(t, policy.prompt_text)) for t in texts]
-    check_lengths(teacher_prompts, settings.max_new_tokens, loaded.context)
+                       judge: RuleBasedJudge, settings: SensitivitySettings, batch_tokens: int, progress: Progress | None = None,
+                       parts: Parts | None = None) -> pa.Table:
+    """One row per instruction (SENSITIVITY), in the order of `instructions`. Scores of an empty response are null.
+
+    With `parts` the rows go to disk as they are made: a killed call continues there, and the table is read from there.
+    Raises PromptTooLong; before any work for the longest text.
+    """
+    def prompts(texts: Sequence[str], system: str | None = None) -> list[list[int]]:
+        return [render(loaded.tokenizer, chat(t, system)) for t in texts]
+
+    parts = parts or Parts()
+    longest = max(instructions["text"].to_pylist(), key=len, default="")
+    check_lengths(prompts([longest], policy.prompt_text), settings.max_new_tokens, loaded.context)
+    for start, part in parts.left(instructions):
+        texts = part["text"].to_pylist()
+        rows = _scored(part, prompts(texts), prompts(texts, policy.prompt_text), start, loaded, engine, judge, settings, batch_tokens)
+        parts.keep(start, pa.Table.from_pylist(rows, schema=SENSITIVITY))
+        if progress:
+            progress(start + part.num_rows, instructions.num_rows)
+    return parts.table(SENSITIVITY)
+
+
+def _scored(part: pa.Table, student_prompts: list[list[int]], teacher_prompts: list[list[int]], start: int, loaded: LoadedModel,
+            engine: TransformersEngine, judge: RuleBasedJudge, settings: SensitivitySettings, batch_tokens: int) -> list[dict]:
+    n = part.num_rows
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed)
-    students = engine.generate_ids(student_prompts, sampling)
-    teachers = engine.generate_ids(teacher_prompts, sampling)
-    # the divergences of a response need the logits of both sides on it
-    on_student = _divergences(loaded, student_prompts, teacher_prompts, students, batch_tokens, progress)
-    on_teacher = _divergences(loaded, student_prompts, teacher_prompts, teachers, batch_tokens, progress)
+    numbers = range(start, start + n)  # a row's samples do not depend on where parts begin
+    students = engine.generate_ids(student_prompts, sampling, rows=numbers)
+    teachers = engine.generate_ids(teacher_prompts, sampling, rows=numbers)
+    # the divergences of a response need the logits of both sides on it: one pass of each side over both responses
+    divergences = _divergences(loaded, student_prompts * 2, teacher_prompts * 2, [g.token_ids for g in (*students, *teachers)], batch_tokens)
     rows = []
-    for i, row in enumerate(instructions.select(["instruction_id", "rule_id", "kind", "text", "policy_hash"]).to_pylist()):
+    for i, row in enumerate(part.select(["instruction_id", "rule_id", "kind", "text", "policy_hash"]).to_pylist()):
         s, t = judge.judge(students[i].text).refused, judge.judge(teachers[i].text).refused
-        reverse, forward = on_student[i], on_teacher[i]
+        reverse, forward = divergences[i], divergences[n + i]
         reverse_kl = reverse.reverse_M.mean().item() if reverse else None
         forward_kl = forward.forward_M.mean().item() if forward else None
         rows.append(row | {
@@ -56,25 +78,26 @@ def score_instructions(policy: PolicyDocument, instructions: pa.Table, loaded: L
             "forward_kl": forward_kl, "js": reverse.js_M.mean().item() if reverse else None,
             "jeffreys": None if reverse_kl is None or forward_kl is None else reverse_kl + forward_kl,
             "seed": settings.seed, "model_id": loaded.model_id, "model_revision": loaded.revision})
-    return pa.Table.from_pylist(rows, schema=SENSITIVITY)
+    return rows
 
 
 @torch.inference_mode()
 def _divergences(loaded: LoadedModel, student_prompts: Sequence[list[int]], teacher_prompts: Sequence[list[int]],
-                 responses: Sequence[Generation], batch_tokens: int, progress: Progress | None) -> list[TokenDivergences | None]:
+                 responses: Sequence[Sequence[int]], batch_tokens: int) -> list[TokenDivergences | None]:
+    """Per response; None for an empty one."""
     results: list[TokenDivergences | None] = [None] * len(responses)
-    todo = [i for i, r in enumerate(responses) if r.token_ids]
+    todo = [i for i, r in enumerate(responses) if r]
     prefix = prompt_prefix(loaded.model, teacher_prompts)
-    done = 0
-    for batch in by_length([len(teacher_prompts[i]) - (prefix.length if prefix else 0) + len(responses[i].token_ids) for i in todo], batch_tokens):
+    logits = head(loaded.model)
+    step = max(1, LOGITS // loaded.model.config.get_text_config().vocab_size)
+    for batch in by_length([len(teacher_prompts[i]) - (prefix.length if prefix else 0) + len(responses[i]) for i in todo], batch_tokens):
         rows = [todo[j] for j in batch]
-        tokens = [responses[i].token_ids for i in rows]
-        student_MV = response_logits(loaded.model, [student_prompts[i] for i in rows], tokens)
-        teacher_MV = response_logits(loaded.model, [teacher_prompts[i] for i in rows], tokens, prefix)
-        per_token = token_divergences(student_MV, teacher_MV)
-        for i, *parts in zip(rows, *(x.split([len(t) for t in tokens]) for x in per_token), strict=True):
-            results[i] = TokenDivergences(*(p.cpu() for p in parts))
-        done += len(rows)
-        if progress:
-            progress(done, len(todo))
+        tokens = [responses[i] for i in rows]
+        student_MD = response_hidden(loaded.model, [student_prompts[i] for i in rows], tokens)
+        teacher_MD = response_hidden(loaded.model, [teacher_prompts[i] for i in rows], tokens, prefix)
+        pieces = [token_divergences(logits(student_MD[at : at + step]), logits(teacher_MD[at : at + step]))
+                  for at in range(0, len(student_MD), step)]
+        per_token = (torch.cat(p).cpu() for p in zip(*pieces))
+        for i, *of_row in zip(rows, *(x.split([len(t) for t in tokens]) for x in per_token), strict=True):
+            results[i] = TokenDivergences(*of_row)
     return results

@@ -9,10 +9,9 @@ import pyarrow as pa
 from policyalign_assets.distillation.anchors import anchors
 from policyalign_assets.distillation.batches import training_mix
 from policyalign_assets.distillation.checkpoint import publish
-from policyalign_assets.distillation.resume import work_folder
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.files import scratch_folder, sha256_table
+from policyalign_assets.files import sha256_table, unfinished_folder
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.report.plots import training_plot
 from policyalign_assets.stages import Made, Work
@@ -29,7 +28,7 @@ def make(work: Work, policy_document: PolicyDocument, filtered_instructions: pa.
                   "model_id": loaded.model_id, "model_revision": loaded.revision, "dtype": settings.model.dtype,
                   "settings": settings.distillation.model_dump()}
     model, training = distill(policy_document, training_mix(chosen) + extra, loaded, settings.distillation,
-                              work_folder(scratch_folder(work.data), provenance), settings.model.batch_tokens, work.report)
+                              unfinished_folder(work.data, "distilled_checkpoint", provenance), settings.model.batch_tokens, work.report)
     checkpoint = publish(model, loaded, training, work.data, provenance)
     last = training.to_pylist()[-1]
     return Made(checkpoint, checkpoint.checkpoint_id, {
