@@ -18,7 +18,7 @@ from policyalign_assets.distillation.adapters import STUDENT, add_adapters, stud
 from policyalign_assets.distillation.anchors import AnchorsError, anchors
 from policyalign_assets.distillation.batches import Instruction, batch_indices
 from policyalign_assets.distillation.checkpoint import CheckpointChanged, load_aligned, publish, training_table
-from policyalign_assets.distillation.loss import reverse_kl_top_k
+from policyalign_assets.distillation.loss import reverse_kl_top_k, top
 from policyalign_assets.distillation.trainer import DistillationFailed, decay_factor, distill
 from policyalign_assets.engine.base import PromptTooLong, Sampling, chat
 from policyalign_assets.engine.loading import load_model
@@ -75,6 +75,16 @@ def test_loss_and_gradient_are_those_of_the_plain_formula(k, tail, forward_weigh
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
     ours, = torch.autograd.grad(out.loss_sum, student)
     torch.testing.assert_close(ours, by_autograd, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("vocabulary", [100, 4 * 8 * 32, 4 * 8 * 32 + 17])
+def test_the_top_of_a_large_vocabulary_is_that_of_topk(vocabulary):
+    values = torch.randn(50, vocabulary, generator=torch.Generator().manual_seed(1))
+    values[0, -1] = 9.0  # in the rest that fills no block
+    best, indices = top(values, 8)
+    assert torch.equal(best, values.topk(8, -1).values)
+    assert torch.equal(values.gather(-1, indices), best)
+    assert all(len(set(row)) == 8 for row in indices.tolist())
 
 
 def test_the_gradient_reaches_a_head_that_is_trained_and_never_the_teacher():

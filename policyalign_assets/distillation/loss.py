@@ -26,7 +26,8 @@ from dataclasses import dataclass
 
 import torch
 
-CHUNK_ELEMENTS = 1 << 22  # logits in one chunk (16 MiB in float32)
+CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 25}  # logits of one side at a time (32 and 128 MiB in float32)
+BLOCK = 32
 SMALLEST = 1e-12
 
 Head = Callable[[torch.Tensor], torch.Tensor]  # hidden_MD -> logits_MV
@@ -42,12 +43,13 @@ class ReverseKL:
 
 def reverse_kl_top_k(student_hidden_MD: torch.Tensor, teacher_hidden_MD: torch.Tensor, head: Head, k: int, tail: bool = False,
                      temperature: float = 1.0, forward_weight: float = 0.0, parameters: tuple[torch.Tensor, ...] = (),
-                     chunk_elements: int = CHUNK_ELEMENTS) -> ReverseKL:
+                     chunk_elements: int | None = None) -> ReverseKL:
     """Float32 throughout, whatever the model's dtype. `k` above the vocabulary size means the full vocabulary.
 
     `head` maps hidden states to logits; the same one serves both. `parameters`: those of the head that are trained (none with
     LoRA on the attention and MLP layers). The teacher carries no gradient.
     """
+    chunk_elements = chunk_elements or CHUNK_ELEMENTS.get(student_hidden_MD.device.type, CHUNK_ELEMENTS["cpu"])
     out = _ChunkedReverseKL.apply(student_hidden_MD, teacher_hidden_MD.detach(), head, k, tail, temperature, forward_weight, chunk_elements,
                                    *parameters)
     return ReverseKL(*out)
@@ -67,9 +69,9 @@ class _ChunkedReverseKL(torch.autograd.Function):
             chosen = slice(start, start + rows)
             with torch.enable_grad():
                 chunk = student_MD[chosen].detach().requires_grad_(needed)
-                logits_MV = head(chunk).float() / temperature
+                logits_MV = _tempered(head(chunk), temperature)
             with torch.no_grad():
-                values, grad_logits_MV = _closed_form(logits_MV.detach(), head(teacher_MD[chosen]).float() / temperature, k, tail,
+                values, grad_logits_MV = _closed_form(logits_MV.detach(), _tempered(head(teacher_MD[chosen]), temperature), k, tail,
                                                       forward_weight, needed)
             if needed:
                 grad_MD[chosen], *extra = torch.autograd.grad(logits_MV, [chunk, *parameters], grad_logits_MV)
@@ -88,15 +90,34 @@ class _ChunkedReverseKL(torch.autograd.Function):
         return grad_MD * grad_loss, *(None,) * 7, *((g * grad_loss).to(d) for g, d in zip(grads, ctx.dtypes))
 
 
+def _tempered(logits_MV: torch.Tensor, temperature: float) -> torch.Tensor:
+    logits_MV = logits_MV.float()
+    return logits_MV if temperature == 1 else logits_MV / temperature
+
+
+def top(values_MV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `topk`: (values_MK, indices_MK), falling. The k greatest lie in the k blocks with the greatest maxima, so few are sorted."""
+    tokens, vocabulary = values_MV.shape
+    whole = vocabulary // BLOCK * BLOCK
+    if vocabulary < 4 * k * BLOCK:
+        return values_MV.topk(k, -1)
+    blocks_MK = values_MV[:, :whole].unflatten(-1, (-1, BLOCK)).amax(-1).topk(k, -1).indices
+    among_MC = (blocks_MK[..., None] * BLOCK + torch.arange(BLOCK, device=values_MV.device)).flatten(1)
+    if whole < vocabulary:
+        among_MC = torch.cat([among_MC, torch.arange(whole, vocabulary, device=values_MV.device).expand(tokens, -1)], -1)
+    best = values_MV.gather(-1, among_MC).topk(k, -1)
+    return best.values, among_MC.gather(-1, best.indices)
+
+
 def _closed_form(student_MV: torch.Tensor, teacher_MV: torch.Tensor, k: int, tail: bool, forward_weight: float, gradient: bool):
     """(loss_M, Q_M, teacher's mass_M, entropy_M) and the gradient of the summed loss by `student_MV`."""
     whole = k >= student_MV.shape[-1]
-    student_lse, teacher_lse = student_MV.logsumexp(-1, keepdim=True), teacher_MV.logsumexp(-1, keepdim=True)
+    log_s_MV, log_t_MV = student_MV.log_softmax(-1), teacher_MV.log_softmax(-1)
     if whole:
-        log_s_MK, log_t_MK = student_MV - student_lse, teacher_MV - teacher_lse
+        log_s_MK, log_t_MK = log_s_MV, log_t_MV
     else:
-        top = student_MV.topk(k, dim=-1)
-        log_s_MK, log_t_MK = top.values - student_lse, teacher_MV.gather(-1, top.indices) - teacher_lse
+        log_s_MK, indices_MK = top(log_s_MV, k)
+        log_t_MK = log_t_MV.gather(-1, indices_MK)
     s_MK, ratio_MK = log_s_MK.exp(), log_s_MK - log_t_MK
     loss_M1, mass_M1 = (s_MK * ratio_MK).sum(-1, keepdim=True), s_MK.sum(-1, keepdim=True)
     t_MK = log_t_MK.exp()
@@ -116,5 +137,5 @@ def _closed_form(student_MV: torch.Tensor, teacher_MV: torch.Tensor, k: int, tai
     everywhere_M1 = loss_M1 + mass_M1 * (1 + q_M1) - forward_weight * teacher_mass_M1
     if whole:
         return values, on_top_MK - s_MK * everywhere_M1
-    grad_MV = (student_MV - student_lse).exp_().mul_(-everywhere_M1)
-    return values, grad_MV.scatter_add_(-1, top.indices, on_top_MK)
+    grad_MV = log_s_MV.exp_().mul_(-everywhere_M1)
+    return values, grad_MV.scatter_add_(-1, indices_MK, on_top_MK)
