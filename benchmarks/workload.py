@@ -13,17 +13,18 @@ from policyalign_assets.engine.loading import LoadedModel
 # "<s> words <r> words <r> <a>": a token for each word, a control token around each message
 TEMPLATE = ("{%- for m in messages %}{{- ('<s> ' if m['role'] == 'system' else '<u> ') + m['content'] + ' <e> ' }}{%- endfor %}"
             "{%- if add_generation_prompt %}{{- '<a>' }}{%- endif %}")
-CONTROL = ("<pad>", "<s>", "<u>", "<e>", "<a>", "<end>")
+CONTROL = ("<pad>", "<s>", "<u>", "<e>", "<a>")
+END = 1 << 20  # beyond every vocabulary: no response ends by itself, so all have their full length in every implementation
 OVERHEAD = 2  # control tokens of a message
 WORDS = 1_000
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {t: i for i, t in enumerate((*CONTROL, *(f"w{i}" for i in range(WORDS))))}
+    vocabulary = {t: i for i, t in enumerate((*CONTROL, *(f"w{i}" for i in range(WORDS))))} | {"<end>": END}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<pad>", unk_token="<pad>",
-                                   additional_special_tokens=list(CONTROL[1:-1]), padding_side="left")
+                                   additional_special_tokens=list(CONTROL[1:]), padding_side="left")
     fast.chat_template = TEMPLATE
     return fast
 
@@ -42,8 +43,6 @@ def qwen2(vocabulary: int = 2_048, hidden: int = 256, layers: int = 5, heads: in
     torch.set_default_dtype(before)
     words = tokenizer()
     model.generation_config = GenerationConfig(eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
-    with torch.no_grad():  # never ends by itself, so that every response has its full length in every implementation
-        model.lm_head.weight[words.eos_token_id] = 0
     return LoadedModel(model.eval(), words, "random-qwen2", "0")
 
 
