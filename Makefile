@@ -4,7 +4,7 @@ PARTITION ?= medical|general-conduct
 # its warnings are about its own command line
 DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
 
-.PHONY: demo test ui lint clean
+.PHONY: demo test ui bench lint clean
 
 demo: .venv/installed
 	$(DAGSTER) asset materialize -m policyalign_assets.definitions --select policy_catalog
@@ -16,6 +16,10 @@ test: .venv/installed
 
 ui: .venv/installed
 	$(DAGSTER) dev -w workspace.yaml
+
+bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python benchmarks/speed.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

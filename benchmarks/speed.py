@@ -197,12 +197,11 @@ def loss(a: argparse.Namespace) -> list[Line]:
         steps = losses.contenders(a.loss_tokens, hidden, vocabulary, getattr(torch, a.dtype), a.device)
         times = losses.interleaved(steps, max(2, a.repeats // 2), a.device)
         memory = {name: losses.peak_bytes(run, a.device) / 2**20 for name, run in steps.items()}
-        for mine, others in (("ours, top 256", ["TRL SDFT, top 256"]),
-                             ("ours, full vocabulary", ["TRL SDFT, full vocabulary", "TRL chunked, full vocabulary", "Liger fused JSD, full vocabulary"])):
-            for other in others:
-                what = f"loss, V = {vocabulary:,}, {mine.removeprefix('ours, ')}"
-                lines.append(Line(f"{what}: time", times[mine], other, times[other]))
-                lines.append(Line(f"{what}: peak memory", memory[mine], other, memory[other], "MiB"))
+        for mine in ("top 256", "full vocabulary"):
+            for other in (name for name in steps if name.endswith(mine) and not name.startswith("ours")):
+                what = f"loss, V = {vocabulary:,}, {mine}"
+                lines.append(Line(f"{what}: time", times[f"ours, {mine}"], other, times[other]))
+                lines.append(Line(f"{what}: peak memory", memory[f"ours, {mine}"], other, memory[other], "MiB"))
         del steps
         clear(a)
     return lines

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from peft import LoraConfig
 
+from policyalign_assets.engine.base import chat
+from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.settings import DistillationSettings
 
@@ -51,7 +53,7 @@ def trl_step_seconds(loaded: LoadedModel, policy: str, prompts: Sequence[str], s
         trainer.teacher_context_builder._compose_teacher_prompt = with_policy
         trainer.remove_callback(next(c for c in trainer.callback_handler.callbacks if type(c).__name__ == "PrinterCallback"))
         lengths = {len(ids) for ids in trainer._tokenize_prompts([with_policy(r["prompt"], policy) for r in rows])}
-        ours = {len(loaded.tokenizer.apply_chat_template(with_policy(r["prompt"], policy), add_generation_prompt=True, return_dict=False)) for r in rows}
+        ours = {len(render(loaded.tokenizer, chat(p, policy))) for p in prompts}
         assert lengths == ours, f"TRL sees prompts of {lengths} tokens, ours are {ours}"
         trainer.train()
     return Clock.seconds

@@ -77,6 +77,18 @@ def test_loss_and_gradient_are_those_of_the_plain_formula(k, tail, forward_weigh
     torch.testing.assert_close(ours, by_autograd, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("tail", [False, True])
+@pytest.mark.parametrize("vocabulary", [2_048, 151_936])
+def test_the_loss_is_that_of_the_formula_in_float64(vocabulary, tail):
+    """The release's `kl_penalty` (student's own top k, not renormalised) without its rounding to bfloat16."""
+    rng = torch.Generator().manual_seed(1)
+    student = torch.randn(8, 16, generator=rng)
+    teacher, weight = student + 0.3 * torch.randn(8, 16, generator=rng), torch.randn(vocabulary, 16, generator=rng) / 2
+    out = reverse_kl_top_k(student, teacher, lambda h: h @ weight.T, 256, tail)
+    expected = plain((student @ weight.T).double(), (teacher @ weight.T).double(), 256, tail)
+    assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("vocabulary", [100, 4 * 8 * 32, 4 * 8 * 32 + 17])
 def test_the_top_of_a_large_vocabulary_is_that_of_topk(vocabulary):
     values = torch.randn(50, vocabulary, generator=torch.Generator().manual_seed(1))

@@ -32,7 +32,7 @@ from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.loading import ModelNotFound, load_model
 from policyalign_assets.engine.sampling import choose
 from policyalign_assets.engine.scoring import prompt_prefix, response_logits
-from policyalign_assets.engine.shared_prefix import shared_length
+from policyalign_assets.engine.shared_prefix import _say_once, shared_length
 from policyalign_assets.engine.transformers_engine import TransformersEngine
 from policyalign_assets.settings import ModelSettings
 
@@ -127,6 +127,14 @@ def test_a_model_with_a_sliding_window_shares_nothing_and_still_answers_right(fa
     assert shared_length(loaded.model.config, PROMPTS) == 0
     assert prompt_prefix(loaded.model, PROMPTS) is None
     assert [g.token_ids for g in greedy(loaded)] == [by_generate(loaded, p) for p in PROMPTS]
+
+
+def test_a_model_that_shares_nothing_says_so_once(caplog):
+    _say_once.cache_clear()
+    config = make(SLIDING["gemma2"], ENDS).model.config
+    for _ in range(2):
+        shared_length(config, PROMPTS)
+    assert [r.message.split(":")[0] for r in caplog.records] == ["the attention of gemma2 cannot share one policy among answers"]
 
 
 @pytest.mark.parametrize("family", SLIDING)

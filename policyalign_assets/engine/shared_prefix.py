@@ -8,8 +8,10 @@ prefix's length: passing 0.. would be silently wrong (peers.md).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PretrainedConfig
@@ -37,12 +39,21 @@ def can_share(config: PretrainedConfig) -> bool:
 
 def shared_length(config: PretrainedConfig, rows: Sequence[Sequence[int]]) -> int:
     """Length of the longest common *token* prefix that leaves each row a token of its own; 0 where sharing cannot pay."""
-    if len(rows) < 2 or not can_share(config):
+    if len(rows) < 2:
+        return 0
+    if not can_share(config):
+        _say_once(config.model_type)
         return 0
     low, high = min(rows), max(rows)
     common = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))
     common = min(common, min(map(len, rows)) - 1)
     return common if common >= MIN_SHARED else 0
+
+
+@cache
+def _say_once(model_type: str) -> None:
+    logging.getLogger(__name__).warning("the attention of %s cannot share one policy among answers: it is read anew for each, which takes longer",
+                                        model_type)
 
 
 @torch.no_grad()
