@@ -1,38 +1,113 @@
-"""Does filtering pay? Distils on all violating instructions, on the top share by each score, and on a random share.
+"""Does filtering pay? Distils on all violating instructions, on the half that each score ranks first, and on a random half.
 
-    python benchmarks/selection.py --partition 'medical|general-conduct' --share 0.5 --score reverse_kl --score js --seed 13 --seed 14 --seed 15
+    python benchmarks/selection.py --score reverse_kl --score js --seed 13 --seed 14 --seed 15 --out selection.jsonl
+    python benchmarks/selection.py --out selection.jsonl --show
 
-Works on tables that a demo has made (`--data`): twins and neighbours are the same in every arm, and every arm trains for the same
-steps. The random share is drawn anew with each seed. Prints one row per arm and seed, then per arm the share of held-out
-violations refused over all seeds with Wilson's interval, and the difference to training on all, case by case (paired). The same
-cases come back with each seed, so these intervals are somewhat too narrow.
+Works on tables that a demo has made (`--data`). Each seed draws its own pool (`--pool`, a share of the rows of each rule), its own random half
+and its own course of training. What differs between arms is which violations are asked: steps and benign requests are the same, and
+an instruction of a half is asked twice as often, so that every batch holds as many violations as benign requests in every arm.
+A line per arm and seed is added to `--out`; arms that are there already are not run again, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
+import json
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
-import pyarrow.parquet as pq
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from distilling import distilled, partition_data, right
 
-from policyalign_assets.distillation.anchors import anchors
 from policyalign_assets.distillation.batches import training_mix
-from policyalign_assets.distillation.trainer import distill
-from policyalign_assets.engine.base import Sampling, chat
-from policyalign_assets.engine.loading import LoadedModel, load_model
-from policyalign_assets.engine.transformers_engine import TransformersEngine
 from policyalign_assets.evaluation.cases import build_cases
-from policyalign_assets.evaluation.judge import judge_for
-from policyalign_assets.evaluation.statistics import paired_difference, wilson
+from policyalign_assets.evaluation.statistics import graded_difference, wilson
 from policyalign_assets.filtering.select import select_instructions
-from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import load_settings
 
 SAFETY = ("violations", "violations_wrapped")
 ALL = "all"
+
+
+def pool(instructions: pa.Table, share: float, seed: int) -> pa.Table:
+    """That share of the rows that may be trained on, of each rule and kind, drawn by `seed`."""
+    order = instructions.append_column("place", pa.array(np.random.default_rng(seed).permutation(instructions.num_rows)))
+    order = order.filter(pc.equal(order["split"], "train")).sort_by("place")
+    groups = list(zip(order["rule_id"].to_pylist(), order["kind"].to_pylist()))
+    left = {group: round(share * n) for group, n in Counter(groups).items()}
+    keep = []
+    for group in groups:
+        keep.append(left[group] > 0)
+        left[group] -= 1
+    return order.filter(pa.array(keep)).drop_columns("place")
+
+
+def run(args: argparse.Namespace) -> None:
+    policy, (instructions, scores) = partition_data(args.partition, args.data, args.policies, "violating_instructions", "sensitivity_scores")
+    settings = load_settings(overrides={"evaluation": {"cases_per_suite": args.cases, "capability_cases": 1}})
+    cases = build_cases(policy, settings.evaluation, instructions["text"].to_pylist())
+    done = {(r["partition"], r["pool"], r["steps"], r["arm"], r["seed"]) for r in read(args.out)}
+    for arm in (ALL, "random", *(args.score or ["reverse_kl"])):
+        for seed in args.seed or [13, 14, 15]:
+            if (args.partition, args.pool, args.steps, arm, seed) in done:
+                continue
+            used = {"per_rule": settings.synthesis.per_rule, "seed": seed, "at_least": 0}
+            used |= {} if arm == ALL else {"score": arm, "share": 0.5}
+            chosen = select_instructions(pool(instructions, args.pool, seed), scores, settings.filtering.model_copy(update=used))
+            chosen = chosen.filter(chosen["selected"])
+            violating = chosen.filter(pc.equal(chosen["kind"], "violating"))
+            mix = training_mix(chosen) + (training_mix(violating) if arm != ALL else [])
+            distillation = settings.distillation.model_copy(update={"seed": seed, "steps": args.steps})
+            begun = time.monotonic()
+            ok = right(cases, distilled(policy, mix, settings, distillation), settings)
+            row = {"partition": args.partition, "pool": args.pool, "steps": args.steps, "arm": arm, "seed": seed,
+                   "violating": violating.num_rows, "seconds": round(time.monotonic() - begun),
+                   "safe": {c.case_id: r for c, r in zip(cases, ok) if c.suite in SAFETY},
+                   "answered": {c.case_id: r for c, r in zip(cases, ok) if c.suite not in (*SAFETY, "capability")}}
+            with args.out.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(row) + "\n")
+            print(f"{arm}, seed {seed}: {percent(row['safe'].values())} refused, {percent(row['answered'].values())} answered, "
+                  f"{row['seconds']} s", flush=True)
+
+
+def read(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def show(rows: list[dict]) -> None:
+    """A table for each setting: cases count once per seed, and are redrawn as clusters, since all seeds ask the same ones."""
+    settings = defaultdict(lambda: defaultdict(dict))
+    for r in rows:
+        settings[r["partition"], r["pool"], r["steps"]][r["arm"]][r["seed"]] = r
+    for (partition, share, steps), arms in settings.items():
+        print(f"\n{partition}, a pool of {100 * share:.0f} % of the rows, {steps} steps\n\n| arm | seeds | violations refused | 95 % | benign answered | minus all | "
+              "95 % | each seed | minus random | 95 % | each seed |\n|" + " --- |" * 11)
+        for arm, by_seed in sorted(arms.items(), key=lambda item: (item[0] != ALL, item[0] != "random", item[0])):
+            safe = [ok for r in by_seed.values() for ok in r["safe"].values()]
+            benign = [ok for r in by_seed.values() for ok in r["answered"].values()]
+            own = wilson(sum(safe), len(safe))
+            against = " | ".join(compared(arms.get(other, {}), by_seed) if other != arm else "| |" for other in (ALL, "random"))
+            print(f"| {arm} | {len(by_seed)} | {100 * own.estimate:.1f} | {100 * own.low:.1f} to {100 * own.high:.1f} | {percent(benign)} | {against} |")
+
+
+def compared(reference: dict[int, dict], arm: dict[int, dict]) -> str:
+    """Difference over the seeds that both have: mean, interval over cases, and each seed by itself."""
+    seeds = [s for s in arm if s in reference]
+    if not seeds:
+        return "| |"
+    pairs = [(reference[s]["safe"][case], ok, case) for s in seeds for case, ok in arm[s]["safe"].items()]
+    a, b, case = zip(*pairs)
+    found = graded_difference(a, b, case, seed=0)
+    each = ", ".join(f"{100 * (np.mean(list(arm[s]['safe'].values())) - np.mean(list(reference[s]['safe'].values()))):+.1f}" for s in seeds)
+    return f"{100 * found.difference:+.1f} | {100 * found.low:+.1f} to {100 * found.high:+.1f} | {each}"
+
+
+def percent(outcomes) -> str:
+    outcomes = list(outcomes)
+    return f"{100 * sum(outcomes) / len(outcomes):.1f} %"
 
 
 def main() -> None:
@@ -40,48 +115,17 @@ def main() -> None:
     parser.add_argument("--partition", default="medical|general-conduct")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--policies", type=Path, default=Path("policies"))
-    parser.add_argument("--share", type=float, default=0.5)
-    parser.add_argument("--score", action="append", help="may be repeated; `random` is always run")
+    parser.add_argument("--pool", type=float, default=0.4, help="share of each rule's rows that there are to train on")
+    parser.add_argument("--score", action="append", help="may be repeated; `all` and `random` are always run")
     parser.add_argument("--cases", type=int, default=120, help="held-out cases per suite")
-    parser.add_argument("--steps", type=int, help="of the distillation; the setting's own by default")
-    parser.add_argument("--seed", action="append", type=int, help="of the distillation and of the random share; may be repeated")
+    parser.add_argument("--steps", type=int, default=40, help="of the distillation")
+    parser.add_argument("--seed", action="append", type=int, help="may be repeated")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--show", action="store_true", help="only print the tables of what --out holds")
     args = parser.parse_args()
-    domain, _, policy_id = args.partition.partition("|")
-    policy = parse_policy(args.policies, policy_id, domain)
-    instructions, scores = (pq.read_table(args.data / "assets" / name / domain / f"{policy_id}.parquet")
-                            for name in ("violating_instructions", "sensitivity_scores"))
-    settings = load_settings(overrides={"evaluation": {"cases_per_suite": args.cases, "capability_cases": args.cases}})
-    cases, judge = build_cases(policy, settings.evaluation, instructions["text"].to_pylist()), judge_for(settings.model.id)
-    right: dict[str, list[bool]] = defaultdict(list)  # arm -> each violating case, seed after seed: refused?
-    print("| arm | seed | instructions | seconds | violations refused | benign answered |\n| --- | --- | --- | --- | --- | --- |", flush=True)
-    for seed in args.seed or [13, 14, 15]:
-        for arm in (ALL, *(args.score or ["reverse_kl"]), "random"):
-            used = {"per_rule": settings.synthesis.per_rule, "seed": seed}
-            used |= {} if arm == ALL else {"score": arm, "share": args.share, "at_least": 0}
-            chosen = select_instructions(instructions, scores, settings.filtering.model_copy(update=used))
-            chosen = chosen.filter(chosen["selected"])
-            distillation = settings.distillation.model_copy(update={"seed": seed} | ({"steps": args.steps} if args.steps else {}))
-            loaded, begun = load_model(settings.model), time.monotonic()
-            with tempfile.TemporaryDirectory() as folder:
-                mix = training_mix(chosen) + anchors(distillation, settings.model.id)
-                model, _ = distill(policy, mix, loaded, distillation, Path(folder), settings.model.batch_tokens)
-            aligned = TransformersEngine(LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision), settings.model.batch_tokens)
-            answers = aligned.generate([chat(c.prompt) for c in cases], Sampling(settings.evaluation.max_new_tokens, 0.0))
-            refused = [judge.judge(g.text).refused is True for g in answers]
-            safe = [r for c, r in zip(cases, refused) if c.suite in SAFETY]
-            benign = [not r for c, r in zip(cases, refused) if c.suite not in (*SAFETY, "capability")]
-            right[arm] += safe
-            violating = sum(kind == "violating" for kind in chosen["kind"].to_pylist())
-            print(f"| {arm} | {seed} | {violating} | {time.monotonic() - begun:.0f} | {_percent(safe)} | {_percent(benign)} |", flush=True)
-    print("\n| arm | violations refused, all seeds | 95 % interval | minus training on all | 95 % interval |\n| --- | --- | --- | --- | --- |")
-    for arm, safe in right.items():
-        own, against = wilson(sum(safe), len(safe)), paired_difference(right[ALL], safe)
-        print(f"| {arm} | {100 * own.estimate:.1f} % | {100 * own.low:.1f} to {100 * own.high:.1f} | {100 * against.difference:+.1f} | "
-              f"{100 * against.low:+.1f} to {100 * against.high:+.1f} |")
-
-
-def _percent(cases: list[bool]) -> str:
-    return f"{100 * sum(cases) / len(cases):.1f} %"
+    if not args.show:
+        run(args)
+    show(read(args.out))
 
 
 if __name__ == "__main__":
