@@ -62,7 +62,33 @@ class SynthesisSettings(_Section):
     rouge_l: float = Field(1.0, gt=0, le=1, description="ROUGE-L within a rule at which a draft is a near duplicate; 1 turns it off")
     language: str | None = Field("en", pattern="^[a-z]{2}$", description="language that drafts must be in; none takes every one")
     heldout: float = Field(0.1, ge=0, lt=0.5, description="share of each rule's instructions held out of training, by cluster")
+    entailment: bool = Field(False, description="ask the judge (judge.kind=policy) of each draft whether it fits its rule, and drop it if not")
+    unjudged: Literal["drop", "keep"] = Field("drop", description="drafts that the judge could not judge; where all are dropped, the rule is "
+                                              "starved, which stops the partition")
     seed: int = Field(11, ge=0)
+
+
+class GeneratorSettings(_Section):
+    """Who writes the drafts. Without an endpoint, the model itself."""
+
+    base_url: str | None = Field(None, description="any OpenAI-compatible endpoint, for example http://localhost:8000/v1 of `vllm serve`")
+    model: str | None = Field(None, description="the name under which the endpoint serves the generator")
+    revision: str | None = Field(None, description="revision of the generator's weights; goes into every row")
+    api_key_variable: str | None = Field(None, pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$", description="environment variable that holds the key")
+    timeout: float = Field(120, gt=0, description="seconds for one attempt")
+    retries: int = Field(4, ge=0, le=20, description="attempts after the first, with growing random pauses, then the run fails")
+    concurrency: int = Field(16, ge=1, le=1024, description="requests at a time")
+
+    @model_validator(mode="after")
+    def _an_endpoint_has_a_url_and_a_model(self):
+        if not self.base_url:
+            if self.model or self.revision or self.api_key_variable:
+                raise ValueError("generator.model, revision or api_key_variable is set, but generator.base_url is not. Mend: set it too, or none")
+            return self
+        if not self.model:
+            raise ValueError("generator.base_url needs generator.model")
+        _check_endpoint(self.base_url, "generator")
+        return self
 
 
 class FirewallSettings(_Section):
@@ -131,6 +157,14 @@ class EvaluationSettings(_Section):
     benchmark_cases: int | None = Field(None, ge=1, description="at most so many cases of each kind per benchmark, taken evenly; none: all")
 
 
+def _check_endpoint(base_url: str, section: str) -> None:
+    url = urlsplit(base_url)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError(f"{section}.base_url must begin with http:// or https:// and name a host")
+    if url.username or url.password or url.query:
+        raise ValueError(f"{section}.base_url holds credentials or a query, which reports would show. Mend: {section}.api_key_variable")
+
+
 class JudgeSettings(_Section):
     kind: Literal["rules", "qwen3guard", "policy", "strongreject"] = Field("rules", description="all but `rules` ask a model at `base_url`")
     base_url: str | None = Field(None, description="any OpenAI-compatible endpoint, for example http://localhost:8000/v1 of `vllm serve`")
@@ -152,11 +186,7 @@ class JudgeSettings(_Section):
             return self
         if not self.base_url or not self.model:
             raise ValueError(f"judge.kind={self.kind} needs judge.base_url and judge.model")
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError("judge.base_url must begin with http:// or https:// and name a host")
-        if url.username or url.password or url.query:
-            raise ValueError("judge.base_url holds credentials or a query, which reports would show. Mend: judge.api_key_variable")
+        _check_endpoint(self.base_url, "judge")
         if self.deadline < self.timeout:
             raise ValueError(f"judge.deadline={self.deadline:g} must not be below judge.timeout={self.timeout:g}")
         return self
@@ -186,6 +216,7 @@ class Settings(_Section):
     profile: str = BUNDLED
     model: ModelSettings = ModelSettings()
     synthesis: SynthesisSettings = SynthesisSettings()
+    generator: GeneratorSettings = GeneratorSettings()
     firewall: FirewallSettings = FirewallSettings()
     sensitivity: SensitivitySettings = SensitivitySettings()
     filtering: FilterSettings = FilterSettings()
@@ -200,6 +231,20 @@ class Settings(_Section):
         if self.model.id == BUNDLED and self.synthesis.grid == "full":
             raise ValueError("synthesis.grid='full' asks questions that the bundled model was not trained on. "
                              "Mend: synthesis.grid='reduced', or an instruct model")
+        return self
+
+    @model_validator(mode="after")
+    def _another_generator_gets_the_full_grid(self):
+        if self.generator.base_url and self.synthesis.grid == "reduced":
+            raise ValueError("generator.base_url is set, but synthesis.grid='reduced' holds the bundled model's own questions. "
+                             "Mend: synthesis.grid='full', or unset it")
+        return self
+
+    @model_validator(mode="after")
+    def _entailment_is_judged_by_a_judge_that_reads_the_rules(self):
+        if self.synthesis.entailment and self.judge.kind != "policy":
+            raise ValueError(f"synthesis.entailment needs a judge that reads the rules, and judge.kind={self.judge.kind!r} does not. "
+                             "Mend: judge.kind='policy' with judge.base_url and judge.model, or synthesis.entailment=false")
         return self
 
     @model_validator(mode="after")

@@ -25,6 +25,7 @@ INSTRUCTIONS = pa.schema([
     ("difficulty", pa.int8()),
     ("style", pa.string()),  # the attack style put around its parent's text
     ("ladder", pa.string()),  # how the generator was brought to write it: plain | defensive | prefill | few_shot
+    ("entailed", pa.bool_()),  # true: a judge found that it fits its rule; null: not judged
     ("partner_hash", pa.string()),  # of a recombined neighbour: the other rule whose words it uses
     ("cluster", pa.string()),  # requests that are alike; the id of its first member
     ("split", pa.string()),  # train | heldout (by cluster; never trained on)

@@ -32,7 +32,7 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "policy_document": Stage(2),
-    "violating_instructions": Stage(2, ("policy_document",), ("model", "synthesis", "firewall")),
+    "violating_instructions": Stage(2, ("policy_document",), ("model", "synthesis", "generator", "firewall")),
     "sensitivity_scores": Stage(1, ("policy_document", "violating_instructions"), ("model", "sensitivity")),
     "filtered_instructions": Stage(2, ("violating_instructions", "sensitivity_scores"), ("filtering",)),
     "distilled_checkpoint": Stage(2, ("policy_document", "filtered_instructions"), ("model", "distillation")),
@@ -42,7 +42,8 @@ STAGES: dict[str, Stage] = {
 # How fast the work is done or where things are, not what comes out
 _NO_EFFECT = {"model": {"batch_tokens"}, "distillation": {"save_every", "micro_batch_tokens", "gradient_checkpointing"},
               "evaluation": {"benchmarks_dir"},
-              "judge": {"base_url", "api_key_variable", "timeout", "deadline", "retries", "concurrency"}}
+              "judge": {"base_url", "api_key_variable", "timeout", "deadline", "retries", "concurrency"},
+              "generator": {"base_url", "api_key_variable", "timeout", "retries", "concurrency"}}
 
 
 def _hash(value: object) -> str:
@@ -96,6 +97,8 @@ def own_version(stage: str, settings: Settings) -> str:
         read["firewall"]["references"] = references_revision(settings.firewall.references)  # what they say, wherever they lie
         if settings.firewall.own_cases:
             read["evaluation"] = settings.evaluation.model_dump(mode="json", include={"cases_per_suite", "seed"})
+    if "synthesis" in spec.reads and settings.synthesis.entailment:
+        read["judge"] = settings.judge.model_dump(mode="json", exclude=_NO_EFFECT["judge"])
     if "distillation" in spec.reads and (file := settings.distillation.anchors_file):
         read["distillation"]["anchors_file"] = files_version([Path(file)])
     if "evaluation" in spec.reads:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+from policyalign_assets.engine.base import Engine
+from policyalign_assets.engine.endpoint_engine import EndpointEngine
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.engine.transformers_engine import TransformersEngine
+from policyalign_assets.evaluation.judges.endpoint import EndpointJudge
+from policyalign_assets.evaluation.judges.verdict import Judge
 from policyalign_assets.files import scratch_folder, sha256_table
-from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.policy import PolicyDocument, Rule
+from policyalign_assets.settings import Settings
 from policyalign_assets.stages import Made, Work
 from policyalign_assets.stages.coverage_facts import synthesis_coverage
 from policyalign_assets.stages.facts import nested, preview
+from policyalign_assets.synthesis.drafting import main_kind
+from policyalign_assets.synthesis.entailment import RuleEntailment
 from policyalign_assets.synthesis.firewall import firewall_for, own_cases
 from policyalign_assets.synthesis.store import RuleStore
 from policyalign_assets.synthesis.synthesize import synthesize
@@ -21,10 +28,15 @@ from policyalign_assets.tables import YIELDS
 def make(work: Work, policy_document: PolicyDocument) -> Made:
     settings = work.settings
     firewall = firewall_for(settings.firewall)
-    loaded = load_model(settings.model)
-    store = RuleStore(scratch_folder(work.data) / "synthesis", [settings.model.dtype, loaded.device.type])
-    made = synthesize(policy_document, TransformersEngine(loaded, settings.model.batch_tokens), settings.synthesis, work.report, firewall,
-                      (lambda rule: own_cases(policy_document, rule, settings)) if settings.firewall.own_cases else None, store)
+    engine, made_on = _generator(settings)
+    store = RuleStore(scratch_folder(work.data) / "synthesis", made_on)
+
+    def judge(rule: Rule) -> Judge:
+        return EndpointJudge(RuleEntailment(rule, main_kind(rule)), settings.judge, work.report)
+
+    made = synthesize(policy_document, engine, settings.synthesis, work.report, firewall,
+                      (lambda rule: own_cases(policy_document, rule, settings)) if settings.firewall.own_cases else None, store,
+                      judge if settings.synthesis.entailment else None)
     starved = sorted(r for r, y in made.yields.items() if y.starved)
     dropped = sum((y.dropped for y in made.yields.values()), start=Counter())
     yields = {rule_id: vars(y) for rule_id, y in made.yields.items()}
@@ -33,5 +45,14 @@ def make(work: Work, policy_document: PolicyDocument) -> Made:
         "dagster/partition_row_count": table.num_rows, "violating": sum(y.violating for y in made.yields.values()),
         "twins": sum(y.twins for y in made.yields.values()), "neighbours": sum(y.neighbours for y in made.yields.values()),
         "drafted": sum(y.drafted for y in made.yields.values()), "dropped": nested(dropped), "generator refused": dropped["refused"],
-        "starved rules": starved or "none", "not synthesized": nested(made.skipped) if made.skipped else "none",
+        "kept unjudged": sum(y.unjudged for y in made.yields.values()), "starved rules": starved or "none",
+        "not synthesized": nested(made.skipped) if made.skipped else "none",
         **synthesis_coverage(table, yields), "preview": preview(table, ("rule_id", "kind", "text"))})
+
+
+def _generator(settings: Settings) -> tuple[Engine, list[str]]:
+    """Who writes the drafts, and what beside its name and revision decides what it writes."""
+    if settings.generator.base_url:
+        return EndpointEngine(settings.generator), ["endpoint"]
+    loaded = load_model(settings.model)
+    return TransformersEngine(loaded, settings.model.batch_tokens), [settings.model.dtype, loaded.device.type]

@@ -14,9 +14,10 @@ from itertools import cycle, islice
 
 from policyalign_assets.engine.base import Engine, Sampling, chat
 from policyalign_assets.evaluation.judge import RuleBasedJudge
+from policyalign_assets.evaluation.judges.verdict import Judge
 from policyalign_assets.policy import Rule
 from policyalign_assets.settings import SynthesisSettings
-from policyalign_assets.synthesis import grid, prompts
+from policyalign_assets.synthesis import entailment, grid, prompts
 from policyalign_assets.synthesis.duplicates import DuplicateFilter
 from policyalign_assets.synthesis.firewall import Firewall
 from policyalign_assets.synthesis.grid import Cell
@@ -37,6 +38,7 @@ class RuleYield:
     drafted: int = 0
     dropped: Counter = field(default_factory=Counter)  # by reason: refused, empty, truncated, duplicate, near_duplicate, pii …
     refused: Counter = field(default_factory=Counter)  # drafts that the generator refused, by step of the ladder
+    unjudged: int = 0  # rows kept though the judge of their entailment failed
 
     @property
     def starved(self) -> bool:
@@ -45,10 +47,11 @@ class RuleYield:
 
 @dataclass(frozen=True)
 class Gate:
-    """What no text passes: validation, and the firewalls."""
+    """What no text passes: validation, the firewalls, and, where there is one, the judge of whether a draft fits its rule."""
 
     language: str | None
     walls: Sequence[Firewall]
+    judge: Judge | None = None
 
     def reason(self, text: str) -> str | None:
         return reject_reason(text, self.language) or self.hit(text)
@@ -73,6 +76,7 @@ class Drafting:
         self.full = settings.grid == "full"
         self.seen = DuplicateFilter(settings.near_duplicate, settings.rouge_l)
         self.judge = RuleBasedJudge()
+        self.entailed: set[tuple[str, str]] = set()  # kind and text of the drafts that the gate's judge found to fit
         self.out = RuleYield(settings.per_rule)
 
     def run(self) -> tuple[list[dict], RuleYield]:
@@ -84,6 +88,7 @@ class Drafting:
             neighbours = self._fill("neighbour", round(len(main) * s.neighbour_ratio))
             styled = self._styled(main) if self.full else []
         out.violating, out.twins, out.neighbours, out.styled = len(main), len(twins), len(neighbours), len(styled)
+        out.unjudged = sum(r["entailed"] is None for r in main + twins + neighbours) if self.gate.judge else 0
         return main + twins + neighbours + styled, out
 
     def _fill(self, kind: str, wanted: int) -> list[dict]:
@@ -95,8 +100,9 @@ class Drafting:
                 break
             seed = self._seed(kind, round_)
             asked = list(islice(cycle(places), math.ceil(len(places) * self.settings.oversample)))
-            for cell, draft in zip(asked, self._drafts([self._prompt(kind, cell) for cell in asked], seed), strict=True):
-                if self._usable(draft) and cell in places:
+            drafts = self._drafts([self._prompt(kind, cell) for cell in asked], seed)
+            for cell, draft, fault in zip(asked, drafts, self._faults(kind, drafts), strict=True):
+                if self._usable(draft, fault) and cell in places:
                     places.remove(cell)
                     rows.append(self._row(kind, draft.text, None, seed, round_, cell, draft.step))
         return rows
@@ -110,8 +116,8 @@ class Drafting:
                 break
             seed = self._seed("twin", round_)
             drafts = self._drafts([self._prompt("twin", None, p["text"]) for p in todo], seed)
-            for parent, draft in zip(todo, drafts, strict=True):
-                if self._usable(draft):
+            for parent, draft, fault in zip(todo, drafts, self._faults("twin", drafts), strict=True):
+                if self._usable(draft, fault):
                     rows.append(self._row("twin", draft.text, parent, seed, round_, _cell(parent), draft.step))
         return rows
 
@@ -147,17 +153,28 @@ class Drafting:
         return [Draft(g.text, g.finish, None, ("plain",) if self.judge.judge(g.text).refused else ())
                 for g in self.engine.generate([chat(a) for a in asked], sampling)]
 
-    def _usable(self, draft: Draft) -> bool:
+    def _faults(self, kind: str, drafts: list[Draft]) -> list[str | None]:
+        """Why each draft cannot be used, whatever else was drafted; None where it can."""
+        faults = [self._fault(draft) for draft in drafts]
+        if self.gate.judge is None:
+            return faults
+        said = entailment.faults(self.gate.judge, self.rule, kind, [d.text for d, fault in zip(drafts, faults) if fault is None])
+        self.entailed |= {(kind, text) for text, fault in said.items() if fault is None}
+        if self.settings.unjudged == "keep":
+            said = {text: None if fault == entailment.UNJUDGED else fault for text, fault in said.items()}
+        return [fault or said[draft.text] for draft, fault in zip(drafts, faults)]
+
+    def _fault(self, draft: Draft) -> str | None:
+        if not draft.text:
+            return "empty"
+        if draft.finish == "length":
+            return "truncated"
+        return "refused" if self.judge.judge(draft.text).refused else self.gate.reason(draft.text)
+
+    def _usable(self, draft: Draft, fault: str | None) -> bool:
         self.out.drafted += 1
         self.out.refused.update(draft.refused)
-        if not draft.text:
-            reason = "empty"
-        elif draft.finish == "length":
-            reason = "truncated"
-        elif self.judge.judge(draft.text).refused:
-            reason = "refused"
-        else:
-            reason = self.gate.reason(draft.text) or self.seen.add(draft.text)
+        reason = fault or self.seen.add(draft.text)
         if reason:
             self.out.dropped[reason] += 1
         return reason is None
@@ -168,7 +185,8 @@ class Drafting:
     def _row(self, kind: str, text: str, parent: dict | None, seed: int, round_: int, cell: Cell | None, step: str | None) -> dict:
         return {"instruction_id": instruction_id(self.rule, kind, text), "rule_id": self.rule.rule_id, "rule_hash": self.rule.content_hash,
                 "kind": kind, "parent_id": parent["instruction_id"] if parent else None, "text": text, "seed": seed, "round": round_,
-                "model_id": self.engine.model_id, "model_revision": self.engine.revision, "ladder": step, **(cell._asdict() if cell else {})}
+                "model_id": self.engine.model_id, "model_revision": self.engine.revision, "ladder": step,
+                "entailed": (kind, text) in self.entailed or None, **(cell._asdict() if cell else {})}
 
 
 def instruction_id(rule: Rule, kind: str, text: str) -> str:

@@ -33,6 +33,8 @@ class RuleStore:
         words = grid_text() if settings.grid == "full" else [prompts.VIOLATION, prompts.NEIGHBOUR, prompts.TWIN]
         made_from = [CODE, self._made_on, rule.content_hash, settings.model_dump(exclude=_LATER), engine.model_id, engine.revision,
                      [wall.digest for wall in gate.walls], words]
+        if gate.judge:
+            made_from.append([gate.judge.id, gate.judge.revision, gate.judge.template])
         return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:40]
 
     def load(self, name: str) -> tuple[list[dict], RuleYield] | None:

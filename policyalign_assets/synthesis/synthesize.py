@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from policyalign_assets.engine.base import Engine
+from policyalign_assets.evaluation.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import SynthesisSettings
 from policyalign_assets.synthesis.drafting import Drafting, Gate, RuleYield, instruction_id, seed_for
@@ -38,17 +39,20 @@ class Synthesis:
 
 
 def synthesize(policy: PolicyDocument, engine: Engine, settings: SynthesisSettings, report: Report = lambda _: None,
-               firewall: Firewall | None = None, own_cases: Callable[[Rule], Firewall] | None = None, store: RuleStore | None = None) -> Synthesis:
+               firewall: Firewall | None = None, own_cases: Callable[[Rule], Firewall] | None = None, store: RuleStore | None = None,
+               judge: Callable[[Rule], Judge] | None = None) -> Synthesis:
     """Violating instructions, twins and neighbours for each rule that the grid covers.
 
     firewall, own_cases: evaluation prompts to keep clear of, for all rules and for one. store: where rows of unchanged rules are
-    found. A rule that stays short of `settings.per_rule` is reported as starved, never filled from another rule.
+    found. judge: of whether a draft fits its rule (see `entailment`). A rule that stays short of `settings.per_rule` is reported as
+    starved, never filled from another rule.
     """
     rules, skipped = _covered(policy, settings)
     rows: list[dict] = []
     yields: dict[str, RuleYield] = {}
     for n, rule in enumerate(rules, 1):
-        gate = Gate(settings.language, [w for w in (firewall, own_cases(rule) if own_cases else None) if w is not None])
+        gate = Gate(settings.language, [w for w in (firewall, own_cases(rule) if own_cases else None) if w is not None],
+                    judge(rule) if judge else None)
         drafted, out, known = _drafted(rule, engine, settings, gate, store)
         drafted = drafted + _recombined(policy, rule, drafted, settings, gate, out, engine)
         assign(drafted, settings.heldout, settings.seed)
