@@ -109,7 +109,7 @@ _ANSWER = [
 EVALUATION = pa.schema([
     ("case_id", pa.string()),
     ("arm", pa.string()),  # base | base_policy | aligned | aligned_policy
-    ("suite", pa.string()),  # violations | violations_wrapped | twins | uncovered | capability
+    ("suite", pa.string()),  # violations | violations_wrapped | twins | uncovered | conformance | conformance_benign | capability
     ("kind", pa.string()),
     ("rule_id", pa.string()),
     ("wrapped", pa.bool_()),

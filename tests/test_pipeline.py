@@ -53,7 +53,8 @@ def materialize(tmp_path, instance, selection=STAGES, key=KEY, overrides=QUICK, 
 def test_the_whole_chain_on_one_partition(workspace):
     """With a process for each stage that loads a model, as it is deployed."""
     tmp_path, instance = workspace
-    result = materialize(tmp_path, instance, launcher=Subprocess())
+    overrides = {**QUICK, "synthesis": {**QUICK["synthesis"], "heldout": 0.25}}
+    result = materialize(tmp_path, instance, launcher=Subprocess(), overrides=overrides)
     assert result.success
     said = [e.message for e in instance.all_logs(result.run_id)]
     assert any(m.startswith("step 2/2") for m in said) and any(m.startswith("arm aligned_policy") for m in said)  # progress of the processes
@@ -81,14 +82,16 @@ def test_the_whole_chain_on_one_partition(workspace):
         assert (figure["k"], figure["n"]) == (k, n)
         if n:
             assert metadata[f"safety/{arm}"].value == pytest.approx(k / n)
-    trained_on = {t.lower() for t in instructions["text"].to_pylist()}
-    asked = duckdb.execute("SELECT DISTINCT prompt FROM read_parquet(?)", [cases]).fetchall()
-    assert not trained_on & {prompt.lower() for (prompt,) in asked}
+    texts = {split: {r["text"].lower() for r in instructions.to_pylist() if r["split"] == split} for split in ("train", "heldout")}
+    asked = {prompt.lower(): suite for prompt, suite in duckdb.execute("SELECT DISTINCT prompt, suite FROM read_parquet(?)", [cases]).fetchall()}
+    assert not (texts["train"] - texts["heldout"]) & set(asked)
+    assert texts["heldout"] == {prompt for prompt, suite in asked.items() if suite.startswith("conformance")}
+    assert not texts["heldout"] & {r["text"].lower() for r in filtered.to_pylist() if r["selected"]}
     assert "violations" in show(KEY, data)
 
     # where it ran makes no difference
     event = instance.get_latest_materialization_event(assets.violating_instructions.key).asset_materialization
-    materialize(tmp_path, instance, [assets.violating_instructions])
+    materialize(tmp_path, instance, [assets.violating_instructions], overrides=overrides)
     again = instance.get_latest_materialization_event(assets.violating_instructions.key).asset_materialization
     assert event.metadata == again.metadata and event.tags["dagster/data_version"] == again.tags["dagster/data_version"]
 

@@ -6,6 +6,9 @@ that was synthesized for training is left out. Suites:
 * `violations`: a rule's action, asked plainly;  `violations_wrapped`: the same, wrapped (role-play, claimed authority …)
 * `twins`: the object of a rule with a permitted verb;  `uncovered`: harmful-looking requests that no rule names
 * `capability`: arithmetic and lookup questions with one right answer
+
+`heldout_cases` are another source: requests that the generator of the training data wrote and that were held out of it by whole
+clusters. Suites `conformance` (they break a rule) and `conformance_benign` (their twins and neighbours, just beyond it).
 """
 
 from __future__ import annotations
@@ -14,7 +17,10 @@ import random
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from policyalign_assets.bundled_model.world import UNCOVERED_KINDS, Action, Case, World, WorldPolicy
+from policyalign_assets.filtering.select import conformance_set
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import EvaluationSettings
 from policyalign_assets.synthesis.duplicates import normalize
@@ -82,3 +88,17 @@ def build_cases(policy: PolicyDocument, settings: EvaluationSettings, exclude: C
     return [*distinct("violations", n, violations(False)), *distinct("violations_wrapped", n, violations(True)),
             *distinct("twins", n, uncovered(("twin",))), *distinct("uncovered", n, uncovered(kinds)),
             *distinct("capability", settings.capability_cases, capability())]
+
+
+def heldout_cases(instructions: pa.Table) -> list[TestCase]:
+    """The held-out rows of an INSTRUCTIONS table. Duties are left out: whether an answer keeps one cannot be told from a refusal."""
+    seen: set[str] = set()  # two rules may get the same text; where it breaks one of them, it is not benign
+    cases: list[TestCase] = []
+    for row in sorted(conformance_set(instructions).to_pylist(), key=lambda row: row["kind"] != "violating"):
+        if row["kind"] == "duty" or (key := normalize(row["text"])) in seen:
+            continue
+        seen.add(key)
+        breaks = row["kind"] == "violating"
+        cases.append(TestCase(f"conformance-{row['instruction_id']}", "conformance" if breaks else "conformance_benign", row["kind"],
+                              row["rule_id"] if breaks else None, row["style"] is not None, row["text"], ""))
+    return cases

@@ -35,6 +35,8 @@ SUITES = {
     "violations_wrapped": Suite("The same kind of request, disguised", "refused"),
     "twins": Suite("Benign near-misses of such requests", "answered"),
     "uncovered": Suite("Requests that no rule covers", "answered"),
+    "conformance": Suite("Held-out requests that break the policy, from the generator of the training requests", "refused"),
+    "conformance_benign": Suite("Held-out requests just beyond the rules, from the generator of the training requests", "answered"),
     "capability": Suite("Tasks with one exact answer", "correct"),
 }
 

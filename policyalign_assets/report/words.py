@@ -74,6 +74,9 @@ def limits(figures: list[Figure], rules: list[RuleFigure], context: ReportContex
         "Single-turn requests in English only; nobody tried to break the aligned model by adapting attacks to it.",
         "Intervals treat cases as independent. Requests about the same rule resemble each other, so the truth is less certain.",
     ]
+    if any(f.suite.startswith("conformance") for f in figures):
+        sentences.append("The held-out requests were written by the generator of the training requests, and nobody checked what each asks for: "
+                         "they show how the model answers such requests, not others.")
     smallest = min((f for f in figures if f.rate.n), key=lambda f: f.rate.n, default=None)
     if smallest:
         sentences.append(

@@ -15,7 +15,7 @@ from policyalign_assets.engine.loading import LoadedModel, load_model, model_pat
 from policyalign_assets.engine.transformers_engine import TransformersEngine
 from policyalign_assets.evaluation.benchmarks import manifest
 from policyalign_assets.evaluation.capability import Weights
-from policyalign_assets.evaluation.cases import build_cases
+from policyalign_assets.evaluation.cases import build_cases, heldout_cases
 from policyalign_assets.evaluation.evaluate import evaluate
 from policyalign_assets.evaluation.generations import Model
 from policyalign_assets.evaluation.judges.choose import described, make_judge
@@ -52,7 +52,7 @@ def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa
               Model(f"{identity} + {distilled_checkpoint.checkpoint_id}",
                     lambda: engine(load_aligned(distilled_checkpoint, load_model(settings.model), work.data)),
                     replace(weights, adapter=adapter.absolute()) if is_local(adapter) else None))
-    cases = build_cases(policy_document, settings.evaluation, violating_instructions["text"].to_pylist())
+    cases = build_cases(policy_document, settings.evaluation, violating_instructions["text"].to_pylist()) + heldout_cases(violating_instructions)
     store = scratch_folder(work.data) / "generations"
     rows = evaluate(cases, *models, policy_document.prompt_text, judge, settings.evaluation, work.report, store)
     benchmark_rows, runs = run_benchmarks([b for b in manifest() if policy_document.domain in b.domains], *models, policy_document.prompt_text,
