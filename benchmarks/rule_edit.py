@@ -1,8 +1,8 @@
-"""What an edit of one rule costs, on the bundled model: seconds and prompts of `violating_instructions` from nothing, then after the edit.
+"""What an edit of one rule costs, on the bundled model: processor time and prompts of `violating_instructions` from nothing, then after the edit.
 
     python benchmarks/rule_edit.py --policy general-conduct --domain medical --rule M2 --times 3
 
-Prompts count what the generator was asked; seconds take in the loading of the model. Exits with an error where a row of another rule
+Prompts count what the generator was asked; seconds are of processor time and take in the loading of the model. Exits with an error where a row of another rule
 that does not recombine the edited one has changed, or where the edited run differs from one without anything kept.
 """
 
@@ -35,9 +35,9 @@ class Counting(TransformersEngine):
 
 def run(policy, folder: str):
     ASKED.clear()
-    begun = time.perf_counter()
+    begun = time.process_time()
     table = make("violating_instructions", Work(load_settings(), location(folder)), {"policy_document": policy}).value
-    return time.perf_counter() - begun, ASKED["prompts"], table
+    return time.process_time() - begun, ASKED["prompts"], table
 
 
 def blocks(table) -> dict[tuple[str, str], dict[str, dict]]:
@@ -76,7 +76,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         same = sha256_table(run(edited, folder)[2]) == sha256_table(tables[2])
     first = statistics.median(times["from nothing"])
-    print("| run | prompts | seconds, median | of the first |\n| --- | --- | --- | --- |")
+    print("| run | prompts | processor seconds, median | of the first |\n| --- | --- | --- | --- |")
     for name, seconds in times.items():
         print(f"| {name} | {asked[name]} | {statistics.median(seconds):.1f} | {100 * statistics.median(seconds) / first:.0f} % |")
     before, after = blocks(tables[0]), blocks(tables[2])

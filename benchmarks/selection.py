@@ -78,31 +78,32 @@ def read(file: Path) -> list[dict]:
 
 
 def show(rows: list[dict]) -> None:
-    """A table for each setting: cases count once per seed, and are redrawn as clusters, since all seeds ask the same ones."""
+    """A table for each setting. Intervals are over cases; all seeds ask the same ones, so a difference redraws them as clusters."""
     settings = defaultdict(lambda: defaultdict(dict))
     for r in rows:
         settings[r["partition"], r["pool"], r["steps"]][r["arm"]][r["seed"]] = r
     for (partition, share, steps), arms in settings.items():
-        print(f"\n{partition}, a pool of {100 * share:.0f} % of the rows, {steps} steps\n\n| arm | seeds | violations refused | 95 % | benign answered | minus all | "
-              "95 % | each seed | minus random | 95 % | each seed |\n|" + " --- |" * 11)
+        print(f"\n{partition}, a pool of {100 * share:.0f} % of the rows, {steps} steps\n")
+        print("| arm | seeds | violations refused (95 %) | benign answered | minus all (95 %; each seed) | minus random (95 %; each seed) |")
+        print("|" + " --- |" * 6)
         for arm, by_seed in sorted(arms.items(), key=lambda item: (item[0] != ALL, item[0] != "random", item[0])):
-            safe = [ok for r in by_seed.values() for ok in r["safe"].values()]
-            benign = [ok for r in by_seed.values() for ok in r["answered"].values()]
+            safe, benign = ([ok for r in by_seed.values() for ok in r[of].values()] for of in ("safe", "answered"))
             own = wilson(sum(safe), len(safe))
-            against = " | ".join(compared(arms.get(other, {}), by_seed) if other != arm else "| |" for other in (ALL, "random"))
-            print(f"| {arm} | {len(by_seed)} | {100 * own.estimate:.1f} | {100 * own.low:.1f} to {100 * own.high:.1f} | {percent(benign)} | {against} |")
+            against = " | ".join(compared(arms[other], by_seed) if other != arm and other in arms else "" for other in (ALL, "random"))
+            refused = f"{100 * own.estimate:.1f} ({100 * own.low:.1f} to {100 * own.high:.1f})"
+            print(f"| {arm} | {len(by_seed)} | {refused} | {percent(benign)} | {against} |")
 
 
 def compared(reference: dict[int, dict], arm: dict[int, dict]) -> str:
-    """Difference over the seeds that both have: mean, interval over cases, and each seed by itself."""
+    """Difference over the seeds that both have: in points, its interval over cases, and that of each seed by itself."""
     seeds = [s for s in arm if s in reference]
     if not seeds:
-        return "| |"
-    pairs = [(reference[s]["safe"][case], ok, case) for s in seeds for case, ok in arm[s]["safe"].items()]
-    a, b, case = zip(*pairs)
-    found = graded_difference(a, b, case, seed=0)
-    each = ", ".join(f"{100 * (np.mean(list(arm[s]['safe'].values())) - np.mean(list(reference[s]['safe'].values()))):+.1f}" for s in seeds)
-    return f"{100 * found.difference:+.1f} | {100 * found.low:+.1f} to {100 * found.high:+.1f} | {each}"
+        return ""
+    pairs = [(s, reference[s]["safe"][case], ok, case) for s in seeds for case, ok in arm[s]["safe"].items()]
+    seed, before, after, case = map(np.array, zip(*pairs))
+    found = graded_difference(before, after, case, seed=0)
+    each = ", ".join(f"{100 * (after[seed == s].mean() - before[seed == s].mean()):+.1f}" for s in seeds)
+    return f"{100 * found.difference:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f}; {each})"
 
 
 def percent(outcomes) -> str:

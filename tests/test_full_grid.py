@@ -8,8 +8,8 @@ from fake_judge import Reply, fake_judge
 from helpers import chatml_tokenizer, medical_policy, one_thread, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from policyalign_assets.filtering.select import select_instructions
 from policyalign_assets.files import location
+from policyalign_assets.filtering.select import select_instructions
 from policyalign_assets.settings import load_settings
 from policyalign_assets.stages import Work, make
 from policyalign_assets.stages.coverage_facts import yields_of
