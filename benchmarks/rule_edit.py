@@ -2,8 +2,8 @@
 
     python benchmarks/rule_edit.py --policy general-conduct --domain medical --rule M2 --times 3
 
-Prompts count what the generator was asked; seconds are of processor time and take in the loading of the model. Exits with an error where a row of another rule
-that does not recombine the edited one has changed, or where the edited run differs from one without anything kept.
+Prompts count what the generator was asked; seconds are of processor time and take in the loading of the model. Exits with an error where
+a row of another rule that is not recombined has changed, or where the edited run differs from one without anything kept.
 """
 
 from __future__ import annotations

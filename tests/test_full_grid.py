@@ -53,7 +53,7 @@ def made(tmp_path):
             "synthesis": {"per_rule": 4, "rounds": 2, "entailment": True, "near_duplicate": 1.0, "rouge_l": 1.0, "style_share": 1.5,
                           "heldout": 0.25},
             "firewall": {"own_cases": False}, "sensitivity": {"max_new_tokens": 8}, "filtering": {"per_rule": 2},
-            "distillation": {"teacher": "frozen", "steps": 1, "batch_size": 4, "mini_batch_size": 4, "micro_batch_size": 4, "max_new_tokens": 8}},
+            "distillation": {"teacher": "frozen", "steps": 1, "batch_size": 4, "mini_batch_size": 4, "max_new_tokens": 8}},
             environ={})
         work = Work(settings, location(str(tmp_path / "data")))
         yield work, make("violating_instructions", work, {"policy_document": POLICY}).value
