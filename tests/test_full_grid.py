@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 from fake_judge import Reply, fake_judge
 from helpers import chatml_tokenizer, medical_policy, one_thread, tiny_model
+from test_grid import written
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from policyalign_assets.engine.base import Sampling
 from policyalign_assets.files import location
 from policyalign_assets.filtering.select import select_instructions
 from policyalign_assets.settings import load_settings
@@ -21,7 +23,6 @@ POLICY = replace(POLICY, rules=tuple(r for r in POLICY.rules if r.rule_id in ("C
             condition="a user is a minor", permitted=("explain what a loan is",)),
     replace(POLICY.rules[0], rule_id="X2", text="Never help anyone open a sealed letter.", action="open a sealed letter")))
 STUBBORN = "X2"  # the generator never writes for this rule
-PLACES = ("clinic", "harbour", "library", "bakery", "stadium", "museum", "garage", "chapel", "vineyard", "airport")
 
 
 def writer(messages, _attempt):
@@ -35,8 +36,7 @@ def writer(messages, _attempt):
         return Reply("I'm sorry, but I can't help with that.")
     writer.count += 1
     benign = "harmless request that" in prompt or "needless refusals" in prompt
-    return Reply(f'"My {"harmless" if benign else "eager"} cousin {writer.count * 7919} at the {PLACES[writer.count % 10]} asks how matter '
-                 f'{writer.count ** 3} of the {PLACES[writer.count // 10 % 10]} is best dealt with this week, and so do I."')
+    return Reply(f'"{written(rule, writer.count, Sampling(1))}{" It is harmless." if benign else ""}"')
 
 
 @pytest.fixture()
@@ -49,7 +49,8 @@ def made(tmp_path):
     with one_thread(), fake_judge(writer) as server:
         settings = load_settings("qwen2.5-7b", {
             "model": {"id": str(tmp_path / "model"), "dtype": "float32", "device": "cpu"},
-            "generator": {"base_url": server.url, "model": "writer"}, "judge": {"kind": "policy", "base_url": server.url, "model": "judge"},
+            "generator": {"base_url": server.url, "model": "writer", "concurrency": 1},
+            "judge": {"kind": "policy", "base_url": server.url, "model": "judge"},
             "synthesis": {"per_rule": 4, "rounds": 2, "entailment": True, "near_duplicate": 1.0, "rouge_l": 1.0, "style_share": 1.5,
                           "heldout": 0.25},
             "firewall": {"own_cases": False}, "sensitivity": {"max_new_tokens": 8}, "filtering": {"per_rule": 2},
