@@ -101,6 +101,15 @@ def test_without_a_judge_nobody_is_asked_and_with_one_unchanged_rules_are_not_as
     assert any(r["entailed"] for r in rows(first))
 
 
+def test_a_rule_that_starved_because_the_judge_was_down_is_drafted_again(tmp_path):
+    store, few = RuleStore(tmp_path), FULL.model_copy(update={"per_rule": 2, "twin_ratio": 0.0, "neighbour_ratio": 0.0})
+    with fake_judge(lambda *_: Reply(status=503)) as server:
+        down = judged(server.url, few, store=store)
+    assert all(y.starved for y in down.yields.values())
+    with fake_judge(lambda *_: YES) as server:
+        assert not any(y.starved for y in judged(server.url, few, store=store).yields.values())
+
+
 JUDGE = {"kind": "policy", "base_url": "http://h/v1", "model": "j"}
 
 

@@ -22,6 +22,7 @@ from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import SynthesisSettings
 from policyalign_assets.synthesis.drafting import Drafting, Gate, RuleYield, instruction_id, seed_for
 from policyalign_assets.synthesis.duplicates import DuplicateFilter
+from policyalign_assets.synthesis.entailment import UNJUDGED
 from policyalign_assets.synthesis.firewall import Firewall
 from policyalign_assets.synthesis.recombine import recombinations
 from policyalign_assets.synthesis.split import HELDOUT, assign
@@ -80,7 +81,8 @@ def _drafted(rule: Rule, engine: Engine, settings: SynthesisSettings, gate: Gate
     if known:
         return *known, True
     rows, out = Drafting(rule, engine, settings, gate).run()
-    if store:
+    judge_failed = out.starved and out.dropped[UNJUDGED]  # then the next run asks again
+    if store and not judge_failed:
         store.save(name, rows, out)
     return rows, out, False
 
