@@ -35,8 +35,8 @@ def train_on_processes(work: Work, inputs: dict[str, Data]) -> Made:
     stage, count = "distilled_checkpoint", work.settings.distillation.processes
     config = launch_config(work.settings)
     cpu = on_cpu(work.settings)
-    if not cpu and torch.cuda.device_count() < count:
-        raise AccelerateConfigError(f"distillation.processes={count} but PyTorch sees {torch.cuda.device_count()} GPUs. Mend: a process for each GPU.")
+    if not cpu and (gpus := torch.cuda.device_count()) < count:
+        raise AccelerateConfigError(f"distillation.processes={count} but PyTorch sees {gpus} GPUs. Mend: one process for each GPU.")
     with tempfile.TemporaryDirectory(prefix="policyalign.") as name:
         exchange = Exchange(Path(name))
         exchange.give(stage, work.settings, str(work.data), inputs)
@@ -48,7 +48,7 @@ def train_on_processes(work: Work, inputs: dict[str, Data]) -> Made:
         if code := _run(command, environment, work.report):
             raise Failed(exchange.problem() or Problem(
                 f"one of its {count} processes was killed or ended without a reason (exit code {code}); their output is in this step's log. "
-                "Often memory is full: lower distillation.micro_batch_size or model.batch_tokens.", True))
+                "Often memory is full: lower distillation.micro_batch_tokens or model.batch_tokens.", True))
         return exchange.made(stage)
 
 
@@ -67,10 +67,9 @@ def launch_config(settings: Settings) -> dict:
         raise AccelerateConfigError(f"distillation.accelerate_config={file!r} is no mapping. Mend: as deploy/accelerate/*.yaml")
     sharded = given.get("distributed_type") == "FSDP"
     fixed = {"compute_environment": ("LOCAL_MACHINE",), "distributed_type": ("MULTI_GPU", "FSDP"), "num_machines": (1,), "num_processes": (count,),
-             "mixed_precision": ("no",), "use_cpu": (False,), "main_process_port": (0,)}
-    # fsdp_cpu_ram_efficient_loading leaves the adapter's processes without weights of their own to start from
+             "mixed_precision": ("no",), "use_cpu": (False,), "main_process_port": (0,), "parallelism_config": ({},), "dynamo_config": ({},)}
     fsdp = {"fsdp_version": (2,), "fsdp_offload_params": (False,), "fsdp_activation_checkpointing": (False,),
-            "fsdp_cpu_ram_efficient_loading": (False,)} if sharded else {}
+            "fsdp_cpu_ram_efficient_loading": (False,), "fsdp_auto_wrap_policy": ("TRANSFORMER_BASED_WRAP",)} if sharded else {}
     for allowed, section in ((fixed, given), (fsdp, given.get("fsdp_config", {}))):
         for key, values in allowed.items():
             if key in section and section[key] not in values:

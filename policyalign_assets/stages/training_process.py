@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +25,8 @@ def main() -> None:
     try:
         stage, work, inputs = exchange.take(lambda line: print(MARK + line, flush=True))
         processes = Accelerated(cpu=on_cpu(work.settings))
+        if not processes.main:
+            work = replace(work, report=lambda _: None)
         made = train(work, **inputs, processes=processes)
         if processes.main:
             exchange.hand_over(stage, made)
@@ -30,14 +34,11 @@ def main() -> None:
         torch.distributed.destroy_process_group()
     except Exception as error:
         traceback.print_exc()
-        if not _lost_another(error) and exchange.problem() is None:  # the first reason is the reason
+        if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
+            time.sleep(3)  # if another process is lost, this one is ended meanwhile, and the reason is the other's to say
+        if exchange.problem() is None:  # the first reason is the reason
             exchange.fail(problem_of(error))
         os._exit(1)  # at once: a process group waits for its members at the interpreter's end
-
-
-def _lost_another(error: Exception) -> bool:
-    """Its reason is for the other process to say."""
-    return isinstance(error, torch.distributed.DistError) or "Connection closed by peer" in str(error)
 
 
 if __name__ == "__main__":
