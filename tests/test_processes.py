@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from test_guard import STARTER, gone_within, script
 
 from policyalign_assets.bundled_model import WEIGHTS_DIR
+from policyalign_assets.distillation.budget import Budget, DistillationFailed
 from policyalign_assets.distillation.checkpoint import training_table
 from policyalign_assets.distillation.processes import Processes
 from policyalign_assets.orchestration.fingerprints import own_version
@@ -92,6 +94,8 @@ def test_the_shipped_configurations_are_accepted_and_complete(name):
     ("mixed_precision: bf16", "mixed_precision='bf16'"),
     ("{distributed_type: FSDP, fsdp_config: {fsdp_version: 1}}", "fsdp_version=1"),
     ("{distributed_type: FSDP, fsdp_config: {fsdp_offload_params: true}}", "fsdp_offload_params=True"),
+    ("{distributed_type: FSDP, fsdp_config: {reshard_after_forward: true}}", "reshard_after_forward=True"),
+    ("number_of_processes: 2", "number_of_processes=2"),
     ("[1, 2]", "no mapping"), ("{", "cannot be read"), (None, "cannot be read")])
 def test_a_configuration_that_cannot_work_is_refused_before_anything_starts(tmp_path, content, message):
     file = tmp_path / "accelerate.yaml"
@@ -109,6 +113,17 @@ def test_shares_together_are_the_batch_and_so_are_their_parts():
         shares.append(process.share(rows))
     for at in range(0, 24, 6):  # mini-batches of 6, of which each of the three processes has 2
         assert sorted(r for s in shares for r in s[at // 3 : at // 3 + 2]) == rows[at : at + 6]
+
+
+def test_a_process_that_others_wait_for_never_begins_anew_when_memory_runs_out():
+    def work():
+        tried.append(budget.tokens)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    tried, budget = [], Budget(1024, lambda _: None, may_halve=False)
+    with pytest.raises(DistillationFailed, match=r"1024 tokens.*micro_batch_tokens"):
+        budget.fitted(work)
+    assert tried == [1024]
 
 
 # ---- two processes -------------------------------------------------------------------------------------------------

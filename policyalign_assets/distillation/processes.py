@@ -20,7 +20,7 @@ import torch
 
 
 class CannotShard(ValueError):
-    """The model's layers cannot be told apart, or the configuration asks for what is not supported."""
+    """Which modules are the model's layers is not known."""
 
 
 class Processes:
@@ -42,9 +42,10 @@ class Processes:
         return values
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        pass
+        """In place, over all processes; a parameter without gradient counts as zero."""
 
     def shard(self, model):
+        """`model` (PEFT), of which each process then holds a part, where the configuration says so. Raises CannotShard."""
         return model
 
     @contextmanager

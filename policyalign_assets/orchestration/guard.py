@@ -39,6 +39,8 @@ def guarded(command: list[str], grace: float, environment: dict[str, str], pipe_
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # if the guard itself was killed, its group is still there
             process.wait()
+            if process.stdout:
+                process.stdout.close()
 
 
 def prctl(option: int, value: int) -> None:

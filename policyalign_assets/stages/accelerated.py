@@ -10,10 +10,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 import yaml
+from accelerate.commands.config.config_args import ClusterConfig
 
 import policyalign_assets
 from policyalign_assets.orchestration.guard import guarded
@@ -70,11 +72,12 @@ def launch_config(settings: Settings) -> dict:
              "mixed_precision": ("no",), "use_cpu": (False,), "main_process_port": (0,), "parallelism_config": ({},), "dynamo_config": ({},)}
     fsdp = {"fsdp_version": (2,), "fsdp_offload_params": (False,), "fsdp_activation_checkpointing": (False,),
             "fsdp_cpu_ram_efficient_loading": (False,), "fsdp_auto_wrap_policy": ("TRANSFORMER_BASED_WRAP",)} if sharded else {}
-    for allowed, section in ((fixed, given), (fsdp, given.get("fsdp_config", {}))):
-        for key, values in allowed.items():
-            if key in section and section[key] not in values:
-                raise AccelerateConfigError(f"distillation.accelerate_config={file!r}: {key}={section[key]!r} is not supported here. "
-                                            f"Mend: {' or '.join(map(repr, values))}, or leave it out.")
+    free = {"fsdp_reshard_after_forward", "fsdp_transformer_layer_cls_to_wrap", "fsdp_state_dict_type"} if sharded else set()
+    for section, allowed, others in ((given, fixed, {f.name for f in fields(ClusterConfig)}), (given.get("fsdp_config", {}), fsdp, free)):
+        for key, value in section.items():
+            if (key not in allowed and key not in others) or value not in allowed.get(key, (value,)):
+                mend = " or ".join([repr(v) for v in allowed.get(key, ())] + ["leave it out"])
+                raise AccelerateConfigError(f"distillation.accelerate_config={file!r}: {key}={value!r} is not supported here. Mend: {mend}.")
     config = {key: values[0] for key, values in fixed.items()} | given
     return config | ({"fsdp_config": given.get("fsdp_config", {}) | {key: values[0] for key, values in fsdp.items()}} if sharded else {})
 
