@@ -138,12 +138,18 @@ class DistillationSettings(_Section):
     max_new_tokens: int = Field(64, ge=1)
     temperature: float = Field(1.0, gt=0, le=2)
     save_every: int = Field(25, ge=1)
+    processes: int = Field(1, ge=1, description="that train together, a GPU each (docs/deploy.md)")
+    accelerate_config: str | None = Field(None, description="YAML of `accelerate launch`, for FSDP2; none: DDP")
     seed: int = Field(13, ge=0)
 
     @model_validator(mode="after")
     def _batches_nest(self):
         if self.batch_size % self.mini_batch_size:
             raise ValueError(f"batch_size={self.batch_size} must be a multiple of mini_batch_size={self.mini_batch_size}")
+        if self.mini_batch_size % self.processes:
+            raise ValueError(f"mini_batch_size={self.mini_batch_size} cannot be shared evenly among processes={self.processes}")
+        if self.accelerate_config and self.processes == 1:
+            raise ValueError(f"accelerate_config={self.accelerate_config!r} has no use with processes=1. Mend: one process for each GPU")
         return self
 
 

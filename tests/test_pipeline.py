@@ -14,6 +14,8 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
+from policyalign_assets.distillation.checkpoint import training_table
+from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.files import location
 from policyalign_assets.orchestration import assets, launchers
 from policyalign_assets.orchestration.clusters import RayJobs
@@ -88,6 +90,15 @@ def test_the_whole_chain_on_one_partition(workspace):
     assert texts["heldout"] == {prompt for prompt, suite in asked.items() if suite.startswith("conformance")}
     assert not texts["heldout"] & {r["text"].lower() for r in filtered.to_pylist() if r["selected"]}
     assert "violations" in show(KEY, data)
+
+    # two processes that train together
+    training = training_table(Checkpoint(**checkpoint), data)
+    result = materialize(tmp_path, instance, [assets.distilled_checkpoint], launcher=Subprocess(), overrides={
+        **QUICK, "model": {"device": "cpu"}, "distillation": {**QUICK["distillation"], "processes": 2}})
+    assert any(e.message.startswith("step 2/2") for e in instance.all_logs(result.run_id))
+    checkpoint = json.loads((data / "assets/distilled_checkpoint/medical/general-conduct.json").read_text())
+    again = training_table(Checkpoint(**checkpoint), data)
+    assert again["loss"].to_pylist() == pytest.approx(training["loss"].to_pylist(), rel=1e-4)
 
     # where it ran makes no difference
     event = instance.get_latest_materialization_event(assets.violating_instructions.key).asset_materialization

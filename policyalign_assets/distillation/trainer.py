@@ -28,6 +28,7 @@ from policyalign_assets.distillation.budget import Budget, DistillationFailed
 from policyalign_assets.distillation.checkpointing import checkpointed
 from policyalign_assets.distillation.loss import reverse_kl_top_k
 from policyalign_assets.distillation.phases import Phases
+from policyalign_assets.distillation.processes import ALONE, Processes
 from policyalign_assets.distillation.resume import latest_step, load_step, save_step
 from policyalign_assets.engine.base import NotFinite, Sampling, chat
 from policyalign_assets.engine.batching import by_length
@@ -53,10 +54,11 @@ class Rollout:
 
 
 def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded: LoadedModel, settings: DistillationSettings, work_dir: Path,
-            batch_tokens: int, report: Report = lambda _: None) -> tuple[PeftModel, pa.Table]:
+            batch_tokens: int, report: Report = lambda _: None, processes: Processes = ALONE) -> tuple[PeftModel, pa.Table]:
     """Trains an adapter on `loaded.model`. Returns the PEFT model (student active) and the TRAINING table, a row per step.
 
-    `work_dir` holds the saved steps; calling again with the same inputs and folder continues after the last one.
+    `work_dir` holds the saved steps; calling again with the same inputs and folder continues after the last one. With several
+    `processes`, all call this alike and get the same back; the main one saves.
     Raises PromptTooLong before any work, DistillationFailed when the loss is not finite or every response is empty.
     """
     if not instructions:
@@ -68,7 +70,7 @@ def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded:
     if settings.top_k > loaded.model.config.vocab_size:
         raise ValueError(f"distillation.top_k={settings.top_k} is more than the model's vocabulary of {loaded.model.config.vocab_size}")
 
-    model = add_adapters(loaded.model, settings)
+    model = processes.shard(add_adapters(loaded.model, settings))
     model.eval()  # no dropout anywhere: the student must be the same function in rollouts and updates
     engine = TransformersEngine(LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision), batch_tokens)
     optimizer = torch.optim.AdamW(student_parameters(model).values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -79,32 +81,32 @@ def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded:
         first = len(history)
         report(f"resumed after step {first} from its saved state")
 
-    started, prefix, budget = time.monotonic(), None, Budget(settings.micro_batch_tokens, report)
+    started, prefix, budget = time.monotonic(), None, Budget(settings.micro_batch_tokens, report, may_halve=not processes.sharded)
     for step in range(first, settings.steps):
         begun, phases = time.monotonic(), Phases(model.device)
-        chosen = batch_indices(groups, settings.batch_size, step, settings.seed)
+        chosen = processes.share(batch_indices(groups, settings.batch_size, step, settings.seed))
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * decay_factor(step, settings.steps, settings.lr_decay)
         sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed * 1_000_003 + step)
         try:
-            with phases("rollout"):
-                generations = engine.generate_ids([student_prompts[i] for i in chosen], sampling)
+            with phases("rollout"), processes.whole(model):
+                generations = engine.generate_ids([student_prompts[i] for i in chosen], sampling, rows=processes.share(range(settings.batch_size)))
         except NotFinite as error:
             raise DistillationFailed(f"{error} at step {step + 1}. {KEPT}") from error
         rollouts = [Rollout(student_prompts[i], teacher_prompts[i], g.token_ids, g.finish == "stop") for i, g in zip(chosen, generations)]
         if prefix is None or settings.teacher != "frozen":  # a moving teacher changes its policy's key/values too
             with phases("prefix"), teacher_weights(model, settings):
                 prefix = prompt_prefix(model, teacher_prompts)
-        row = {"step": step + 1, **_update(model, optimizer, rollouts, prefix, settings, budget, phases)}
+        row = {"step": step + 1, **_update(model, optimizer, rollouts, prefix, settings, budget, phases, processes)}
         seconds = time.monotonic() - begun
-        tokens = sum(len(r.response) for r in rollouts)
+        tokens, ended = processes.sum(torch.tensor([sum(len(r.response) for r in rollouts), sum(r.ended for r in rollouts)])).tolist()
         history.append(row | {"seconds": seconds, "tokens_per_second": tokens / seconds,
-                              "mean_length": tokens / len(rollouts), "eos_rate": sum(r.ended for r in rollouts) / len(rollouts),
+                              "mean_length": tokens / settings.batch_size, "eos_rate": ended / settings.batch_size,
                               **{f"{name}_seconds": spent for name, spent in phases.seconds.items()}})
         left = (time.monotonic() - started) / (step + 1 - first) * (settings.steps - step - 1)
-        report(f"step {step + 1}/{settings.steps}  loss {row['loss']:.4f}  length {tokens / len(rollouts):.1f}  Q {row['top_k_mass']:.4f}  "
+        report(f"step {step + 1}/{settings.steps}  loss {row['loss']:.4f}  length {tokens / settings.batch_size:.1f}  Q {row['top_k_mass']:.4f}  "
                f"{tokens / seconds:,.0f} tokens/s  ETA {left:,.0f} s")
-        if (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
+        if processes.main and (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
             save_step(work_dir, step + 1, model, optimizer, history)
     return model, pa.Table.from_pylist(history, schema=TRAINING)
 
@@ -116,16 +118,19 @@ def decay_factor(step: int, steps: int, share: float) -> float:
 
 
 def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[Rollout], prefix: Prefix | None,
-            settings: DistillationSettings, budget: Budget, phases: Phases) -> dict[str, float]:
-    """The optimizer updates of one rollout batch; returns token means over the batch."""
+            settings: DistillationSettings, budget: Budget, phases: Phases, processes: Processes) -> dict[str, float]:
+    """The optimizer updates of one rollout batch, of which `rollouts` are this process's; returns token means over the whole batch."""
     sums = torch.zeros(4, dtype=torch.float64)  # loss, Q, teacher mass, entropy
     tokens, norms = 0, []
-    for at in range(0, len(rollouts), settings.mini_batch_size):
-        mini = [r for r in rollouts[at : at + settings.mini_batch_size] if r.response]
-        mini_tokens = sum(len(r.response) for r in mini)
+    size = settings.mini_batch_size // processes.count
+    for at in range(0, len(rollouts), size):
+        mini = [r for r in rollouts[at : at + size] if r.response]
+        mini_tokens = int(processes.sum(torch.tensor(sum(len(r.response) for r in mini))))
         if not mini_tokens:
             raise DistillationFailed("every response of a batch is empty: the student has collapsed. Mend: lower the learning rate.")
-        sums += budget.fitted(lambda: _gradients(model, optimizer, mini, mini_tokens, prefix, settings, budget, phases))  # noqa: B023
+        part = budget.fitted(lambda: _gradients(model, optimizer, mini, mini_tokens, prefix, settings, budget, phases, processes))  # noqa: B023
+        sums += processes.sum(part)
+        processes.sum_gradients(student_parameters(model).values())
         norm = torch.nn.utils.clip_grad_norm_(student_parameters(model).values(), settings.max_grad_norm).item()
         if not math.isfinite(norm) or not math.isfinite(sums[0].item()):
             raise DistillationFailed(f"the loss or its gradient is not finite (loss sum {sums[0].item()}, gradient norm {norm}). {KEPT}")
@@ -139,12 +144,13 @@ def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[R
 
 
 def _gradients(model: PeftModel, optimizer: torch.optim.Optimizer, mini: list[Rollout], mini_tokens: int, prefix: Prefix | None,
-               settings: DistillationSettings, budget: Budget, phases: Phases) -> torch.Tensor:
-    """Sets the student's gradients of one optimizer batch; returns the sums over its tokens."""
+               settings: DistillationSettings, budget: Budget, phases: Phases, processes: Processes) -> torch.Tensor:
+    """Sets the student's gradients of this process's share of an optimizer batch; returns the sums over its tokens."""
     optimizer.zero_grad(set_to_none=True)
     shared = prefix.length if prefix else 0
     sums = torch.zeros(4, dtype=torch.float64)
-    for chosen in by_length([max(len(r.teacher_prompt) - shared, len(r.student_prompt)) + len(r.response) for r in mini], budget.tokens):
+    lengths = [max(len(r.teacher_prompt) - shared, len(r.student_prompt)) + len(r.response) for r in mini]
+    for chosen, weight in processes.evenly(list(by_length(lengths, budget.tokens))):
         micro = [mini[i] for i in chosen]
         responses = [r.response for r in micro]
         with phases("teacher"), teacher_weights(model, settings):
@@ -153,6 +159,7 @@ def _gradients(model: PeftModel, optimizer: torch.optim.Optimizer, mini: list[Ro
             student_MD = response_hidden(model, [r.student_prompt for r in micro], responses)
             out = reverse_kl_top_k(student_MD, teacher_MD, head(model), settings.top_k, settings.tail, settings.temperature,
                                    settings.forward_weight)
-            (out.loss_sum / mini_tokens).backward()  # global token mean over the optimizer batch
-        sums += torch.stack([out.loss_sum.detach(), out.student_mass_M.sum(), out.teacher_mass_M.sum(), out.entropy_M.sum()]).double().cpu()
+            (weight * out.loss_sum / mini_tokens).backward()  # global token mean over the optimizer batch
+        values = torch.stack([out.loss_sum.detach(), out.student_mass_M.sum(), out.teacher_mass_M.sum(), out.entropy_M.sum()])
+        sums += weight * values.double().cpu()
     return sums

@@ -15,11 +15,32 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 LINUX = sys.platform == "linux"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 asked_to_stop = False
+
+
+@contextlib.contextmanager
+def guarded(command: list[str], grace: float, environment: dict[str, str], pipe_output: bool = False) -> Iterator[subprocess.Popen]:
+    """Starts `command` under a guard; its exit code is the command's (128 + n for signal n). Afterwards, or when this process dies, every
+    process below `command` is ended. `pipe_output`: standard output is the guard's `stdout`."""
+    process = subprocess.Popen([sys.executable, "-I", "-S", __file__, str(grace), *command], env=environment, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE if pipe_output else None, start_new_session=True)
+    try:
+        yield process
+    finally:
+        process.stdin.close()  # the guard takes it as the end
+        try:
+            process.wait(grace + 3)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # if the guard itself was killed, its group is still there
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
 
 
 def prctl(option: int, value: int) -> None:

@@ -7,7 +7,6 @@ ends. `InProcess` is for tests and notebooks: no process to start, none to end.
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from abc import abstractmethod
@@ -20,7 +19,7 @@ import dagster as dg
 
 import policyalign_assets
 from policyalign_assets.files import Location
-from policyalign_assets.orchestration import guard
+from policyalign_assets.orchestration.guard import guarded
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.stages import Data, Made, Work, make
 from policyalign_assets.stages.exchange import Exchange, Problem, problem_of
@@ -84,18 +83,8 @@ class Subprocess(OutOfProcess):
 
 def run_guarded(command: list[str], grace: float, environment: dict[str, str]) -> int:
     """Exit code of `command`. When this is interrupted, or this process dies, every process below `command` is ended."""
-    process = subprocess.Popen([sys.executable, "-I", "-S", guard.__file__, str(grace), *command], env=environment, stdin=subprocess.PIPE,
-                               start_new_session=True)
-    try:
+    with guarded(command, grace, environment) as process:
         return process.wait()
-    finally:
-        process.stdin.close()  # the guard takes it as the end
-        try:
-            process.wait(grace + 3)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # if the guard itself was killed, its group is still there
-            process.wait()
 
 
 def _died(code: int) -> Problem:

@@ -9,26 +9,38 @@ import pyarrow as pa
 from policyalign_assets.distillation.anchors import anchors
 from policyalign_assets.distillation.batches import training_mix
 from policyalign_assets.distillation.checkpoint import publish
+from policyalign_assets.distillation.processes import ALONE, Processes
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.files import sha256_table, unfinished_folder
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.report.plots import training_plot
 from policyalign_assets.stages import Made, Work
+from policyalign_assets.stages.accelerated import train_on_processes
 from policyalign_assets.stages.facts import image, path
 
 
 def make(work: Work, policy_document: PolicyDocument, filtered_instructions: pa.Table) -> Made:
+    if work.settings.distillation.processes > 1:
+        return train_on_processes(work, {"policy_document": policy_document, "filtered_instructions": filtered_instructions})
+    return train(work, policy_document, filtered_instructions)
+
+
+def train(work: Work, policy_document: PolicyDocument, filtered_instructions: pa.Table, processes: Processes = ALONE) -> Made | None:
+    """In this process, which may be one of several: nothing comes back from those that are not the main one."""
     settings = work.settings
-    loaded = load_model(settings.model)
+    loaded = load_model(settings.model.model_copy(update={"device": "cpu"}) if processes.sharded else settings.model)
     chosen = filtered_instructions.filter(filtered_instructions["selected"])
     extra = anchors(settings.distillation, settings.model.id)
     provenance = {"policy_id": policy_document.policy_id, "domain": policy_document.domain, "policy_hash": policy_document.content_hash,
                   "instructions": sha256_table(chosen), "everyday_requests": hashlib.sha256("\n".join(i.text for i in extra).encode()).hexdigest(),
                   "model_id": loaded.model_id, "model_revision": loaded.revision, "dtype": settings.model.dtype,
-                  "settings": settings.distillation.model_dump()}
+                  "settings": settings.distillation.model_dump(exclude={"processes", "accelerate_config"})}
     model, training = distill(policy_document, training_mix(chosen) + extra, loaded, settings.distillation,
-                              unfinished_folder(work.data, "distilled_checkpoint", provenance), settings.model.batch_tokens, work.report)
+                              unfinished_folder(work.data, "distilled_checkpoint", provenance), settings.model.batch_tokens, work.report,
+                              processes)
+    if not processes.main:
+        return None
     checkpoint = publish(model, loaded, training, work.data, provenance)
     last = training.to_pylist()[-1]
     return Made(checkpoint, checkpoint.checkpoint_id, {

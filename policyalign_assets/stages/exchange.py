@@ -30,8 +30,18 @@ class Problem:
     may_pass: bool
 
 
+class Failed(RuntimeError):
+    """What a process found wrong, passed on by the one that started it."""
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem.message)
+        self.problem = problem
+
+
 def problem_of(error: Exception) -> Problem:
     """A full disk, a lost connection or memory that others hold may pass; a wrong input never does."""
+    if isinstance(error, Failed):
+        return error.problem
     may_pass = isinstance(error, (OSError, MemoryError)) or type(error).__name__ == "OutOfMemoryError"  # torch's
     ours = type(error).__module__.startswith("policyalign_assets.")  # says what is wrong and the mend
     return Problem(str(error) if ours else f"{type(error).__name__}: {error}", may_pass)
