@@ -4,6 +4,7 @@ Files in the folder $FAKE_CONTROL steer it: `hold-<stage>` makes the stage wait 
 fail, `stubborn-<stage>` makes it start processes that ignore every polite signal and note their ids in `pids`.
 """
 
+import base64
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.orchestration.launchers import Launcher, run_guarded
 from policyalign_assets.report.record import ReportRecord
 from policyalign_assets.stages import Made
+from policyalign_assets.stages.facts import image
 from policyalign_assets.synthesis.drafting import RuleYield
 from policyalign_assets.tables import INSTRUCTIONS, SENSITIVITY, YIELDS
 
@@ -34,6 +36,8 @@ STUBBORN = textwrap.dedent("""
     time.sleep(300)
 """)
 
+DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")  # a picture
+
 
 class Fake(Launcher):
     def make(self, context, pipeline, stage, inputs) -> Made:
@@ -45,7 +49,7 @@ class Fake(Launcher):
         if (control / f"stubborn-{stage}").exists():
             (control / "stubborn.py").write_text(STUBBORN)
             run_guarded([sys.executable, str(control / "stubborn.py"), str(control / "pids")], 1.0, dict(os.environ))
-        return Made(globals()[f"_{stage}"](**inputs), stage, {})
+        return Made(globals()[f"_{stage}"](**inputs), stage, {"main plot": image(DOT, "the main plot")} if stage == "benchmark_report" else {})
 
 
 def _violating_instructions(policy_document) -> pa.Table:
