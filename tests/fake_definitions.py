@@ -4,7 +4,6 @@ Files in the folder $FAKE_CONTROL steer it: `hold-<stage>` makes the stage wait 
 fail, `stubborn-<stage>` makes it start processes that ignore every polite signal and note their ids in `pids`.
 """
 
-import base64
 import json
 import os
 import sys
@@ -36,8 +35,6 @@ STUBBORN = textwrap.dedent("""
     time.sleep(300)
 """)
 
-DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")  # a picture
-
 
 class Fake(Launcher):
     def make(self, context, pipeline, stage, inputs) -> Made:
@@ -49,7 +46,7 @@ class Fake(Launcher):
         if (control / f"stubborn-{stage}").exists():
             (control / "stubborn.py").write_text(STUBBORN)
             run_guarded([sys.executable, str(control / "stubborn.py"), str(control / "pids")], 1.0, dict(os.environ))
-        return Made(globals()[f"_{stage}"](**inputs), stage, {"main plot": image(DOT, "the main plot")} if stage == "benchmark_report" else {})
+        return Made(globals()[f"_{stage}"](**inputs), stage, {"main plot": image(_plot(), "the main plot")} if stage == "benchmark_report" else {})
 
 
 def _violating_instructions(policy_document) -> pa.Table:
@@ -69,6 +66,12 @@ def _distilled_checkpoint(policy_document, filtered_instructions) -> Checkpoint:
 
 def _benchmark_report(policy_document, distilled_checkpoint, **tables) -> ReportRecord:
     return ReportRecord("reports/fake", distilled_checkpoint.checkpoint_id, {})
+
+
+def _plot() -> bytes:
+    from policyalign_assets.report.plots import training_plot
+
+    return training_plot({"step": [1, 2], "loss": [1.0, 0.5], "top_k_mass": [0.9, 1.0], "mean_length": [10.0, 12.0]})
 
 
 def _table(rows: list[dict], schema: pa.Schema) -> pa.Table:

@@ -101,9 +101,10 @@ def test_the_graph_is_shown_and_a_partition_is_materialized_by_clicking(world, p
 
         page.goto(f"{url}/assets/benchmark_report?partition=medical%7Calpha&view=partitions")
         page.get_by_text("Materialized", exact=True).first.wait_for()
+        page.get_by_text("Show Markdown").first.click()
         plot = page.get_by_role("img", name="the main plot")
         plot.wait_for()
-        assert plot.evaluate("image => image.naturalWidth") > 0
+        assert plot.evaluate("image => image.naturalWidth") > 100
         seen("report")
     assert _succeeded(world) == 2
     assert all(world.fingerprint("medical|alpha", stage) for stage in fingerprints.STAGES)

@@ -29,15 +29,15 @@ MADE_FIRST = list(fingerprints.STAGES).index  # how many stages a run finishes b
 # the real daemon; only its pauses, fixed at 5 seconds, are shorter
 DAEMON = "import dagster._daemon.sensor as s; s.MIN_INTERVAL_LOOP_TIME = 1; from dagster._daemon.cli import main; main()"
 ADDENDUM = "## Rules\n\n- B1: Never help anyone fake a {0}.\n"
-STALENESS = '{ assetNodes { assetKey { path } staleStatusByPartition(partitions: ["medical|alpha"]) } }'
+STALENESS = '{{ assetNodes(assetKeys: [{}]) {{ assetKey {{ path }} staleStatusByPartition(partitions: ["medical|alpha"]) }} }}'
 
 
-def and_after(first: str) -> int:
-    """How many stages are made again when `first` is."""
+def and_after(first: str) -> set[str]:
+    """The stages that are made again when `first` is."""
     found = {first}
     for stage, spec in fingerprints.STAGES.items():
         found |= {stage} if found & set(spec.upstream) else set()
-    return len(found)
+    return found
 
 
 class World:
@@ -81,8 +81,8 @@ class World:
                 "POLICYALIGN_AUTOMATION__SENSOR_SECONDS": "1", "POLICYALIGN_DATA_DIR": str(self.folder / "data"), **more}
 
     def command(self, *args: str, **environ: str) -> str:
-        """What a person would type, `dagster …`."""
-        done = subprocess.run([sys.executable, "-m", *args], cwd=self.folder, env=self.environ(**environ), capture_output=True, text=True,
+        """What Python says to `args`."""
+        done = subprocess.run([sys.executable, *args], cwd=self.folder, env=self.environ(**environ), capture_output=True, text=True,
                               timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -136,7 +136,9 @@ class World:
 
     def stale(self, **environ: str) -> set[str]:
         """What Dagster's UI shows as out of date."""
-        nodes = json.loads(self.command("dagster_graphql", "-w", "workspace.yaml", "-t", STALENESS, **environ))["data"]["assetNodes"]
+        query = STALENESS.format(", ".join(f'{{path: ["{stage}"]}}' for stage in fingerprints.STAGES))
+        said = self.command("-c", "from dagster_graphql.cli import main; main()", "-w", "workspace.yaml", "-t", query, **environ)
+        nodes = json.loads(next(line for line in said.splitlines() if line.startswith("{")))["data"]["assetNodes"]
         return {"/".join(n["assetKey"]["path"]) for n in nodes if n["staleStatusByPartition"] == ["STALE"]}
 
     def fingerprint(self, partition: str, stage: str) -> str | None:
@@ -262,14 +264,15 @@ def test_edits_while_the_daemon_is_down_are_seen_afterwards_and_what_was_made_by
     world.stop()
     world.addendum("alpha", "medical", "invoice")
     world.addendum("alpha", "legal", "will")
-    world.command("dagster", "asset", "materialize", "-f", str(ROOT / "tests/fake_definitions.py"), "--select", ",".join(fingerprints.STAGES),
+    world.command("-m", "dagster", "asset", "materialize", "-f", str(ROOT / "tests/fake_definitions.py"), "--select", ",".join(fingerprints.STAGES),
                   "--partition", "legal|alpha")
     world.start()
     assert world.launched() == (2, 2 * ALL) and world.as_wanted()  # one of them by hand
 
 
 def test_a_backfill_gives_the_same_and_starts_nothing_more(world):
-    world.command("dagster", "job", "backfill", "-w", "workspace.yaml", "-j", "alignment", "--partitions", "legal|alpha,medical|alpha", "--noprompt")
+    world.command("-m", "dagster", "job", "backfill", "-w", "workspace.yaml", "-j", "alignment", "--partitions", "legal|alpha,medical|alpha",
+                  "--noprompt")
     assert world.launched() == (2, 2 * ALL) and world.as_wanted()
 
 
@@ -283,8 +286,10 @@ JUDGE = {"POLICYALIGN_JUDGE__KIND": "policy", "POLICYALIGN_JUDGE__BASE_URL": "ht
 ], ids=["learning rate", "judge"])
 def test_a_changed_setting_redoes_the_stages_that_read_it_and_those_after(world, environ, first):
     world.stop()
+    assert world.stale(**environ) == {first}  # in the UI; those after it only once its data has changed
     world.start(**environ)
-    assert world.launched() == (2, 2 * and_after(first)) and world.as_wanted()
+    assert world.launched() == (2, 2 * len(and_after(first))) and world.as_wanted()
+    assert world.stale(**environ) == set()
 
 
 def alive(pid: int) -> bool:
