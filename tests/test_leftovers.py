@@ -103,10 +103,10 @@ def test_results_at_a_url_are_pruned_too(instance, folders):
 
 
 def test_what_only_saves_time_goes_when_asked_and_never_under_a_live_run(instance, folders):
-    for name in ("synthesis", "generations", "training"):
+    for name in ("synthesis", "generations", "unfinished"):
         (folders / "data" / name).mkdir()
-    assert not {f.name for f in find_leftovers(instance, folders / "policies", folders / "data").files} & {"synthesis", "generations", "training"}
-    assert [f.name for f in find_caches(instance, folders / "data")] == ["synthesis", "generations", "training"]
+    assert not {f.name for f in find_leftovers(instance, folders / "policies", folders / "data").files} & {"synthesis", "generations", "unfinished"}
+    assert [f.name for f in find_caches(instance, folders / "data")] == ["synthesis", "generations", "unfinished"]
     started(instance)
     assert find_caches(instance, folders / "data") == []
 

@@ -1,7 +1,7 @@
 """Removes what is left of policies whose folder is gone: `python -m policyalign_assets.orchestration.prune [--caches] [--yes]`.
 
 A deleted folder only retires a policy: its results, checkpoints and history stay, for whoever has to show what was deployed.
-With --caches, what only saves time goes too, of all policies: drafted rows, generated answers, saved training steps. They have
+With --caches, what only saves time goes too, of all policies: drafted rows, generated answers, unfinished work. They have
 no owner (policies that share a rule share its rows), so they go all together, and not while a run is live. Without --yes this
 command says what it would remove, and removes nothing. Run it in the project's folder, or with DAGSTER_HOME
 set.
@@ -25,7 +25,7 @@ from policyalign_assets.orchestration.realign import live_runs
 from policyalign_assets.policy import PolicyError, list_policies
 
 POLICY = "dagster/partition/policy"
-CACHES = ("synthesis", "generations", "training")
+CACHES = ("synthesis", "generations", "unfinished")
 
 
 @dataclass(frozen=True)
