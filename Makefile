@@ -4,12 +4,16 @@ PARTITION ?= medical|general-conduct
 # its warnings are about its own command line
 DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
 
-.PHONY: demo test ui bench lint clean
+.PHONY: demo realign test ui bench lint clean
 
 demo: .venv/installed
 	$(DAGSTER) asset materialize -m policyalign_assets.definitions --select policy_catalog
 	$(DAGSTER) asset materialize -m policyalign_assets.definitions --select '*' --partition '$(PARTITION)'
 	$(BIN)/python -m policyalign_assets.report.show '$(PARTITION)'
+
+# edits an addendum in a copy and times what happens until the new report
+realign: .venv/installed
+	$(BIN)/python benchmarks/edit_to_report.py
 
 test: .venv/installed
 	$(BIN)/python -m pytest

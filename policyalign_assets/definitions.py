@@ -19,7 +19,7 @@ defs = dg.Definitions(
     sensors=[policy_changes],
     schedules=[nightly_realignment],
     resources={
-        "pipeline": Pipeline(policies_dir=os.environ.get("POLICYALIGN_POLICIES_DIR", "policies"), data_dir=DATA_DIR),
+        "pipeline": Pipeline(data_dir=DATA_DIR),
         "launcher": launcher_from_environment(),
         "tables": ParquetStorage(data_dir=DATA_DIR),
         "records": RecordStorage(data_dir=DATA_DIR),

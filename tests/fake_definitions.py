@@ -19,6 +19,7 @@ from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.orchestration.launchers import Launcher, run_guarded
 from policyalign_assets.report.record import ReportRecord
 from policyalign_assets.stages import Made
+from policyalign_assets.stages.facts import image
 from policyalign_assets.synthesis.drafting import RuleYield
 from policyalign_assets.tables import INSTRUCTIONS, SENSITIVITY, YIELDS
 
@@ -45,7 +46,7 @@ class Fake(Launcher):
         if (control / f"stubborn-{stage}").exists():
             (control / "stubborn.py").write_text(STUBBORN)
             run_guarded([sys.executable, str(control / "stubborn.py"), str(control / "pids")], 1.0, dict(os.environ))
-        return Made(globals()[f"_{stage}"](**inputs), stage, {})
+        return Made(globals()[f"_{stage}"](**inputs), stage, {"main plot": image(_plot(), "the main plot")} if stage == "benchmark_report" else {})
 
 
 def _violating_instructions(policy_document) -> pa.Table:
@@ -65,6 +66,12 @@ def _distilled_checkpoint(policy_document, filtered_instructions) -> Checkpoint:
 
 def _benchmark_report(policy_document, distilled_checkpoint, **tables) -> ReportRecord:
     return ReportRecord("reports/fake", distilled_checkpoint.checkpoint_id, {})
+
+
+def _plot() -> bytes:
+    from policyalign_assets.report.plots import training_plot
+
+    return training_plot({"step": [1, 2], "loss": [1.0, 0.5], "top_k_mass": [0.9, 1.0], "mean_length": [10.0, 12.0]})
 
 
 def _table(rows: list[dict], schema: pa.Schema) -> pa.Table:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import click
 import dagster as dg
 import pytest
 from dagster._core.instance.config import dagster_instance_config
@@ -39,7 +40,7 @@ def test_a_cluster_needs_a_place_that_both_sides_reach(name, monkeypatch):
 
 
 def test_an_unknown_launcher_is_refused():
-    with pytest.raises(ValueError, match="'slurm' names no launcher. Mend: one of subprocess, in_process, ray, kubernetes"):
+    with pytest.raises(click.ClickException, match="'slurm' names no launcher. Mend: one of subprocess, in_process, ray, kubernetes"):
         launcher_from_environment({"POLICYALIGN_LAUNCHER": "slurm"})
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from policyalign_assets.files import location
 from policyalign_assets.orchestration.dead_runs import TAG, bury_dead_runs, note_process
-from policyalign_assets.orchestration.prune import find_leftovers, prune
+from policyalign_assets.orchestration.prune import find_caches, find_leftovers, prune
 
 ROOT = Path(__file__).parents[1]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are noted in terms of /proc")
@@ -102,6 +102,15 @@ def test_results_at_a_url_are_pruned_too(instance, folders):
     assert find_leftovers(instance, folders / "policies", data).policies == []
 
 
+def test_what_only_saves_time_goes_when_asked_and_never_under_a_live_run(instance, folders):
+    for name in ("synthesis", "generations", "unfinished"):
+        (folders / "data" / name).mkdir()
+    assert not {f.name for f in find_leftovers(instance, folders / "policies", folders / "data").files} & {"synthesis", "generations", "unfinished"}
+    assert [f.name for f in find_caches(instance, folders / "data")] == ["synthesis", "generations", "unfinished"]
+    started(instance)
+    assert find_caches(instance, folders / "data") == []
+
+
 def test_the_command_removes_nothing_unless_told(folders):
     def command(*args: str) -> str:
         return subprocess.run([sys.executable, "-m", "policyalign_assets.orchestration.prune", *args], cwd=folders, capture_output=True, text=True,
@@ -111,3 +120,6 @@ def test_the_command_removes_nothing_unless_told(folders):
     assert "retired: gone" in said and "Nothing was removed" in said and (folders / "data/checkpoints/of-gone").exists()
     assert "Removed." in command("--yes") and not (folders / "data/checkpoints/of-gone").exists()
     assert "Nothing is left" in command()
+    (folders / "data/synthesis").mkdir()
+    assert "Nothing is left" in command("--yes") and (folders / "data/synthesis").exists()
+    assert "Removed." in command("--caches", "--yes") and not (folders / "data/synthesis").exists() and (folders / "data/assets").exists()

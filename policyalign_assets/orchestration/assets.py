@@ -4,7 +4,9 @@ The four that load a model run where the resource `launcher` puts them, by defau
 pool `gpu`.
 """
 
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import dagster as dg
 import pyarrow as pa
@@ -16,23 +18,24 @@ from policyalign_assets.orchestration.data_checks import failed_checks
 from policyalign_assets.orchestration.dead_runs import bury_dead_runs
 from policyalign_assets.orchestration.launchers import Launcher
 from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG, shown, table_schema
+from policyalign_assets.orchestration.owners import asset_owners
 from policyalign_assets.orchestration.partitions import domain_and_policy, partitions, policy_dimension
-from policyalign_assets.orchestration.resources import Pipeline
+from policyalign_assets.orchestration.resources import POLICIES_DIR, Pipeline, deployed_settings
 from policyalign_assets.policy import PolicyDocument, PolicyError, list_policies, parse_policy
 from policyalign_assets.report.record import ReportRecord
-from policyalign_assets.settings import load_settings
 from policyalign_assets.stages import Data
 from policyalign_assets.stages.coverage_facts import selection_coverage, yields_of
 from policyalign_assets.stages.facts import markdown_table, preview
 from policyalign_assets.tables import FILTERED, INSTRUCTIONS, SENSITIVITY
 
 FINGERPRINT = b"policyalign.fingerprint"  # Parquet schema metadata, see `fingerprints`
-DEPLOYED = load_settings()  # of now; a run may override them, and is then out of date by design
+DEPLOYED = deployed_settings()
+OWNERS = asset_owners(Path(POLICIES_DIR))
 
 
 def _stage(name: str, group: str, kinds: set[str], storage: str, schema: pa.Schema | None = None, **extra):
     """What all stages share: the partitions, and a code version by which Dagster's UI shows a changed setting as stale."""
-    return dg.asset(partitions_def=partitions, group_name=group, kinds=kinds, io_manager_key=storage,
+    return dg.asset(partitions_def=partitions, group_name=group, kinds=kinds, owners=OWNERS, io_manager_key=storage,
                     code_version=fingerprints.own_version(name, DEPLOYED),
                     metadata={"dagster/column_schema": table_schema(schema)} if schema else None, **extra)
 
@@ -127,10 +130,12 @@ def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, laun
 
 
 def _launched(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: Launcher, stage: str, **inputs: Data) -> dg.MaterializeResult:
+    begun = time.monotonic()
     made = launcher.make(context, pipeline, stage, inputs)
+    told = {"owner": inputs["policy_document"].owner, "seconds": time.monotonic() - begun}
     fingerprint = _made_from(stage, pipeline, inputs)
-    return dg.MaterializeResult(value=_stamped(made.value, fingerprint), data_version=dg.DataVersion(made.version), metadata=shown(made.facts),
-                                tags=_tags(fingerprint, _policy_hash(inputs)))
+    return dg.MaterializeResult(value=_stamped(made.value, fingerprint), data_version=dg.DataVersion(made.version),
+                                metadata=shown({**made.facts, **told}), tags=_tags(fingerprint, _policy_hash(inputs)))
 
 
 def _made_from(stage: str, pipeline: Pipeline, inputs: dict[str, Data]) -> str:

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NoReturn
 
+import click
 import dagster as dg
 
 import policyalign_assets
@@ -111,5 +112,5 @@ def launcher_from_environment(environ: Mapping[str, str] = os.environ) -> Launch
     known = {"subprocess": Subprocess, "in_process": InProcess, "ray": RayJobs, "kubernetes": Kubernetes}
     name = environ.get("POLICYALIGN_LAUNCHER", "subprocess")
     if name not in known:
-        raise ValueError(f"POLICYALIGN_LAUNCHER={name!r} names no launcher. Mend: one of {', '.join(known)}.")
+        raise click.ClickException(f"POLICYALIGN_LAUNCHER={name!r} names no launcher. Mend: one of {', '.join(known)}.")
     return known[name]()

@@ -1,7 +1,9 @@
-"""Removes what is left of policies whose folder is gone: `python -m policyalign_assets.orchestration.prune [--yes]`.
+"""Removes what is left of policies whose folder is gone: `python -m policyalign_assets.orchestration.prune [--caches] [--yes]`.
 
 A deleted folder only retires a policy: its results, checkpoints and history stay, for whoever has to show what was deployed.
-Without --yes this command says what it would remove, and removes nothing. Run it in the project's folder, or with DAGSTER_HOME
+With --caches, what only saves time goes too, of all policies: drafted rows, generated answers, unfinished work. They have
+no owner (policies that share a rule share its rows), so they go all together, and not while a run is live. Without --yes this
+command says what it would remove, and removes nothing. Run it in the project's folder, or with DAGSTER_HOME
 set.
 """
 
@@ -12,17 +14,18 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import dagster as dg
 
-from policyalign_assets.files import Location, location, remove
+from policyalign_assets.files import Location, location, remove, scratch_folder
 from policyalign_assets.orchestration.partitions import policy_dimension
 from policyalign_assets.orchestration.realign import live_runs
 from policyalign_assets.policy import PolicyError, list_policies
 
 POLICY = "dagster/partition/policy"
+CACHES = ("synthesis", "generations", "unfinished")
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,10 @@ class Leftovers:
     runs: list[str]
 
     def __str__(self) -> str:
-        if not self.policies:
+        if not self.policies and not self.files:
             return "Nothing is left of any retired policy."
-        return "\n".join([f"retired: {', '.join(self.policies)}", *(f"  {f}" for f in self.files), f"  {len(self.runs)} runs and their history"])
+        return "\n".join([f"retired: {', '.join(self.policies) or 'none'}", *(f"  {f}" for f in self.files),
+                          f"  {len(self.runs)} runs and their history"])
 
 
 def find_leftovers(instance: dg.DagsterInstance, policies_dir: Path, data: Location) -> Leftovers:
@@ -46,6 +50,11 @@ def find_leftovers(instance: dg.DagsterInstance, policies_dir: Path, data: Locat
     retired = sorted({policy for policy, _ in owned} | known - present - live)
     runs = [run.run_id for policy in retired for run in instance.get_runs(dg.RunsFilter(tags={POLICY: policy}))]
     return Leftovers(retired, [path for _, path in owned], runs)
+
+
+def find_caches(instance: dg.DagsterInstance, data: Location) -> list[Location]:
+    """Folders of what can be made again, for time alone. None while a run is live: it may be using them."""
+    return [] if live_runs(instance) else [folder for name in CACHES if (folder := scratch_folder(data) / name).is_dir()]
 
 
 def prune(instance: dg.DagsterInstance, leftovers: Leftovers) -> None:
@@ -76,18 +85,21 @@ def _below(folder: Location) -> list[Location]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--yes", action="store_true", help="remove it; without this, only say what would be removed")
-    yes = parser.parse_args().yes
+    parser.add_argument("--caches", action="store_true", help="also what only saves time, of all policies")
+    asked = parser.parse_args()
+    data = location(os.environ.get("POLICYALIGN_DATA_DIR", "data"))
     with dg.DagsterInstance.from_config(os.environ.get("DAGSTER_HOME", ".")) as instance:
         try:
-            leftovers = find_leftovers(instance, Path(os.environ.get("POLICYALIGN_POLICIES_DIR", "policies")),
-                                       location(os.environ.get("POLICYALIGN_DATA_DIR", "data")))
+            leftovers = find_leftovers(instance, Path(os.environ.get("POLICYALIGN_POLICIES_DIR", "policies")), data)
         except PolicyError as error:  # no policies folder: every policy would look retired
             sys.exit(str(error))
+        if asked.caches:
+            leftovers = replace(leftovers, files=[*leftovers.files, *find_caches(instance, data)])
         print(leftovers)
-        if yes:
+        if asked.yes:
             prune(instance, leftovers)
-        if leftovers.policies:
-            print("Removed." if yes else "Nothing was removed. Add --yes to remove this.")
+        if leftovers.policies or leftovers.files:
+            print("Removed." if asked.yes else "Nothing was removed. Add --yes to remove this.")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,31 @@
-"""The settings of a run, given to every asset as the resource `pipeline`."""
+"""The settings: of this deployment, when Dagster loads the definitions, and of a run, as the resource `pipeline`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+import click
 import dagster as dg
 from pydantic import PrivateAttr
 
 from policyalign_assets.files import Location, location
 from policyalign_assets.orchestration.dead_runs import note_process
-from policyalign_assets.settings import Settings, SettingsError, load_settings
+from policyalign_assets.orchestration.owners import note_owner
+from policyalign_assets.settings import ENV_PREFIX, Settings, SettingsError, load_settings
+
+POLICIES_DIR = os.environ.get("POLICYALIGN_POLICIES_DIR", "policies")
+
+
+def deployed_settings() -> Settings:
+    """Settings of now; a run may override them, and is then out of date by design.
+
+    Raises click.ClickException, which Dagster's commands print without a traceback. The UI and the daemon show its words first.
+    """
+    try:
+        return load_settings()
+    except SettingsError as error:
+        given = sorted(name for name in os.environ if name == f"{ENV_PREFIX}PROFILE" or (name.startswith(ENV_PREFIX) and "__" in name))
+        raise click.ClickException(f"{error}" + (f"\nSet by the environment: {', '.join(given)}." if given else "")) from None
 
 
 class Pipeline(dg.ConfigurableResource):
@@ -16,7 +33,7 @@ class Pipeline(dg.ConfigurableResource):
 
     profile: str | None = None
     overrides: dict[str, Any] = {}
-    policies_dir: str = "policies"
+    policies_dir: str = POLICIES_DIR
     data_dir: str = "data"  # or a URL: s3://bucket/policyalign
     _settings: Settings = PrivateAttr()
 
@@ -28,6 +45,7 @@ class Pipeline(dg.ConfigurableResource):
             raise dg.Failure(str(error), allow_retries=False) from None
         if context.run:
             note_process(context.instance, context.run.run_id)
+            note_owner(context.instance, context.run, self.policies)
 
     @property
     def settings(self) -> Settings:

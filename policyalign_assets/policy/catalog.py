@@ -1,12 +1,14 @@
 """Which policies there are, and which domains each applies to."""
 
+import contextlib
 import os
 from pathlib import Path
 
 from policyalign_assets.policy.errors import PolicyError
+from policyalign_assets.policy.header import read_header
 from policyalign_assets.policy.model import DOMAINS
 from policyalign_assets.policy.parser import SHARED_NAME, open_policy, parse_policy
-from policyalign_assets.policy.source import shown_path
+from policyalign_assets.policy.source import read_source, shown_path
 
 
 def list_policies(policies_dir: Path) -> list[str]:
@@ -27,6 +29,17 @@ def applicable_domains(policies_dir: Path, policy_id: str) -> tuple[str, ...]:
     """
     listed = open_policy(policies_dir, policy_id).header.domains
     return tuple(domain for domain in DOMAINS if domain in listed)
+
+
+def list_owners(policies_dir: Path) -> list[str]:
+    """Everybody whom a policy or an addendum names as its owner, sorted. Files with a mistake count as naming nobody."""
+    found = {""}
+    policies = list_policies(policies_dir) if policies_dir.is_dir() else []
+    for policy_id, name in ((p, n) for p in policies for n in (SHARED_NAME, *(f"{domain}.md" for domain in DOMAINS))):
+        if (policies_dir / policy_id / name).exists():
+            with contextlib.suppress(PolicyError):
+                found.add(read_header(read_source(policies_dir, policy_id, name))[0].owner)
+    return sorted(found - {""})
 
 
 def list_partitions(policies_dir: Path) -> list[tuple[str, str]]:
