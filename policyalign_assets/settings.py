@@ -210,6 +210,10 @@ class GateSettings(_Section):
         (), description="gates that warn but do not keep a checkpoint from being released")
 
 
+class ReportSettings(_Section):
+    show_harmful: bool = Field(False, description="sampled transcripts show harmful text in full; otherwise its beginning and its length")
+
+
 class AutomationSettings(_Section):
     """When re-alignment looks for work. No stage reads these."""
 
@@ -230,6 +234,7 @@ class Settings(_Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     judge: JudgeSettings = JudgeSettings()
     gates: GateSettings = GateSettings()
+    report: ReportSettings = ReportSettings()
     automation: AutomationSettings = AutomationSettings()
 
     @model_validator(mode="after")

@@ -3,6 +3,8 @@
 import pyarrow as pa
 
 YIELDS = b"policyalign.yields"  # schema metadata of INSTRUCTIONS: what became of the drafts, per rule
+ASKED = b"policyalign.asked"  # schema metadata of GENERATIONS: see `evaluation.generate.Asked`
+JUDGED = b"policyalign.judged"  # schema metadata of JUDGEMENTS: see `evaluation.judging.Judged`
 
 INSTRUCTIONS = pa.schema([
     ("instruction_id", pa.string()),  # hash of rule, kind and text
@@ -84,6 +86,29 @@ TRAINING = pa.schema([
     ("student_seconds", pa.float64()),  # forward, loss and backward
 ])
 
+# every answer of every arm; no verdict
+GENERATIONS = pa.schema([
+    ("case_id", pa.string()),
+    ("arm", pa.string()),  # base | base_policy | aligned | aligned_policy
+    ("suite", pa.string()),  # of held-out cases (evaluation/cases.py); null for public benchmarks
+    ("benchmark", pa.string()),  # id in evaluation/benchmarks.yaml; null for held-out cases
+    ("kind", pa.string()),  # within the suite; of a benchmark's case: harmful | benign | question
+    ("rule_id", pa.string()),
+    ("wrapped", pa.bool_()),
+    ("category", pa.string()),
+    ("cluster", pa.string()),  # cases that are variations of each other
+    ("prompt", pa.string()),  # null where the authors of a benchmark ask that no plain text of it be passed on
+    ("reference", pa.string()),  # the right answer, where there is one
+    ("scoring", pa.string()),  # judge | text (the same words) | value | likelihood | correctness: see evaluation/benchmarks.yaml
+    ("response", pa.string()),  # null where the likelihood of choices was compared
+    ("correct", pa.bool_()),  # of choices (lm-eval); null elsewhere: that is for a judgement
+    ("unanswered", pa.string()),  # why there is no answer
+    ("truncated", pa.bool_()),
+    ("empty", pa.bool_()),
+    ("tokens", pa.int32()),
+    ("policy_hash", pa.string()),
+])
+
 # what a judge says about an answer; null where it does not speak of it
 _FINDINGS = [
     ("refused", pa.bool_()),
@@ -98,6 +123,17 @@ _FINDINGS = [
     ("judge_revision", pa.string()),
     ("judge_template", pa.string()),
 ]
+
+# one row per row of GENERATIONS, in any order
+JUDGEMENTS = pa.schema([
+    ("case_id", pa.string()),
+    ("arm", pa.string()),
+    ("correct", pa.bool_()),  # where the case has a right answer
+    *_FINDINGS,
+    ("policy_hash", pa.string()),
+])
+
+# answers with their verdicts, as they lie beside a report
 _ANSWER = [
     ("response", pa.string()),
     ("correct", pa.bool_()),

@@ -21,7 +21,7 @@ from policyalign_assets.report.record import ReportRecord
 from policyalign_assets.stages import Made
 from policyalign_assets.stages.facts import image
 from policyalign_assets.synthesis.drafting import RuleYield
-from policyalign_assets.tables import INSTRUCTIONS, SENSITIVITY, YIELDS
+from policyalign_assets.tables import GENERATIONS, INSTRUCTIONS, JUDGEMENTS, SENSITIVITY, YIELDS
 
 # a training launcher: it starts a worker in a session of its own, and both ignore every polite signal
 STUBBORN = textwrap.dedent("""
@@ -48,6 +48,8 @@ class Fake(Launcher):
             run_guarded([sys.executable, str(control / "stubborn.py"), str(control / "pids")], 1.0, dict(os.environ))
         return Made(globals()[f"_{stage}"](**inputs), stage, {"main plot": image(_plot(), "the main plot")} if stage == "benchmark_report" else {})
 
+    make_here = make
+
 
 def _violating_instructions(policy_document) -> pa.Table:
     rows = [{"instruction_id": r.rule_id, "rule_id": r.rule_id, "kind": "violating", "text": r.text, "policy_hash": policy_document.content_hash}
@@ -62,6 +64,14 @@ def _sensitivity_scores(policy_document, violating_instructions) -> pa.Table:
 
 def _distilled_checkpoint(policy_document, filtered_instructions) -> Checkpoint:
     return Checkpoint("c", "checkpoints/c", "fake", "r1", {"policy_hash": filtered_instructions["policy_hash"][0].as_py()})
+
+
+def _generations(policy_document, violating_instructions, distilled_checkpoint) -> pa.Table:
+    return _table([{"case_id": "c", "policy_hash": policy_document.content_hash}], GENERATIONS)
+
+
+def _judgements(policy_document, generations) -> pa.Table:
+    return _table(generations.to_pylist(), JUDGEMENTS)
 
 
 def _benchmark_report(policy_document, distilled_checkpoint, **tables) -> ReportRecord:

@@ -10,23 +10,26 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import medical_policy
 from test_report import CONTEXT, Page
 
 from policyalign_assets.engine.base import Generation, PromptTooLong
+from policyalign_assets.evaluation.answers import Model
 from policyalign_assets.evaluation.benchmarks import Benchmark, NotRun, load, manifest, version_of
+from policyalign_assets.evaluation.capability import Weights
 from policyalign_assets.evaluation.cases import TestCase as HeldOutCase
-from policyalign_assets.evaluation.evaluate import evaluate
-from policyalign_assets.evaluation.generations import Model
+from policyalign_assets.evaluation.generate import BenchmarkRun, generate
 from policyalign_assets.evaluation.judge import RuleBasedJudge
 from policyalign_assets.evaluation.judges.verdict import Verdict
-from policyalign_assets.evaluation.run_benchmarks import grade, run_benchmarks
+from policyalign_assets.evaluation.judging import grade, judge_answers
 from policyalign_assets.orchestration.fingerprints import benchmarks_version
 from policyalign_assets.report.benchmarks import benchmark_blocks
 from policyalign_assets.report.build import build_report
+from policyalign_assets.report.judged import join
 from policyalign_assets.report.render import benchmarks_table, to_html
 from policyalign_assets.report.summary import metric_values
 from policyalign_assets.settings import EvaluationSettings
-from policyalign_assets.tables import BENCHMARKS, EVALUATION
+from policyalign_assets.tables import BENCHMARKS, EVALUATION, GENERATIONS
 
 BY_ID = {b.id: b for b in manifest()}
 NAMED_IN_THE_PAPER_AND_ITS_DOMAINS = {
@@ -208,9 +211,13 @@ class Door:
 MODELS = Model("base", lambda: Door(False)), Model("aligned", lambda: Door(True))
 
 
-def run(tmp_path, benchmarks, judge=None, models=MODELS, store=None, **settings):
-    return run_benchmarks(benchmarks, *models, "the policy", judge or RuleBasedJudge(), EvaluationSettings(benchmarks_dir=str(tmp_path), **settings),
-                          store=store)
+def asked(tmp_path, benchmarks=(), models=MODELS, store=None, cases=(), **settings) -> tuple[pa.Table, list[BenchmarkRun]]:
+    return generate(cases, benchmarks, *models, medical_policy(), EvaluationSettings(benchmarks_dir=str(tmp_path), **settings), store=store)
+
+
+def run(tmp_path, benchmarks, judge=None, **how) -> tuple[pa.Table, list[BenchmarkRun]]:
+    answers, runs = asked(tmp_path, benchmarks, **how)
+    return join(answers, judge_answers(answers, judge or RuleBasedJudge()))[1], runs
 
 
 def test_a_run_counts_answers_refusals_unscored_and_empty_per_arm_and_kind(tmp_path):
@@ -267,36 +274,67 @@ class Suspicious:
         return [Verdict(refused=False, safe=False, judge=self.id, template=self.template) for _ in dialogues]
 
 
-def test_a_new_judge_scores_the_same_answers_without_a_model(tmp_path):
+HELD_OUT = [HeldOutCase(f"c{i}", "violations", "covered", "C1", False, f"Open door number {i}", "") for i in range(3)]
+
+
+def test_another_judge_needs_the_answers_alone(tmp_path):
     write(tmp_path / "xstest/xstest_prompts.csv", [*xstest_rows(), {**xstest_rows()[0], "id": 9, "prompt": "Too long!"}])
-    first, _ = run(tmp_path, [ours("xstest")], store=tmp_path / "generations")
-    second, _ = run(tmp_path, [ours("xstest")], Suspicious(), NO_MODELS, store=tmp_path / "generations")
-    for column in ("case_id", "arm", "response", "tokens", "truncated"):
-        assert first[column].to_pylist() == second[column].to_pylist()
+    answers, _ = asked(tmp_path, [ours("xstest")], cases=HELD_OUT)
+    assert answers.schema == GENERATIONS and not {"refused", "safe", "judge_id"} & set(answers.column_names)
+    first, second = (judge_answers(answers, judge) for judge in (RuleBasedJudge(), Suspicious()))
+    assert first.select(["case_id", "arm"]) == second.select(["case_id", "arm"])
     assert set(second.filter(second["scored"])["judge_id"].to_pylist()) == {"suspicious"} and first["judge_id"] != second["judge_id"]
     assert second["unscored_reason"].to_pylist().count("the request does not fit into the model's context") == 4
+    heldout, public = join(answers, second)
+    assert heldout.schema == EVALUATION and heldout["safe"].to_pylist() == [False] * 12 and public.num_rows == 4 * 5
 
-    heldout = [HeldOutCase(f"c{i}", "violations", "covered", "C1", False, f"Open door number {i}", "") for i in range(3)]
-    settings, store = EvaluationSettings(), tmp_path / "generations"
-    by_rules = evaluate(heldout, *MODELS, "the policy", RuleBasedJudge(), settings, store=store)
-    by_other = evaluate(heldout, *NO_MODELS, "the policy", Suspicious(), settings, store=store)
-    assert by_rules["response"] == by_other["response"] and by_other["safe"].to_pylist() == [False] * 12
+
+def test_answers_that_are_kept_need_no_model(tmp_path):
+    write(tmp_path / "xstest/xstest_prompts.csv", [*xstest_rows(), {**xstest_rows()[0], "id": 9, "prompt": "Too long!"}])
+    how = {"cases": HELD_OUT, "store": tmp_path / "kept"}
+    assert asked(tmp_path, [ours("xstest")], **how) == asked(tmp_path, [ours("xstest")], NO_MODELS, **how)
+    newly_trained = MODELS[0], Model("aligned anew", never)
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        asked(tmp_path, [ours("xstest")], newly_trained, **how)
+    assert asked(tmp_path, [ours("xstest")], (NO_MODELS[0], replace(MODELS[1], identity="aligned anew")), **how)[0].num_rows == 4 * 8
 
 
 @pytest.mark.parametrize("changed", ["model", "request", "sampling"])
 def test_answers_are_made_anew_for_another_model_request_or_sampling(tmp_path, changed):
-    settings = EvaluationSettings()
-    cases = [HeldOutCase("c", "violations", "covered", "C1", False, "Open door number 1", "")]
-    evaluate(cases, *MODELS, "the policy", RuleBasedJudge(), settings, store=tmp_path)
-    match changed:
-        case "model":
-            models, said = (Model("base 2", never), Model("aligned 2", never)), settings
-        case "request":
-            models, said, cases = NO_MODELS, settings, [replace(cases[0], prompt="Open door number 3")]
-        case _:
-            models, said = NO_MODELS, EvaluationSettings(max_new_tokens=9)
+    asked(tmp_path, cases=HELD_OUT[:1], store=tmp_path)
+    models = Model("base 2", never), Model("aligned 2", never)
+    how = {"model": {"models": models, "cases": HELD_OUT[:1]}, "request": {"models": NO_MODELS, "cases": HELD_OUT[1:2]},
+           "sampling": {"models": NO_MODELS, "cases": HELD_OUT[:1], "max_new_tokens": 9}}[changed]
     with pytest.raises(AssertionError, match="a model was loaded"):
-        evaluate(cases, *models, "the policy", RuleBasedJudge(), said, store=tmp_path)
+        asked(tmp_path, store=tmp_path, **how)
+
+
+def test_each_model_is_opened_once_for_its_two_arms(tmp_path):
+    opened = []
+
+    def model(name: str, aligned: bool) -> Model:
+        return Model(name, lambda: opened.append(name) or Door(aligned))
+
+    write(tmp_path / "xstest/xstest_prompts.csv", xstest_rows())
+    asked(tmp_path, [ours("xstest")], (model("base", False), model("aligned", True)), cases=HELD_OUT)
+    assert opened == ["base", "aligned"]
+
+
+def test_a_held_out_case_that_does_not_fit_stops_the_stage(tmp_path):
+    """The policy is too long then, and every figure would be wrong."""
+    with pytest.raises(PromptTooLong):
+        asked(tmp_path, cases=[replace(HELD_OUT[0], prompt="Too long!")])
+
+
+def test_no_text_is_kept_of_a_benchmark_whose_authors_ask_for_that(tmp_path, monkeypatch):
+    monkeypatch.setattr("policyalign_assets.evaluation.generate.installed", lambda: True)
+    monkeypatch.setattr("policyalign_assets.evaluation.generate.answered_correctly", lambda identity, weights, cases, store: [True] * len(cases))
+    write(tmp_path / FIXTURES["gpqa-diamond"][0], FIXTURES["gpqa-diamond"][1])
+    able = tuple(replace(m, weights=Weights("m", "float32", "cpu")) for m in NO_MODELS)
+    answers, _ = asked(tmp_path, [ours("gpqa-diamond")], able)
+    assert set(answers["prompt"].to_pylist()) == {None} == set(answers["reference"].to_pylist())
+    assert not any(text in str(answers.to_pylist()) for text in FIXTURES["gpqa-diamond"][1][0].values() if len(text) > 3)
+    assert judge_answers(answers, Suspicious())["correct"].to_pylist() == [True] * answers.num_rows
 
 
 def test_graded_harm_and_unsafe_refusals_are_in_the_figures(tmp_path):

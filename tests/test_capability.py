@@ -7,17 +7,18 @@ import sys
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_benchmarks import FIXTURES, never, ours, write
+from test_benchmarks import FIXTURES, asked, never, ours, write
 
 from policyalign_assets.bundled_model import WEIGHTS_DIR
 from policyalign_assets.engine.loading import load_model
+from policyalign_assets.evaluation.answers import Model
 from policyalign_assets.evaluation.benchmarks import NotRun, load
 from policyalign_assets.evaluation.capability import Weights, answered_correctly, command, installed, write_tasks
-from policyalign_assets.evaluation.generations import Model
 from policyalign_assets.evaluation.judge import RuleBasedJudge
-from policyalign_assets.evaluation.run_benchmarks import run_benchmarks
+from policyalign_assets.evaluation.judging import judge_answers
 from policyalign_assets.report.benchmarks import benchmark_blocks
-from policyalign_assets.settings import EvaluationSettings, ModelSettings
+from policyalign_assets.report.judged import join
+from policyalign_assets.settings import ModelSettings
 
 needs_lm_eval = pytest.mark.skipif(not installed(), reason="lm-eval is not installed (extra `eval`)")
 MEDMCQA = [{"id": f"i{i}", "question": f"Which of these is number {i}?", "opa": f"number {i % 4}", "opb": f"thing {i}", "opc": "a door",
@@ -60,29 +61,28 @@ def test_the_figures_are_those_of_the_command_line_for_the_same_adapter(tmp_path
     adapted = get_peft_model(load_model(ModelSettings()).model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     adapted.save_pretrained(tmp_path / "adapter")
     weights = Weights(str(WEIGHTS_DIR), "float32", "cpu", adapter=tmp_path / "adapter")
-    asked = cases(tmp_path)
-    correct = answered_correctly("m", weights, asked, tmp_path / "store")
+    questions = cases(tmp_path)
+    correct = answered_correctly("m", weights, questions, tmp_path / "store")
 
     folder = tmp_path / "by hand"
     folder.mkdir()
-    subprocess.run(command(weights, write_tasks(asked, folder), folder), check=True, capture_output=True)
+    subprocess.run(command(weights, write_tasks(questions, folder), folder), check=True, capture_output=True)
     (results,) = folder.glob("out/**/results_*.json")
     assert sum(correct) / len(correct) == pytest.approx(json.loads(results.read_text())["results"]["policyalign_medmcqa"]["acc,none"])
     assert 0 < sum(correct) < len(correct)
 
     nowhere = Weights("/nowhere", "float32", "cpu")
-    assert answered_correctly("m", nowhere, asked, tmp_path / "store") == correct  # kept, so not asked again
+    assert answered_correctly("m", nowhere, questions, tmp_path / "store") == correct  # kept, so not asked again
 
 
 @pytest.mark.parametrize("program", ["raise SystemExit('out of memory')", "print('nothing was logged')"])
 def test_a_harness_that_fails_leaves_its_questions_unscored(tmp_path, monkeypatch, program):
-    monkeypatch.setattr("policyalign_assets.evaluation.run_benchmarks.installed", lambda: True)
+    monkeypatch.setattr("policyalign_assets.evaluation.generate.installed", lambda: True)
     monkeypatch.setattr("policyalign_assets.evaluation.capability.command", lambda *_: [sys.executable, "-c", program])
     cases(tmp_path)
     broken = Weights("a model", "float32", "cpu")
-    table, runs = run_benchmarks([ours("medmcqa")], Model("base", never, broken), Model("aligned", never, broken), "p", RuleBasedJudge(),
-                                 EvaluationSettings(benchmarks_dir=str(tmp_path)))
-    (part,) = benchmark_blocks(runs, table, 0)[0].parts
+    answers, runs = asked(tmp_path, [ours("medmcqa")], (Model("base", never, broken), Model("aligned", never, broken)))
+    (part,) = benchmark_blocks(runs, join(answers, judge_answers(answers, RuleBasedJudge()))[1], 0)[0].parts
     assert [(f.arm, f.rate.n, f.unscored) for f in part.figures] == [("base", 0, 16), ("aligned", 0, 16)]
     reason = "lm-eval failed: out of memory" if "memory" in program else "lm-eval logged no answer to 16 of 16 questions"
     assert all(list(f.unscored_reasons) == [reason] for f in part.figures)

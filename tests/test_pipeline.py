@@ -29,7 +29,7 @@ from policyalign_assets.report.show import show
 ROOT = Path(__file__).parents[1]
 KEY = "medical|general-conduct"
 STAGES = [assets.policy_document, assets.violating_instructions, assets.sensitivity_scores, assets.filtered_instructions,
-          assets.distilled_checkpoint, assets.benchmark_report]
+          assets.distilled_checkpoint, assets.generations, assets.judgements, assets.benchmark_report]
 QUICK = {"synthesis": {"per_rule": 4, "rounds": 2}, "filtering": {"per_rule": 3},
          "distillation": {"steps": 2, "batch_size": 8, "mini_batch_size": 8},
          "evaluation": {"cases_per_suite": 18, "capability_cases": 10}}

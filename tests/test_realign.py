@@ -14,6 +14,7 @@ from policyalign_assets.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
 ALL = list(fingerprints.STAGES)
+EVIDENCE = ["generations", "judgements", "benchmark_report"]
 SETTINGS = load_settings(environ={})
 
 
@@ -79,10 +80,11 @@ def test_an_addendum_edit_redoes_one_partition_and_a_shared_edit_all_of_its_poli
 
 
 @pytest.mark.parametrize(("section", "change", "redone"), [
-    ("distillation", {"learning_rate": 1e-4}, ["distilled_checkpoint", "benchmark_report"]),
-    ("filtering", {"score": "js"}, ["filtered_instructions", "distilled_checkpoint", "benchmark_report"]),
-    ("evaluation", {"cases_per_suite": 50}, ["benchmark_report"]),
-    ("judge", {"kind": "policy", "base_url": "http://localhost/v1", "model": "m"}, ["benchmark_report"]),
+    ("distillation", {"learning_rate": 1e-4}, ["distilled_checkpoint", *EVIDENCE]),
+    ("filtering", {"score": "js"}, ["filtered_instructions", "distilled_checkpoint", *EVIDENCE]),
+    ("evaluation", {"cases_per_suite": 50}, EVIDENCE),
+    ("judge", {"kind": "policy", "base_url": "http://localhost/v1", "model": "m"}, EVIDENCE[1:]),
+    ("report", {"show_harmful": True}, EVIDENCE[2:]),
     ("judge", {"retries": 9}, []),
     ("gates", {"unscored": 0.5}, []),
     ("synthesis", {"seed": 99}, ALL[1:]),
@@ -186,5 +188,5 @@ def test_an_edited_file_of_everyday_requests_redoes_training_and_report_and_a_mo
     finish(instance, policies, settings(asked))
     assert pending(instance, policies, settings(moved)) == {}
     moved.write_text("Name a hill.\n")
-    assert all(stages == ["distilled_checkpoint", "benchmark_report"] for stages in pending(instance, policies, settings(moved)).values())
+    assert all(stages == ["distilled_checkpoint", *EVIDENCE] for stages in pending(instance, policies, settings(moved)).values())
     assert pending(instance, policies, settings(moved))

@@ -77,7 +77,3 @@ def load_aligned(checkpoint: Checkpoint, base: LoadedModel, data_dir: Location) 
 def _changed(checkpoint: Checkpoint) -> CheckpointChanged:
     return CheckpointChanged(f"checkpoint {checkpoint.checkpoint_id} at {checkpoint.path} is missing or was changed after it was published. "
                              "Mend: materialize distilled_checkpoint again.")
-
-
-def training_table(checkpoint: Checkpoint, data_dir: Location) -> pa.Table:
-    return pq.read_table(pa.BufferReader((data_dir / checkpoint.path / "training.parquet").read_bytes()))

@@ -1,9 +1,14 @@
-"""What is known of a finished checkpoint without opening it (imports no torch)."""
+"""What is known of a finished checkpoint without loading it (imports no torch)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from policyalign_assets.files import Location
 
 
 @dataclass(frozen=True)
@@ -15,3 +20,7 @@ class Checkpoint:
     model_id: str
     model_revision: str
     provenance: dict[str, Any]
+
+
+def training_table(checkpoint: Checkpoint, data_dir: Location) -> pa.Table:
+    return pq.read_table(pa.BufferReader((data_dir / checkpoint.path / "training.parquet").read_bytes()))

@@ -22,6 +22,7 @@ from policyalign_assets.policy import DOMAINS
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Kind = Literal["harmful", "benign", "question"]
+Scoring = Literal["judge", "value", "likelihood", "correctness"]
 
 
 class NotRun(Exception):
@@ -64,7 +65,8 @@ class Benchmark(_Entry):
     cluster: str | None = None
     answer: str | None = None
     choices: tuple[str, ...] = ()
-    runner: Literal["chat", "lm-eval", "none"] = "chat"
+    scoring: Scoring = "judge"
+    quotable: bool = True
     metric: str
     note: str = ""
 
@@ -81,6 +83,7 @@ class BenchmarkCase:
     category: str | None
     cluster: str | None
     answer: str | None
+    scoring: Scoring
     choices: tuple[str, ...] = ()
 
 
@@ -194,7 +197,7 @@ def _cases(benchmark: Benchmark, rows: list[dict[str, Any]]) -> Iterator[Benchma
             own = row[benchmark.case_id] if benchmark.case_id else number
             answer, choices = _answer(benchmark, row, number)
             yield BenchmarkCase(f"{benchmark.id}-{prompts.kind}-{own}", benchmark.id, prompts.kind, prompt, _text(row, benchmark.category),
-                                _text(row, benchmark.cluster), answer, choices)
+                                _text(row, benchmark.cluster), answer, benchmark.scoring, choices)
 
 
 def _answer(benchmark: Benchmark, row: Mapping[str, Any], number: int) -> tuple[str | None, tuple[str, ...]]:

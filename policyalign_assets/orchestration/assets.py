@@ -1,7 +1,7 @@
-"""The six stages as assets, each thin: take the inputs, let the stage's module work on them, say what the result was made from.
+"""The stages as assets, each thin: take the inputs, let the stage's module work on them, say what the result was made from.
 
 The four that load a model run where the resource `launcher` puts them, by default in a process of their own, and share the
-pool `gpu`.
+pool `gpu`; the others run in the process of the run.
 """
 
 import time
@@ -23,10 +23,10 @@ from policyalign_assets.orchestration.partitions import domain_and_policy, parti
 from policyalign_assets.orchestration.resources import POLICIES_DIR, Pipeline, deployed_settings
 from policyalign_assets.policy import PolicyDocument, PolicyError, list_policies, parse_policy
 from policyalign_assets.report.record import ReportRecord
-from policyalign_assets.stages import Data
+from policyalign_assets.stages import MODEL_STAGES, Data
 from policyalign_assets.stages.coverage_facts import selection_coverage, yields_of
 from policyalign_assets.stages.facts import markdown_table, preview
-from policyalign_assets.tables import FILTERED, INSTRUCTIONS, SENSITIVITY
+from policyalign_assets.tables import FILTERED, GENERATIONS, INSTRUCTIONS, JUDGEMENTS, SENSITIVITY
 
 FINGERPRINT = b"policyalign.fingerprint"  # Parquet schema metadata, see `fingerprints`
 DEPLOYED = deployed_settings()
@@ -119,19 +119,44 @@ def distilled_checkpoint(context: dg.AssetExecutionContext, pipeline: Pipeline, 
                      filtered_instructions=filtered_instructions)
 
 
-@_stage("benchmark_report", "evidence", {"parquet", "html"}, "records", pool="gpu")
+@_stage("generations", "evidence", {"parquet", "huggingface"}, "tables", GENERATIONS, pool="gpu")
+def generations(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: dg.ResourceParam[Launcher], policy_document: PolicyDocument,
+                violating_instructions: pa.Table, distilled_checkpoint: Checkpoint) -> dg.MaterializeResult[pa.Table]:
+    """What base and aligned model answer to the same requests, each without and with the policy in its prompt: four arms.
+
+    The requests are held-out cases that the policy's rules give rise to, and the public benchmarks of the domain. Nothing is
+    judged yet. The base model with the policy in its prompt is the teacher that the aligned model is measured against.
+    """
+    return _launched(context, pipeline, launcher, "generations", policy_document=policy_document, violating_instructions=violating_instructions,
+                     distilled_checkpoint=distilled_checkpoint)
+
+
+@_stage("judgements", "evidence", {"parquet"}, "tables", JUDGEMENTS)
+def judgements(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: dg.ResourceParam[Launcher], policy_document: PolicyDocument,
+               generations: pa.Table) -> dg.MaterializeResult[pa.Table]:
+    """One verdict per answer: refused or not, safe or not, right or wrong. Another judge redoes this and the report, no answer.
+
+    What the judge could not say is *unscored*, with the reason: never safe, never unsafe.
+    """
+    return _launched(context, pipeline, launcher, "judgements", policy_document=policy_document, generations=generations)
+
+
+@_stage("benchmark_report", "evidence", {"parquet", "html"}, "records")
 def benchmark_report(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: dg.ResourceParam[Launcher], policy_document: PolicyDocument,
-                     violating_instructions: pa.Table, filtered_instructions: pa.Table,
-                     distilled_checkpoint: Checkpoint) -> dg.MaterializeResult[ReportRecord]:
-    """Base and aligned model, each without and with the policy in context, on held-out cases: safety, over-refusal, capability."""
+                     violating_instructions: pa.Table, filtered_instructions: pa.Table, distilled_checkpoint: Checkpoint,
+                     generations: pa.Table, judgements: pa.Table) -> dg.MaterializeResult[ReportRecord]:
+    """The evidence on one page: safety, over-refusal and capability of the four arms, with intervals, by rule and by benchmark.
+
+    The same figures as JSON and Parquet. Its checks are the release gates: the checkpoint is releasable while the blocking ones pass.
+    """
     return _launched(context, pipeline, launcher, "benchmark_report", policy_document=policy_document,
                      violating_instructions=violating_instructions, filtered_instructions=filtered_instructions,
-                     distilled_checkpoint=distilled_checkpoint)
+                     distilled_checkpoint=distilled_checkpoint, generations=generations, judgements=judgements)
 
 
 def _launched(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: Launcher, stage: str, **inputs: Data) -> dg.MaterializeResult:
     begun = time.monotonic()
-    made = launcher.make(context, pipeline, stage, inputs)
+    made = (launcher.make if stage in MODEL_STAGES else launcher.make_here)(context, pipeline, stage, inputs)
     told = {"owner": inputs["policy_document"].owner, "seconds": time.monotonic() - begun}
     fingerprint = _made_from(stage, pipeline, inputs)
     return dg.MaterializeResult(value=_stamped(made.value, fingerprint), data_version=dg.DataVersion(made.version),
@@ -158,8 +183,8 @@ def _stamped(value: Data, fingerprint: str) -> Data:
 
 def _policy_hash(inputs: dict[str, Data]) -> str:
     """Of the policy's text that the data was made from: tables carry it through the chain."""
-    table = inputs.get("filtered_instructions", inputs.get("violating_instructions"))
-    return table["policy_hash"][0].as_py() if table else inputs["policy_document"].content_hash
+    tables = [data for data in inputs.values() if isinstance(data, pa.Table)]
+    return tables[-1]["policy_hash"][0].as_py() if tables else inputs["policy_document"].content_hash
 
 
 def _tags(fingerprint: str, policy_hash: str) -> dict[str, str]:

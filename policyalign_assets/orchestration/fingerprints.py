@@ -1,7 +1,7 @@
 """What each stage's data depends on, as one hash: the policy's text, the settings that the stage reads, the model, the code.
 
-A stage's fingerprint covers those of the stages it reads, so a changed learning rate changes `distilled_checkpoint` and
-`benchmark_report` and nothing before them. The same recursion gives two answers: what a stage *should* be (`desired`, from
+A stage's fingerprint covers those of the stages it reads, so a changed learning rate changes `distilled_checkpoint` and what
+follows, and a changed judge `judgements` and `benchmark_report` alone. The same recursion gives two answers: what a stage *should* be (`desired`, from
 the policy files and settings of now) and what its data *is* (`consumed`, from the fingerprints carried by the data it read).
 An edit during a run therefore shows as a difference afterwards, and cannot be lost.
 """
@@ -36,8 +36,10 @@ STAGES: dict[str, Stage] = {
     "sensitivity_scores": Stage(1, ("policy_document", "violating_instructions"), ("model", "sensitivity")),
     "filtered_instructions": Stage(2, ("violating_instructions", "sensitivity_scores"), ("filtering",)),
     "distilled_checkpoint": Stage(2, ("policy_document", "filtered_instructions"), ("model", "distillation")),
-    "benchmark_report": Stage(1, ("policy_document", "violating_instructions", "filtered_instructions", "distilled_checkpoint"),
-                              ("model", "evaluation", "judge")),
+    "generations": Stage(1, ("policy_document", "violating_instructions", "distilled_checkpoint"), ("model", "evaluation")),
+    "judgements": Stage(1, ("policy_document", "generations"), ("judge",)),
+    "benchmark_report": Stage(2, ("policy_document", "violating_instructions", "filtered_instructions", "distilled_checkpoint", "generations",
+                                  "judgements"), ("report",)),
 }
 # How fast the work is done or where things are, not what comes out
 _NO_EFFECT = {"model": {"batch_tokens"},

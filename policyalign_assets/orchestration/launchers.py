@@ -31,17 +31,21 @@ SOURCES = str(Path(policyalign_assets.__file__).parents[1])
 class Launcher(dg.ConfigurableResource):
     @abstractmethod
     def make(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> Made:
-        """Makes one stage. Raises dg.Failure in plain words, or dg.RetryRequested where another attempt may help."""
+        """Makes a stage that loads a model. Raises dg.Failure in plain words, or dg.RetryRequested where another attempt may help."""
 
-
-class InProcess(Launcher):
-    """In the process of the run itself."""
-
-    def make(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> Made:
+    def make_here(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> Made:
+        """Makes a stage in the process of the run itself, as those that load no model are. Raises as `make`."""
         try:
             return make(stage, Work(pipeline.settings, pipeline.data, context.log.info), inputs)
         except Exception as error:
             fail(stage, problem_of(error))
+
+
+class InProcess(Launcher):
+    """Everything in the process of the run itself."""
+
+    def make(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> Made:
+        return self.make_here(context, pipeline, stage, inputs)
 
 
 class OutOfProcess(Launcher):

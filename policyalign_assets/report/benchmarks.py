@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from policyalign_assets.evaluation.run_benchmarks import BenchmarkRun
+from policyalign_assets.evaluation.generate import BenchmarkRun
 from policyalign_assets.evaluation.statistics import GradedDifference, PairedDifference, graded_difference, paired_difference, wilson
 from policyalign_assets.report.model import ARMS, BenchmarkBlock, BenchmarkFigure, BenchmarkPart
 from policyalign_assets.report.outcomes import success

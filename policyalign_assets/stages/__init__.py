@@ -1,7 +1,7 @@
-"""The four stages that load a model: each takes typed inputs and gives back what it made with the facts to show of it.
+"""The stages with work of their own: each takes typed inputs and gives back what it made with the facts to show of it.
 
-They import no Dagster, so that each can run in a process of its own (`policyalign_assets.worker`), here or on another
-machine, or in a notebook. torch is imported with the stage's module, never here.
+They import no Dagster, so that those that load a model can run in a process of their own (`policyalign_assets.worker`), here
+or on another machine, and all of them in a notebook. Heavy libraries are imported with the stage's module, never here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Data = PolicyDocument | pa.Table | Checkpoint | ReportRecord
 
 # what stages hand to each other; every stage that is not named here is a table
 RECORDS: dict[str, type] = {"policy_document": PolicyDocument, "distilled_checkpoint": Checkpoint, "benchmark_report": ReportRecord}
-MODEL_STAGES = ("violating_instructions", "sensitivity_scores", "distilled_checkpoint", "benchmark_report")
+MODEL_STAGES = ("violating_instructions", "sensitivity_scores", "distilled_checkpoint", "generations")
+LIGHT_STAGES = ("judgements", "benchmark_report")  # no model is loaded
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Made:
 
 
 def make(stage: str, work: Work, inputs: dict[str, Data]) -> Made:
-    """Runs one of MODEL_STAGES in this process. `inputs` are by the names of the stages that made them."""
-    if stage not in MODEL_STAGES:
-        raise ValueError(f"{stage!r} is not a stage that loads a model. Mend: one of {', '.join(MODEL_STAGES)}.")
+    """Runs one stage in this process. `inputs` are by the names of the stages that made them."""
+    if stage not in MODEL_STAGES + LIGHT_STAGES:
+        raise ValueError(f"{stage!r} is not a stage that is run like this. Mend: one of {', '.join(MODEL_STAGES + LIGHT_STAGES)}.")
     return import_module(f"policyalign_assets.stages.{stage}").make(work, **inputs)

@@ -1,83 +1,45 @@
-"""Base and aligned model, each without and with the policy in context, on held-out cases."""
+"""The figures, the page and the gates' numbers, from answers and verdicts that are there already: no model, no judge."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 
 import pyarrow as pa
 
-from policyalign_assets.distillation.checkpoint import load_aligned, training_table
-from policyalign_assets.distillation.record import Checkpoint
-from policyalign_assets.engine.loading import LoadedModel, load_model, model_path
-from policyalign_assets.engine.transformers_engine import TransformersEngine
-from policyalign_assets.evaluation.benchmarks import manifest
-from policyalign_assets.evaluation.capability import Weights
-from policyalign_assets.evaluation.cases import build_cases, heldout_cases
-from policyalign_assets.evaluation.evaluate import evaluate
-from policyalign_assets.evaluation.generations import Model
-from policyalign_assets.evaluation.judges.choose import described, make_judge
-from policyalign_assets.evaluation.run_benchmarks import run_benchmarks
-from policyalign_assets.files import is_local, scratch_folder, sha256_table, uploading, write_parquet
+from policyalign_assets.distillation.record import Checkpoint, training_table
+from policyalign_assets.files import sha256_table, uploading, write_parquet
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.report.benchmarks import benchmark_blocks
 from policyalign_assets.report.build import build_report
+from policyalign_assets.report.judged import JudgedAnswers, judged_answers
 from policyalign_assets.report.model import ReportContext
 from policyalign_assets.report.plots import main_plot
 from policyalign_assets.report.record import ReportRecord
 from policyalign_assets.report.render import write_report
 from policyalign_assets.report.summary import markdown_summary, metric_values
 from policyalign_assets.stages import Made, Work
+from policyalign_assets.stages.coverage_facts import yields_of
 from policyalign_assets.stages.facts import image, markdown, markdown_table, path
-from policyalign_assets.tables import YIELDS
 
 MET = {True: "yes", False: "NO", None: "not measured"}
 
 
 def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa.Table, filtered_instructions: pa.Table,
-         distilled_checkpoint: Checkpoint) -> Made:
+         distilled_checkpoint: Checkpoint, generations: pa.Table, judgements: pa.Table) -> Made:
     settings = work.settings
-    judge = make_judge(settings.judge, settings.model.id, policy_document, work.report)
-    base = load_model(settings.model)
-
-    def engine(loaded: LoadedModel) -> TransformersEngine:
-        return TransformersEngine(loaded, settings.model.batch_tokens)
-
-    identity = f"{base.model_id}@{base.revision} {settings.model.dtype}"
-    weights = Weights(model_path(settings.model), settings.model.dtype, base.device.type, settings.model.revision)
-    adapter = work.data / distilled_checkpoint.path
-    models = (Model(identity, lambda: engine(base), weights),
-              Model(f"{identity} + {distilled_checkpoint.checkpoint_id}",
-                    lambda: engine(load_aligned(distilled_checkpoint, load_model(settings.model), work.data)),
-                    replace(weights, adapter=adapter.absolute()) if is_local(adapter) else None))
-    cases = build_cases(policy_document, settings.evaluation, violating_instructions["text"].to_pylist()) + heldout_cases(violating_instructions)
-    store = scratch_folder(work.data) / "generations"
-    rows = evaluate(cases, *models, policy_document.prompt_text, judge, settings.evaluation, work.report, store)
-    benchmark_rows, runs = run_benchmarks([b for b in manifest() if policy_document.domain in b.domains], *models, policy_document.prompt_text,
-                                          judge, settings.evaluation, work.report, store)
-    measured = {c.rule_id for c in cases if c.suite == "violations"}
-    yields = json.loads(violating_instructions.schema.metadata[YIELDS])
-    report = build_report(rows, ReportContext(
-        policy_id=policy_document.policy_id, domain=policy_document.domain, title=policy_document.title, owner=policy_document.owner,
-        policy_hash=policy_document.content_hash, prompt_text=policy_document.prompt_text,
-        rules=[{"rule_id": r.rule_id, "text": r.text, "kind": r.kind, "measured": r.rule_id in measured,
-                "why_not": "" if r.rule_id in measured else "a positive duty needs a judge that reads" if r.kind == "require"
-                else "its wording states no action that a test case can ask for"} for r in policy_document.rules],
-        model_id=base.model_id, model_revision=base.revision, model_note=_model_note(base), checkpoint_id=distilled_checkpoint.checkpoint_id,
-        settings=settings.model_dump(mode="json"), versions=_versions(), judge=described(judge),
-        funnel=_funnel(yields["rules"], filtered_instructions), seed=settings.distillation.seed,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds")), training_table(distilled_checkpoint, work.data),
-        gates=settings.gates, benchmarks=benchmark_blocks(runs, benchmark_rows, settings.evaluation.seed))
+    answers = judged_answers(generations, judgements, distilled_checkpoint.checkpoint_id)
+    report = build_report(
+        answers.heldout, _context(work, policy_document, distilled_checkpoint, answers, _funnel(violating_instructions, filtered_instructions)),
+        training_table(distilled_checkpoint, work.data), gates=settings.gates,
+        benchmarks=benchmark_blocks(answers.asked.benchmarks, answers.benchmarks, answers.asked.settings["evaluation"]["seed"]))
     folder = f"reports/{policy_document.policy_id}/{policy_document.domain}"
     with uploading(work.data / folder) as local:
         write_report(report, local)
-        write_parquet(rows, local / "cases.parquet")
-        write_parquet(benchmark_rows, local / "benchmark_cases.parquet")
+        write_parquet(answers.heldout, local / "cases.parquet")
+        write_parquet(answers.benchmarks, local / "benchmark_cases.parquet")
     page = work.data / folder / "report.html"
     work.report(f"report: {page}")
-    figures = sha256_table(rows) if not benchmark_rows.num_rows else f"{sha256_table(rows)[:32]}{sha256_table(benchmark_rows)[:32]}"
+    figures = f"{sha256_table(answers.heldout)[:32]}{sha256_table(answers.benchmarks)[:32]}"
     metrics = metric_values(report)
     return Made(ReportRecord(folder, figures, metrics), figures, {
         "report": path(page), "summary": markdown(markdown_summary(report)),
@@ -85,22 +47,31 @@ def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa
         "acceptance": markdown_table(("bar", "met", "detail"), [(v.name, MET[v.passed], v.detail) for v in report.verdict])})
 
 
-def _model_note(loaded) -> str:
-    size = sum(p.numel() for p in loaded.model.parameters()) / 1e6
-    return f"a {size:.1f} M-parameter test bed, not a useful assistant" if loaded.model_id == "bundled" else f"{size:,.0f} M parameters"
+def _context(work: Work, policy: PolicyDocument, checkpoint: Checkpoint, answers: JudgedAnswers, funnel: dict[str, int]) -> ReportContext:
+    """Settings, versions and judge are those with which the answers and verdicts were made, not those of now."""
+    asked, judged = answers.asked, answers.judged
+    measured = {row["rule_id"] for row in answers.heldout.to_pylist() if row["suite"] == "violations"}
+    made_with = {**asked.settings, "judge": judged.settings, "distillation": checkpoint.provenance.get("settings", {})}
+    return ReportContext(
+        policy_id=policy.policy_id, domain=policy.domain, title=policy.title, owner=policy.owner, policy_hash=policy.content_hash,
+        prompt_text=policy.prompt_text,
+        rules=[{"rule_id": r.rule_id, "text": r.text, "kind": r.kind, "measured": r.rule_id in measured,
+                "why_not": "" if r.rule_id in measured else "a positive duty needs a judge that reads" if r.kind == "require"
+                else "its wording states no action that a test case can ask for"} for r in policy.rules],
+        model_id=asked.model_id, model_revision=asked.model_revision, model_note=asked.model_note, checkpoint_id=checkpoint.checkpoint_id,
+        settings=work.settings.model_dump(mode="json") | made_with, versions=asked.versions, judge=judged.judge, funnel=funnel,
+        seed=checkpoint.provenance.get("settings", {}).get("seed", work.settings.distillation.seed),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"))
 
 
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("policyalign-assets", "torch", "transformers", "peft", "dagster", "duckdb", "pyarrow")}
-
-
-def _funnel(yields: dict, filtered: pa.Table) -> dict[str, int]:
-    funnel = {"drafts": sum(y["drafted"] for y in yields.values())}
-    for reason in sorted({r for y in yields.values() for r in y["dropped"]}):
-        funnel[f"dropped in synthesis: {reason}"] = sum(y["dropped"].get(reason, 0) for y in yields.values())
-    funnel["violating instructions"] = sum(y["violating"] for y in yields.values())
-    funnel["twins"] = sum(y["twins"] for y in yields.values())
-    funnel["neighbours"] = sum(y["neighbours"] for y in yields.values())
+def _funnel(instructions: pa.Table, filtered: pa.Table) -> dict[str, int]:
+    yields = yields_of(instructions).values()
+    funnel = {"drafts": sum(y["drafted"] for y in yields)}
+    for reason in sorted({r for y in yields for r in y["dropped"]}):
+        funnel[f"dropped in synthesis: {reason}"] = sum(y["dropped"].get(reason, 0) for y in yields)
+    funnel["violating instructions"] = sum(y["violating"] for y in yields)
+    funnel["twins"] = sum(y["twins"] for y in yields)
+    funnel["neighbours"] = sum(y["neighbours"] for y in yields)
     for c in sorted(filtered["reason"].value_counts().to_pylist(), key=lambda c: c["values"]):
         funnel[c["values"]] = c["counts"]
     return funnel

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from policyalign_assets.evaluation.judge import judge_for
 from policyalign_assets.evaluation.judges.endpoint import EndpointJudge
-from policyalign_assets.evaluation.judges.tasks import PolicyJudge, Qwen3Guard, StrongRejectRubric
+from policyalign_assets.evaluation.judges.tasks import Correctness, PolicyJudge, Qwen3Guard, StrongRejectRubric
 from policyalign_assets.evaluation.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import JudgeSettings
@@ -23,6 +23,11 @@ def make_judge(settings: JudgeSettings, model_id: str, policy: PolicyDocument, r
             return EndpointJudge(PolicyJudge(policy), settings, report)
         case "strongreject":
             return EndpointJudge(StrongRejectRubric(), settings, report)
+
+
+def make_correctness_judge(settings: JudgeSettings, report: Callable[[str], None] = lambda _: None) -> Judge | None:
+    """Of free answers to questions; None where the configured judge is not a model that writes JSON."""
+    return EndpointJudge(Correctness(), settings, report) if settings.kind in ("policy", "strongreject") else None
 
 
 def described(judge: Judge) -> str:

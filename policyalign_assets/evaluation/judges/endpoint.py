@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 from policyalign_assets.evaluation.judge import RuleBasedJudge
 from policyalign_assets.evaluation.judges.tasks import Task, Unreadable
@@ -34,8 +35,7 @@ class EndpointJudge:
         self._key = os.environ[variable] if variable else "none"
 
     def judge_all(self, dialogues: Sequence[Dialogue]) -> list[Verdict]:
-        with ThreadPoolExecutor(1) as thread:  # a loop of its own, so that this also works inside a notebook's
-            verdicts = thread.submit(asyncio.run, self._all(dialogues)).result()
+        verdicts = _run(self._all(dialogues))
         faults = Counter(v.reason for v in verdicts if not v.scored)
         if faults:
             self.report(f"{self.id}: {faults.total()} of {len(verdicts)} answers unscored: {dict(faults)}")
@@ -91,6 +91,16 @@ class EndpointJudge:
         if finish == "content_filter" or ("{" not in text and RuleBasedJudge().judge(text).refused):
             raise Unreadable("the judge declined to judge")
         return text
+
+
+def _run(work: Coroutine[Any, Any, list[Verdict]]) -> list[Verdict]:
+    """In this thread, where an interruption ends it at once; inside a notebook's loop, in a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 class _Fault(Exception):

@@ -12,10 +12,11 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Dialogue:
-    """What is judged: a request and the answer to it. Both are untrusted text."""
+    """What is judged: a request and the answer to it. Both are untrusted text. `reference`: the right answer, where there is one."""
 
     prompt: str
     response: str
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Verdict:
 
     refused: bool | None = None
     reason: str | None = None
+    correct: bool | None = None
     safe: bool | None = None
     violated: tuple[str, ...] | None = None  # ids of the rules that the answer breaks
     harm: float | None = None  # how much real help with harm it gives, 0 to 1

@@ -1,6 +1,6 @@
 """Answers of one model to one list of requests, kept in a file named by all that they depend on.
 
-A changed judge therefore scores what is there: no model is loaded and nothing is generated again.
+After another training only the aligned model answers again, and the policies of a domain share the base model's answers to benchmarks.
 """
 
 from __future__ import annotations

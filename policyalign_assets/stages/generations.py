@@ -1,0 +1,72 @@
+"""The answers of base and aligned model, each without and with the policy in context: held-out cases and public benchmarks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from importlib.metadata import version
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import TypeAdapter
+
+from policyalign_assets.distillation.checkpoint import load_aligned
+from policyalign_assets.distillation.record import Checkpoint
+from policyalign_assets.engine.loading import LoadedModel, load_model, model_path
+from policyalign_assets.engine.transformers_engine import TransformersEngine
+from policyalign_assets.evaluation.answers import Model
+from policyalign_assets.evaluation.benchmarks import manifest
+from policyalign_assets.evaluation.capability import Weights
+from policyalign_assets.evaluation.cases import build_cases, heldout_cases
+from policyalign_assets.evaluation.generate import Asked, generate
+from policyalign_assets.files import is_local, scratch_folder, sha256_table
+from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.settings import Settings
+from policyalign_assets.stages import Made, Work
+from policyalign_assets.stages.facts import markdown_table, preview
+from policyalign_assets.tables import ASKED
+
+VERSIONS = ("policyalign-assets", "torch", "transformers", "peft", "dagster-pipes", "duckdb", "pyarrow")
+
+
+def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa.Table, distilled_checkpoint: Checkpoint) -> Made:
+    settings = work.settings
+    loaded = load_model(settings.model)
+    base, aligned = _models(work, loaded, distilled_checkpoint)
+    cases = build_cases(policy_document, settings.evaluation, violating_instructions["text"].to_pylist()) + heldout_cases(violating_instructions)
+    table, runs = generate(cases, [b for b in manifest() if policy_document.domain in b.domains], base, aligned, policy_document, settings.evaluation,
+                           work.report, scratch_folder(work.data) / "generations")
+    asked = Asked(distilled_checkpoint.checkpoint_id, loaded.model_id, loaded.revision, _note(loaded),
+                  {name: getattr(settings, name).model_dump(mode="json") for name in ("model", "evaluation")},
+                  {name: version(name) for name in VERSIONS}, runs)
+    rows = table.to_pylist()
+    return Made(table.replace_schema_metadata({ASKED: TypeAdapter(Asked).dump_json(asked)}), sha256_table(table), {
+        "dagster/partition_row_count": table.num_rows,
+        "unanswered": sum(row["unanswered"] is not None for row in rows), "cut off": sum(row["truncated"] for row in rows),
+        "empty": sum(row["empty"] for row in rows),
+        "answers": markdown_table(("suite or benchmark", "arm", "answers"), [(*key, n) for key, n in Counter(
+            (row["suite"] or row["benchmark"], row["arm"]) for row in rows).items()]),
+        "benchmarks": markdown_table(("benchmark", "asked", "of", "not run because"), [
+            (run.benchmark.title, run.cases, run.available, run.why_not or "") for run in runs]),
+        # a benign suite alone: no verdict has said yet what may be shown of the others
+        "preview": preview(table.filter(pc.equal(table["suite"], "twins")), ("arm", "prompt", "response", "tokens"))})
+
+
+def _models(work: Work, loaded: LoadedModel, checkpoint: Checkpoint) -> tuple[Model, Model]:
+    settings = work.settings.model
+    identity = f"{loaded.model_id}@{loaded.revision} {settings.dtype}"
+    weights = Weights(model_path(settings), settings.dtype, loaded.device.type, settings.revision)
+    adapter = work.data / checkpoint.path
+    return (Model(identity, lambda: _engine(loaded, work.settings), weights),
+            Model(f"{identity} + {checkpoint.checkpoint_id}",
+                  lambda: _engine(load_aligned(checkpoint, load_model(settings), work.data), work.settings),
+                  replace(weights, adapter=adapter.absolute()) if is_local(adapter) else None))
+
+
+def _engine(loaded: LoadedModel, settings: Settings) -> TransformersEngine:
+    return TransformersEngine(loaded, settings.model.batch_tokens)
+
+
+def _note(loaded: LoadedModel) -> str:
+    size = sum(p.numel() for p in loaded.model.parameters()) / 1e6
+    return f"a {size:.1f} M-parameter test bed, not a useful assistant" if loaded.model_id == "bundled" else f"{size:,.0f} M parameters"
