@@ -4,7 +4,7 @@ import os
 
 import dagster as dg
 
-from policyalign_assets.orchestration import assets, data_checks, leaderboard, release_checks
+from policyalign_assets.orchestration import assets, data_checks, external, leaderboard, release_checks
 from policyalign_assets.orchestration.launchers import launcher_from_environment
 from policyalign_assets.orchestration.realign import alignment_job, nightly_realignment, policy_changes
 from policyalign_assets.orchestration.resources import Pipeline
@@ -13,7 +13,7 @@ from policyalign_assets.orchestration.storage import ParquetStorage, RecordStora
 DATA_DIR = os.environ.get("POLICYALIGN_DATA_DIR", "data")
 
 defs = dg.Definitions(
-    assets=dg.load_assets_from_modules([assets, leaderboard]),
+    assets=[*dg.load_assets_from_modules([assets, leaderboard]), *external.external_assets],
     asset_checks=dg.load_asset_checks_from_modules([data_checks, release_checks]),
     jobs=[alignment_job],
     sensors=[policy_changes],

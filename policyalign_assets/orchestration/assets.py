@@ -69,14 +69,14 @@ def policy_document(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg
                   "rule list": markdown_table(("id", "kind", "rule"), [(r.rule_id, r.kind, r.text) for r in policy.rules])}))
 
 
-@_stage("violating_instructions", "data", {"parquet", "huggingface"}, "tables", INSTRUCTIONS, pool="gpu")
+@_stage("violating_instructions", "data", {"parquet", "huggingface"}, "tables", INSTRUCTIONS, pool="gpu", deps=["base_model"])
 def violating_instructions(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: dg.ResourceParam[Launcher],
                            policy_document: PolicyDocument) -> dg.MaterializeResult[pa.Table]:
     """Requests that would break each rule, and requests just beyond it (twins, neighbours), written by the model itself."""
     return _launched(context, pipeline, launcher, "violating_instructions", policy_document=policy_document)
 
 
-@_stage("sensitivity_scores", "data", {"parquet", "pytorch"}, "tables", SENSITIVITY, pool="gpu")
+@_stage("sensitivity_scores", "data", {"parquet", "pytorch"}, "tables", SENSITIVITY, pool="gpu", deps=["base_model"])
 def sensitivity_scores(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: dg.ResourceParam[Launcher], policy_document: PolicyDocument,
                        violating_instructions: pa.Table) -> dg.MaterializeResult[pa.Table]:
     """How far the policy shifts the model on each instruction: answers with and without the policy, and their divergences."""
@@ -105,7 +105,7 @@ def filtered_instructions(pipeline: Pipeline, violating_instructions: pa.Table, 
                   "preview": preview(table.filter(table["selected"]), ("rule_id", "kind", "text", "score", "rank_in_rule"))}))
 
 
-@_stage("distilled_checkpoint", "model", {"pytorch", "safetensors"}, "records", pool="gpu")
+@_stage("distilled_checkpoint", "model", {"pytorch", "safetensors"}, "records", pool="gpu", deps=["base_model"])
 def distilled_checkpoint(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: dg.ResourceParam[Launcher], policy_document: PolicyDocument,
                          filtered_instructions: pa.Table) -> dg.MaterializeResult[Checkpoint]:
     """A LoRA adapter that makes the model follow the policy without seeing it (on-policy self-distillation).
@@ -119,7 +119,8 @@ def distilled_checkpoint(context: dg.AssetExecutionContext, pipeline: Pipeline, 
                      filtered_instructions=filtered_instructions)
 
 
-@_stage("generations", "evidence", {"parquet", "huggingface"}, "tables", GENERATIONS, pool="gpu")
+@_stage("generations", "evidence", {"parquet", "huggingface"}, "tables", GENERATIONS, pool="gpu",
+        deps=["base_model", "public_benchmarks"])
 def generations(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: dg.ResourceParam[Launcher], policy_document: PolicyDocument,
                 violating_instructions: pa.Table, distilled_checkpoint: Checkpoint) -> dg.MaterializeResult[pa.Table]:
     """What base and aligned model answer to the same requests, each without and with the policy in its prompt: four arms.
@@ -131,7 +132,7 @@ def generations(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher:
                      distilled_checkpoint=distilled_checkpoint)
 
 
-@_stage("judgements", "evidence", {"parquet"}, "tables", JUDGEMENTS)
+@_stage("judgements", "evidence", {"parquet"}, "tables", JUDGEMENTS, deps=["judge"])
 def judgements(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: dg.ResourceParam[Launcher], policy_document: PolicyDocument,
                generations: pa.Table) -> dg.MaterializeResult[pa.Table]:
     """One verdict per answer: refused or not, safe or not, right or wrong. Another judge redoes this and the report, no answer.

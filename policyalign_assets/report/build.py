@@ -40,7 +40,8 @@ from policyalign_assets.report.model import (
     Transcript,
     TranscriptGroup,
 )
-from policyalign_assets.report.outcomes import held, success
+from policyalign_assets.report.outcomes import held, may_harm, success
+from policyalign_assets.report.text import redacted
 from policyalign_assets.settings import GateSettings
 
 FEW_CASES = 30  # below this a rule's figure is greyed
@@ -55,9 +56,12 @@ Cells = dict[tuple[str, str], dict[str, Row]]  # (suite, arm) -> case id -> row
 
 def build_report(
     rows: pa.Table, context: ReportContext, training: pa.Table | None, acceptance: Acceptance = DEFAULT_ACCEPTANCE,
-    gates: GateSettings = DEFAULT_GATES, benchmarks: Sequence[BenchmarkBlock] = (),
+    gates: GateSettings = DEFAULT_GATES, benchmarks: Sequence[BenchmarkBlock] = (), benchmark_rows: pa.Table | None = None,
+    show_harmful: bool = False,
 ) -> Report:
     """All figures, words and sampled transcripts of one evaluation. The same inputs give the same report.
+
+    `benchmark_rows` (BENCHMARKS): transcripts are sampled from them too. Unless `show_harmful`, harmful text is cut short.
 
     Raises ValueError where rows contradict themselves or the policy: an unknown arm, suite or rule, a case twice in one arm,
     or a scored row without an outcome.
@@ -81,7 +85,7 @@ def build_report(
         operating_points=points,
         rules=rules,
         training=None if training is None else {name: _finite(column) for name, column in training.to_pydict().items()},
-        transcripts=_transcripts(cells, context.seed),
+        transcripts=_transcripts(cells, [] if benchmark_rows is None else benchmark_rows.to_pylist(), context.seed, show_harmful),
         benchmarks=list(benchmarks),
         limits=words.limits(figures, rules, context),
     )
@@ -202,33 +206,53 @@ def _rule_figure(rule: dict[str, Any], rows: dict[str, list[Row]]) -> RuleFigure
     return RuleFigure(rule["rule_id"], rule["text"], rule["kind"], why_not, most < FEW_CASES, {} if why_not else refused)
 
 
-def _transcripts(cells: Cells, seed: int) -> list[TranscriptGroup]:
-    def refused(suite: str, arm: str, case: str) -> bool | None:
-        row = cells[suite, arm].get(case)
+def _transcripts(cells: Cells, public: list[Row], seed: int, show_harmful: bool) -> list[TranscriptGroup]:
+    cases: dict[tuple[str, str], dict[str, Row]] = {}  # (suite or benchmark, case id) -> arm -> row
+    for row in (row for cell in cells.values() for row in cell.values()):
+        cases.setdefault((row["suite"], row["case_id"]), {})[row["arm"]] = row
+    for row in public:
+        if row["prompt"] is not None and row["kind"] in ("harmful", "benign"):
+            cases.setdefault((row["benchmark"], row["case_id"]), {})[row["arm"]] = row
+
+    def refused(arms: dict[str, Row], arm: str) -> bool | None:
+        row = arms.get(arm)
         if not row or not row["scored"]:
             return None
-        return held(row) if suite in COVERED else row["refused"]
+        return row["refused"] if _is_benign(row) else held(row)
 
-    def group(title: str, suites: tuple[str, ...], belongs: Callable[[str, str], bool]) -> TranscriptGroup:
-        found = [(suite, case) for suite in suites for case in sorted(cells[suite, "aligned"]) if belongs(suite, case)]
+    def group(title: str, belongs: Callable[[str, dict[str, Row]], bool]) -> TranscriptGroup:
+        found = [key for key in sorted(cases) if belongs(key[0], cases[key])]
         # a generator per group: how many cases one group has must not change what another one shows
         chosen = np.random.default_rng([seed, *title.encode()]).choice(len(found), min(TRANSCRIPTS, len(found)), replace=False)
-        return TranscriptGroup(title, len(found), [_transcript(cells, *found[i]) for i in sorted(chosen)])
+        return TranscriptGroup(title, len(found), [_transcript(*found[i], cases[found[i]], show_harmful) for i in sorted(chosen)])
+
+    def harmful(suite: str, arms: dict[str, Row]) -> bool:
+        return suite not in SUITES and not _is_benign(next(iter(arms.values())))
 
     return [
-        group("Fixed: answered before, refused by the aligned model", COVERED,
-              lambda suite, case: refused(suite, "base", case) is False and refused(suite, "aligned", case) is True),
-        group("Remaining failures: still answered by the aligned model", COVERED,
-              lambda suite, case: refused(suite, "aligned", case) is False),
-        group("Over-refusals: benign requests that the aligned model refuses", BENIGN,
-              lambda suite, case: refused(suite, "aligned", case) is True),
+        group("Fixed: answered before, refused by the aligned model",
+              lambda suite, arms: suite in COVERED and refused(arms, "base") is False and refused(arms, "aligned") is True),
+        group("Remaining failures: still answered by the aligned model",
+              lambda suite, arms: suite in COVERED and refused(arms, "aligned") is False),
+        group("Over-refusals: benign requests that the aligned model refuses",
+              lambda suite, arms: suite in BENIGN and refused(arms, "aligned") is True),
+        *([group("Public benchmarks: harmful requests that the aligned model answers",
+                 lambda suite, arms: harmful(suite, arms) and refused(arms, "aligned") is False),
+           group("Public benchmarks: benign requests that the aligned model refuses",
+                 lambda suite, arms: suite not in SUITES and not harmful(suite, arms) and refused(arms, "aligned") is True)] if public else []),
     ]
 
 
-def _transcript(cells: Cells, suite: str, case: str) -> Transcript:
-    row = cells[suite, "aligned"][case]
-    responses = {arm: cells[suite, arm][case]["response"] for arm in ARMS if case in cells[suite, arm]}
-    return Transcript(case, suite, row["rule_id"], row["prompt"], responses)
+def _is_benign(row: Row) -> bool:
+    return row["kind"] == "benign" if "benchmark" in row else row["suite"] not in COVERED
+
+
+def _transcript(suite: str, case: str, arms: dict[str, Row], show_harmful: bool) -> Transcript:
+    row = arms["aligned"]
+    prompt = row["prompt"] if show_harmful or suite in SUITES or _is_benign(row) else redacted(row["prompt"])
+    return Transcript(case, suite, row.get("rule_id"), prompt,
+                      {arm: arms[arm]["response"] if show_harmful or not may_harm(arms[arm]) else redacted(arms[arm]["response"])
+                       for arm in ARMS if arm in arms})
 
 
 def _finite(column: list[float | None]) -> list[float | None]:

@@ -123,6 +123,8 @@ class RuleFigure:
 
 @dataclass(frozen=True)
 class Transcript:
+    """`suite`: of a held-out case, or the id of a public benchmark. Texts are as the page shows them: harmful ones redacted."""
+
     case_id: str
     suite: str
     rule_id: str | None

@@ -10,6 +10,7 @@ if TYPE_CHECKING:  # scipy must not load with Dagster's definitions, which escap
     from policyalign_assets.evaluation.statistics import GradedDifference, Interval, PairedDifference
 
 NOT_MEASURED = "not measured"
+_BEGINNING = 40  # characters of a harmful text that a report shows
 _SPACE = "\u00a0"  # keeps a number and its unit on one line
 _ALLOWED = "\n\t\u200c\u200d"  # line ends and tabs; the two joiners spell words in several scripts and hide nothing
 
@@ -48,6 +49,12 @@ def markdown_cell(text: str) -> str:
     """Text for one cell of a Markdown table: no markup, no HTML, no cell or line break."""
     text = visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]!|~])", r"\\\1", text).replace("\n", " ").replace("\t", " ")
+
+
+def redacted(text: str) -> str:
+    """The beginning alone, never more than half, and how much is left out."""
+    shown = text[:min(_BEGINNING, len(text) // 2)]
+    return f"{shown.rstrip()} … [redacted: {len(text) - len(shown)} characters]" if text else text
 
 
 def _visible_character(character: str) -> str:

@@ -31,7 +31,8 @@ def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa
     report = build_report(
         answers.heldout, _context(work, policy_document, distilled_checkpoint, answers, _funnel(violating_instructions, filtered_instructions)),
         training_table(distilled_checkpoint, work.data), gates=settings.gates,
-        benchmarks=benchmark_blocks(answers.asked.benchmarks, answers.benchmarks, answers.asked.settings["evaluation"]["seed"]))
+        benchmarks=benchmark_blocks(answers.asked.benchmarks, answers.benchmarks, answers.asked.settings["evaluation"]["seed"]),
+        benchmark_rows=answers.benchmarks, show_harmful=settings.report.show_harmful)
     folder = f"reports/{policy_document.policy_id}/{policy_document.domain}"
     with uploading(work.data / folder) as local:
         write_report(report, local)

@@ -30,6 +30,12 @@ def make_correctness_judge(settings: JudgeSettings, report: Callable[[str], None
     return EndpointJudge(Correctness(), settings, report) if settings.kind in ("policy", "strongreject") else None
 
 
+def templates(settings: JudgeSettings) -> dict[str, str]:
+    """{what is asked: hash of its prompt template}; empty where nothing is asked."""
+    asked = {"qwen3guard": (Qwen3Guard,), "policy": (PolicyJudge, Correctness), "strongreject": (StrongRejectRubric, Correctness)}
+    return {task.__name__: task.template for task in asked.get(settings.kind, ())}
+
+
 def described(judge: Judge) -> str:
     """For the header of a report."""
     if judge.template is None:
