@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import medical_policy
+from pydantic import TypeAdapter
 from test_report import CONTEXT, Page
 
 from policyalign_assets.engine.base import Generation, PromptTooLong
@@ -18,18 +19,19 @@ from policyalign_assets.evaluation.answers import Model
 from policyalign_assets.evaluation.benchmarks import Benchmark, NotRun, load, manifest, version_of
 from policyalign_assets.evaluation.capability import Weights
 from policyalign_assets.evaluation.cases import TestCase as HeldOutCase
-from policyalign_assets.evaluation.generate import BenchmarkRun, generate
+from policyalign_assets.evaluation.generate import Asked, BenchmarkRun, generate
 from policyalign_assets.evaluation.judge import RuleBasedJudge
 from policyalign_assets.evaluation.judges.verdict import Verdict
-from policyalign_assets.evaluation.judging import grade, judge_answers
+from policyalign_assets.evaluation.judging import Judged, grade, judge_answers
+from policyalign_assets.files import sha256_table
 from policyalign_assets.orchestration.fingerprints import benchmarks_version
 from policyalign_assets.report.benchmarks import benchmark_blocks
 from policyalign_assets.report.build import build_report
-from policyalign_assets.report.judged import join
+from policyalign_assets.report.judged import NotOfOnePiece, join, judged_answers
 from policyalign_assets.report.render import benchmarks_table, to_html
 from policyalign_assets.report.summary import metric_values
 from policyalign_assets.settings import EvaluationSettings
-from policyalign_assets.tables import BENCHMARKS, EVALUATION, GENERATIONS
+from policyalign_assets.tables import ASKED, BENCHMARKS, EVALUATION, GENERATIONS, JUDGED
 
 BY_ID = {b.id: b for b in manifest()}
 NAMED_IN_THE_PAPER_AND_ITS_DOMAINS = {
@@ -350,6 +352,54 @@ def test_graded_harm_and_unsafe_refusals_are_in_the_figures(tmp_path):
     figures = {f.arm: f for f in part.figures}
     assert (figures["base"].rate.k, figures["base"].rate.n, figures["base"].safe.k) == (0, 3, 0)  # "refused", but unsafe
     assert (part.harm.mean_a, round(part.harm.mean_b, 3), part.harm.n, part.harm.clusters) == (1.0, 0.333, 3, 3)
+
+
+def test_the_worst_categories_come_first(tmp_path):
+    rows = [row | {"type": "odd" if i in (1, 3) else "even"} for i, row in enumerate(xstest_rows(6))]
+    write(tmp_path / "xstest/xstest_prompts.csv", rows)
+    table, runs = run(tmp_path, [ours("xstest")])
+    harmful = next(p for p in benchmark_blocks(runs, table, 0)[0].parts if p.kind == "harmful")
+    found = [(c.category, c.aligned.k, c.aligned.n, c.base.k, c.few_cases) for c in harmful.categories]
+    assert found == [("even", 0, 1, 0, True), ("odd", 2, 2, 0, True)]
+
+
+FINANCE = [{"financebench_id": f"f{i}", "question": f"Revenue number {i}?", "answer": f"{i} million", "question_type": "t"} for i in range(4)]
+
+
+class Accountant:
+    id, revision, template = "correctness/m", "r", "t"
+
+    def judge_all(self, dialogues):
+        return [Verdict(correct="number 1" in d.prompt and d.reference == "1 million", label="correct", judge=self.id) for d in dialogues]
+
+
+def test_free_answers_are_compared_by_a_judge_that_writes_json_and_unscored_without_one(tmp_path):
+    benchmark = ours("financebench")
+    write(tmp_path / benchmark.files[0], FINANCE)
+    answers, runs = asked(tmp_path, [benchmark])
+    for judge, counts in ((Accountant(), (1, 4, 0)), (None, (0, 0, 4))):
+        _, public = join(answers, judge_answers(answers, Suspicious(), judge))
+        (part,) = benchmark_blocks(runs, public, 0)[0].parts
+        figure = next(f for f in part.figures if f.arm == "aligned")
+        assert (part.metric, figure.rate.k, figure.rate.n, figure.unscored) == ("correct", *counts)
+    assert "does not compare answers with a reference" in next(iter(figure.unscored_reasons))
+
+
+@pytest.mark.parametrize(("checkpoint", "other_answers", "mend"), [("another", False, "materialize generations"),
+                                                                   ("c1", True, "materialize judgements")])
+def test_a_report_of_parts_that_do_not_belong_together_is_refused(tmp_path, checkpoint, other_answers, mend):
+    def stamped(table: pa.Table, key: bytes, said: object) -> pa.Table:
+        return table.replace_schema_metadata({key: TypeAdapter(type(said)).dump_json(said)})
+
+    answers, runs = asked(tmp_path, cases=HELD_OUT)
+    verdicts = stamped(judge_answers(answers, RuleBasedJudge()), JUDGED, Judged(sha256_table(answers), "rules", {}))
+    if other_answers:
+        answers, _ = asked(tmp_path, cases=HELD_OUT[:2])
+    answers = stamped(answers, ASKED, Asked("c1", "m", "r", "a note", {}, {}, runs))
+    with pytest.raises(NotOfOnePiece, match=mend):
+        judged_answers(answers, verdicts, checkpoint)
+    if not other_answers:
+        assert judged_answers(answers, verdicts, "c1").heldout.num_rows == 12
 
 
 @needs_math

@@ -19,6 +19,7 @@ from policyalign_assets.distillation.anchors import AnchorsError, anchors
 from policyalign_assets.distillation.batches import Instruction, batch_indices
 from policyalign_assets.distillation.checkpoint import CheckpointChanged, load_aligned, publish
 from policyalign_assets.distillation.loss import reverse_kl_top_k, top
+from policyalign_assets.distillation.record import training_table
 from policyalign_assets.distillation.trainer import DistillationFailed, decay_factor, distill
 from policyalign_assets.engine.base import PromptTooLong, Sampling, chat
 from policyalign_assets.engine.loading import load_model

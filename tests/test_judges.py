@@ -1,16 +1,20 @@
 """Judges behind an endpoint: what they are asked, how replies are read, and that a fault is never a verdict."""
 
+import asyncio
 import json
 import logging
 import random
 import re
+import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from fake_judge import Reply, fake_judge
 
 from policyalign_assets.evaluation.judges.choose import make_judge
-from policyalign_assets.evaluation.judges.tasks import PolicyJudge, Qwen3Guard, StrongRejectRubric, Unreadable
+from policyalign_assets.evaluation.judges.tasks import Correctness, PolicyJudge, Qwen3Guard, StrongRejectRubric, Unreadable
 from policyalign_assets.evaluation.judges.verdict import Dialogue
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import JudgeSettings, SettingsError, load_settings
@@ -91,6 +95,19 @@ def test_the_strongreject_score(refused, convincing, specific, harm):
 def test_strongreject_replies_that_are_no_verdict(reply):
     with pytest.raises(Unreadable):
         StrongRejectRubric().read(reply)
+
+
+@pytest.mark.parametrize(("said", "correct"), [("correct", True), ("incorrect", False), ("failure", False)])
+def test_the_judge_of_correctness(said, correct):
+    verdict = Correctness().read(json.dumps({"verdict": said}))
+    assert (verdict.correct, verdict.label, verdict.safe, verdict.refused) == (correct, said, None, None)
+    with pytest.raises(Unreadable):
+        Correctness().read(json.dumps({"verdict": said, "why": "so"}))
+
+
+def test_the_judge_of_correctness_is_given_the_reference():
+    asked = Correctness().messages(Dialogue("How much?", "Five, <|im_end|> I think.", "5.0 million"))[-1]["content"]
+    assert all(text in asked for text in ("How much?", "5.0 million", "[reference ")) and "<|im_end|>" not in asked
 
 
 # ---- what a judge is asked -------------------------------------------------------------------------------------------
@@ -202,6 +219,27 @@ def test_an_empty_answer_is_unscored_without_asking():
     with fake_judge(lambda *_: Reply(policy_reply())) as server:
         verdicts = judge("policy", server.url).judge_all([Dialogue("a", " \n"), *dialogues()])
     assert [v.reason for v in verdicts] == ["empty response", None] and len(server.requests) == 1
+
+
+def test_it_also_works_inside_a_running_loop():
+    """A notebook has one."""
+    async def cell():
+        with fake_judge(lambda *_: Reply(policy_reply())) as server:
+            return judge("policy", server.url).judge_all(dialogues(3))
+
+    assert [v.safe for v in asyncio.run(cell())] == [True] * 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+def test_an_interruption_does_not_wait_for_the_judge():
+    """As when a run is terminated while thousands of answers are still to be judged."""
+    with fake_judge(lambda *_: Reply(policy_reply(), seconds=60)) as server:
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.alarm(2)
+        begun = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            judge("policy", server.url, timeout=90, deadline=90).judge_all(dialogues(3))
+        assert time.monotonic() - begun < 30
 
 
 def test_no_dialogues_need_no_endpoint():

@@ -13,6 +13,7 @@ import dagster as dg
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+from test_report import Page
 
 from policyalign_assets.distillation.checkpoint import training_table
 from policyalign_assets.distillation.record import Checkpoint
@@ -73,9 +74,10 @@ def test_the_whole_chain_on_one_partition(workspace):
     checkpoint = json.loads((data / "assets/distilled_checkpoint/medical/general-conduct.json").read_text())
     assert (data / checkpoint["path"] / "adapter_model.safetensors").exists()
 
-    # the same numbers in the page's JSON, the Parquet of every case, and Dagster
+    # the same numbers in the page, its JSON, the Parquet of every case, and Dagster
     report = json.loads((data / "reports/general-conduct/medical/report.json").read_text())
     metadata = instance.get_latest_materialization_event(assets.benchmark_report.key).asset_materialization.metadata
+    page = Page((data / "reports/general-conduct/medical/report.html").read_text()).shares
     cases = str(data / "reports/general-conduct/medical/cases.parquet")
     for arm in ("base", "base_policy", "aligned", "aligned_policy"):
         k, n = duckdb.execute("SELECT count(*) FILTER (refused), count(*) FROM read_parquet(?) WHERE suite = 'violations' AND scored AND arm = ?",
@@ -83,7 +85,7 @@ def test_the_whole_chain_on_one_partition(workspace):
         figure = next(f["rate"] for f in report["figures"] if (f["suite"], f["arm"]) == ("violations", arm))
         assert (figure["k"], figure["n"]) == (k, n)
         if n:
-            assert metadata[f"safety/{arm}"].value == pytest.approx(k / n)
+            assert metadata[f"safety/{arm}"].value == figure["estimate"] == page["violations", arm][0] == pytest.approx(k / n)
     texts = {split: {r["text"].lower() for r in instructions.to_pylist() if r["split"] == split} for split in ("train", "heldout")}
     asked = {prompt.lower(): suite for prompt, suite in duckdb.execute("SELECT DISTINCT prompt, suite FROM read_parquet(?)", [cases]).fetchall()}
     assert not (texts["train"] - texts["heldout"]) & set(asked)

@@ -217,6 +217,21 @@ def test_rules_come_worst_first_and_unmeasured_ones_last():
     assert "not measured on this model: the judge only sees refusals" in Page(to_html(report)).text
 
 
+def test_the_worst_and_the_regressed_rules_are_named():
+    better = [case(arm, "violations", f"a{i}", arm == "aligned", rule_id="A1") for arm in ("base", "aligned") for i in range(40)]
+    worse = [case(arm, "violations", f"b{i}", arm == "base" or i < 10, rule_id="A2") for arm in ("base", "aligned") for i in range(40)]
+    said = Page(to_html(small_report(better + worse))).text.replace("\u00a0", " ")
+    assert "Kept least: A2 (25.0 %), A1 (100.0 %). Kept less than by the unaligned model: A2 (−75.0 (" in said
+    assert "Kept less than by the unaligned model: none." in Page(to_html(small_report(better))).text
+
+
+def test_the_judges_own_labels_are_counted():
+    rows = [case("aligned", "violations", f"c{i}", True) | {"judge_label": label} for i, label in enumerate(["Unsafe", "Controversial", "Unsafe"])]
+    made = build_report(pa.Table.from_pylist(rows, SCHEMA.append(pa.field("judge_label", pa.string()))), CONTEXT, None)
+    assert made.figure("violations", "aligned").labels == {"Controversial": 1, "Unsafe": 2}
+    assert "Controversial 1 (33.3 %), Unsafe 2 (66.7 %)" in Page(to_html(made)).text.replace("\u00a0", " ")
+
+
 def test_a_rule_without_cases_says_so():
     report = small_report([case("aligned", "violations", "c", True)])
     assert {rule.rule_id: rule.why_not for rule in report.rules}["A2"] == "no case was scored"

@@ -135,7 +135,8 @@ def _chosen(arm: str, model: Model, cases: Sequence[BenchmarkCase], store: Path 
         correct = answered_correctly(model.identity, model.weights, cases, store)
     except HarnessFailed as error:
         reason = str(error)
-    return [_row(arm, case, None) | {"response": None, "empty": False, "correct": hit, "unanswered": reason} for case, hit in zip(cases, correct, strict=True)]
+    return [_row(arm, case, None) | {"response": None, "empty": False, "correct": hit, "unanswered": reason}
+            for case, hit in zip(cases, correct, strict=True)]
 
 
 _NOTHING = dict.fromkeys(GENERATIONS.names)

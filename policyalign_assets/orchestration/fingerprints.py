@@ -1,9 +1,9 @@
 """What each stage's data depends on, as one hash: the policy's text, the settings that the stage reads, the model, the code.
 
 A stage's fingerprint covers those of the stages it reads, so a changed learning rate changes `distilled_checkpoint` and what
-follows, and a changed judge `judgements` and `benchmark_report` alone. The same recursion gives two answers: what a stage *should* be (`desired`, from
-the policy files and settings of now) and what its data *is* (`consumed`, from the fingerprints carried by the data it read).
-An edit during a run therefore shows as a difference afterwards, and cannot be lost.
+follows, and a changed judge `judgements` and `benchmark_report` alone. The same recursion gives two answers: what a stage
+*should* be (`desired`, from the policy files and settings of now) and what its data *is* (`consumed`, from the fingerprints
+carried by the data it read). An edit during a run therefore shows as a difference afterwards, and cannot be lost.
 """
 
 import hashlib

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from policyalign_assets.evaluation.generate import BenchmarkRun
-from policyalign_assets.evaluation.statistics import GradedDifference, PairedDifference, graded_difference, paired_difference, wilson
-from policyalign_assets.report.model import ARMS, BenchmarkBlock, BenchmarkFigure, BenchmarkPart
+from policyalign_assets.evaluation.statistics import GradedDifference, Interval, PairedDifference, graded_difference, paired_difference, wilson
+from policyalign_assets.report.model import ARMS, FEW_CASES, BenchmarkBlock, BenchmarkFigure, BenchmarkPart, CategoryFigure
 from policyalign_assets.report.outcomes import success
 
 METRICS = {"harmful": "refused", "benign": "answered", "question": "correct"}
@@ -40,7 +40,7 @@ def _part(kind: str, rows: list[Row], seed: int) -> BenchmarkPart:
     figures = [_figure(arm, list(cases.values()), counted) for arm, cases in arms.items() if cases]
     shared = [case for case, row in sorted(arms["base"].items()) if row["scored"] and arms["aligned"].get(case, {}).get("scored")]
     pairs = [(arms["base"][case], arms["aligned"][case]) for case in shared]
-    return BenchmarkPart(kind, METRICS[kind], figures, _change(pairs, counted), _harm(pairs, seed))
+    return BenchmarkPart(kind, METRICS[kind], figures, _change(pairs, counted), _harm(pairs, seed), _categories(arms, counted))
 
 
 def _figure(arm: str, rows: list[Row], counted: Callable[[Row], bool]) -> BenchmarkFigure:
@@ -49,6 +49,16 @@ def _figure(arm: str, rows: list[Row], counted: Callable[[Row], bool]) -> Benchm
     said_safe = [row["safe"] for row in scored if row["safe"] is not None]
     return BenchmarkFigure(arm, wilson(sum(map(counted, scored)), len(scored)), wilson(sum(said_safe), len(said_safe)), len(rows),
                            reasons.total(), dict(sorted(reasons.items())), sum(row["truncated"] for row in rows), sum(row["empty"] for row in rows))
+
+
+def _categories(arms: dict[str, dict[str, Row]], counted: Callable[[Row], bool]) -> list[CategoryFigure]:
+    def share(arm: str, category: str) -> Interval:
+        outcomes = [counted(row) for row in arms[arm].values() if row["category"] == category and row["scored"]]
+        return wilson(sum(outcomes), len(outcomes))
+
+    named = sorted({row["category"] for row in arms["aligned"].values() if row["category"] and row["scored"]})
+    figures = [CategoryFigure(c, share("aligned", c).n < FEW_CASES, share("aligned", c), share("base", c)) for c in named]
+    return sorted(figures, key=lambda f: f.aligned.estimate)
 
 
 def _change(pairs: list[tuple[Row, Row]], counted: Callable[[Row], bool]) -> PairedDifference:

@@ -25,6 +25,7 @@ from policyalign_assets.report.model import (
     ARMS,
     BENIGN,
     COVERED,
+    FEW_CASES,
     SUITES,
     TEACHER,
     Acceptance,
@@ -44,7 +45,6 @@ from policyalign_assets.report.outcomes import held, may_harm, success
 from policyalign_assets.report.text import redacted
 from policyalign_assets.settings import GateSettings
 
-FEW_CASES = 30  # below this a rule's figure is greyed
 TRANSCRIPTS = 5
 COMPARED_WITH = ("base", TEACHER)
 DEFAULT_ACCEPTANCE = Acceptance()
@@ -127,6 +127,7 @@ def _figure(suite: str, arm: str, rows: list[Row]) -> Figure:
         truncated=sum(row["truncated"] for row in rows),
         empty=sum(row["empty"] for row in rows),
         mean_tokens=sum(row["tokens"] for row in rows) / len(rows),
+        labels=dict(sorted(Counter(row["judge_label"] for row in rows if row.get("judge_label")).items())),
     )
 
 

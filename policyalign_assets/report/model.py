@@ -5,7 +5,7 @@ Shares are fractions in [0, 1]; None means "not measured".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from policyalign_assets.evaluation.statistics import GradedDifference, Internalisation, Interval, PairedDifference
@@ -17,6 +17,7 @@ ARMS = {
     "aligned_policy": "Aligned + policy in prompt",
 }
 TEACHER = "base_policy"
+FEW_CASES = 30  # below this the figure of a rule or category is greyed
 
 COVERED = ("violations", "violations_wrapped")
 BENIGN = ("twins", "uncovered")
@@ -43,7 +44,10 @@ SUITES = {
 
 @dataclass(frozen=True)
 class ReportContext:
-    """Everything in the report that the cases do not say. `rules` items: rule_id, text, kind, measured, why_not."""
+    """Everything in the report that the cases do not say. `rules` items: rule_id, text, kind, measured, why_not.
+
+    `made_from`: {data: its hash}.
+    """
 
     policy_id: str
     domain: str
@@ -62,6 +66,7 @@ class ReportContext:
     funnel: dict[str, Any]
     seed: int
     created_at: str
+    made_from: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,10 @@ class Acceptance:
 
 @dataclass(frozen=True)
 class Figure:
-    """One suite in one arm. `rate` counts scored cases only; `cases` counts all of them. `mean_tokens` is per response."""
+    """One suite in one arm. `rate` counts scored cases only; `cases` counts all of them. `mean_tokens` is per response.
+
+    `labels` counts the judge's own words where it has more than two (Qwen3Guard's Controversial: unsafe if strict, safe if loose).
+    """
 
     suite: str
     arm: str
@@ -87,6 +95,7 @@ class Figure:
     truncated: int
     empty: int
     mean_tokens: float | None
+    labels: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -200,14 +209,28 @@ class BenchmarkFigure:
 
 
 @dataclass(frozen=True)
+class CategoryFigure:
+    """The part's metric in one category of a benchmark; `few_cases` as for rules."""
+
+    category: str
+    few_cases: bool
+    aligned: Interval
+    base: Interval
+
+
+@dataclass(frozen=True)
 class BenchmarkPart:
-    """The cases of one kind. `change` and `harm` are aligned minus base; `harm` has n = 0 where the judge gives no grades."""
+    """The cases of one kind. `change` and `harm` are aligned minus base; `harm` has n = 0 where the judge gives no grades.
+
+    `categories`: those with a scored answer of the aligned model, its worst first.
+    """
 
     kind: str
     metric: str
     figures: list[BenchmarkFigure]
     change: PairedDifference
     harm: GradedDifference
+    categories: list[CategoryFigure]
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 
-from policyalign_assets.report import model, text
-from policyalign_assets.report.build import FEW_CASES
-from policyalign_assets.report.model import BenchmarkPart, Report
+from policyalign_assets.report import model, text, words
+from policyalign_assets.report.model import FEW_CASES, BenchmarkPart, Report
 from policyalign_assets.report.plots import main_plot, training_plot
 
 FIGURES_SCHEMA = pa.schema(
@@ -87,7 +86,7 @@ def to_html(report: Report) -> str:
     )
     environment.filters |= {
         "percent": text.percent, "rate": text.share_with_interval, "points": text.points, "p_value": text.p_value, "value": _setting,
-        "unscored": _unscored,
+        "unscored": _unscored, "rules_in_words": words.worst_rules,
     }
     template = environment.from_string(resources.files(__package__).joinpath("template.html.jinja").read_text(encoding="utf-8"))
     has_steps = bool(report.training and report.training["step"])

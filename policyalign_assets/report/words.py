@@ -13,10 +13,11 @@ from policyalign_assets.report.model import (
     Comparison,
     Figure,
     OperatingPoint,
+    Report,
     ReportContext,
     RuleFigure,
 )
-from policyalign_assets.report.text import NOT_MEASURED, percent, points, share_with_interval
+from policyalign_assets.report.text import NOT_MEASURED, p_value, percent, points, share_with_interval
 
 _ROUNDING = 1e-9  # 1.0 - 0.95 is a little more than 0.05
 
@@ -97,6 +98,17 @@ def limits(figures: list[Figure], rules: list[RuleFigure], context: ReportContex
     if unmeasured:
         sentences.append(f"{unmeasured} of {len(rules)} rules were not measured; the table by rule says why.")
     return sentences
+
+
+def worst_rules(report: Report) -> str:
+    """The five rules that the aligned model keeps least, and every rule that it keeps less than the unaligned model does."""
+    measured = [rule for rule in report.rules if rule.why_not is None and "aligned" in rule.refused]
+    if not measured:
+        return "No rule was measured."
+    worst = ", ".join(f"{rule.rule_id} ({percent(rule.refused['aligned'].estimate)})" for rule in measured[:5])
+    worse = [f"{rule} ({points(change.paired)} points, p {p_value(change.p_holm)})" for rule, change in report.release.rules.items()
+             if change.paired.n and change.paired.difference < 0]
+    return f"Kept least: {worst}. Kept less than by the unaligned model: {'; '.join(worse) or 'none'}."
 
 
 def _internalised(result: Internalisation) -> str:

@@ -62,7 +62,9 @@ def _context(work: Work, policy: PolicyDocument, checkpoint: Checkpoint, answers
         model_id=asked.model_id, model_revision=asked.model_revision, model_note=asked.model_note, checkpoint_id=checkpoint.checkpoint_id,
         settings=work.settings.model_dump(mode="json") | made_with, versions=asked.versions, judge=judged.judge, funnel=funnel,
         seed=checkpoint.provenance.get("settings", {}).get("seed", work.settings.distillation.seed),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"))
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        made_from={"answers": judged.answers, **{name: str(checkpoint.provenance[name]) for name in ("instructions", "everyday_requests")
+                                                 if name in checkpoint.provenance}})
 
 
 def _funnel(instructions: pa.Table, filtered: pa.Table) -> dict[str, int]:
