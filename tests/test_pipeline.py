@@ -253,6 +253,6 @@ def test_the_ui_is_told_the_plain_words_too():
 def test_the_methods_modules_import_no_dagster():
     """They can be used from a notebook."""
     modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in (ROOT / "policyalign_assets").rglob("*.py")
-               if "orchestration" not in p.parts and p.name not in ("definitions.py", "__init__.py")]
+               if "orchestration" not in p.parts and p.name not in ("definitions.py", "__init__.py", "inspect_tasks.py")]  # the last needs an extra
     done = run("-c", f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; print('dagster' in sys.modules)")
     assert done.stdout.strip() == "False", done.stdout + done.stderr

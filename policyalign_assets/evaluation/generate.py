@@ -76,7 +76,7 @@ def generate(cases: Sequence[TestCase], benchmarks: Sequence[Benchmark], base: M
             report(f"arm {arm}: {len(cases)} held-out cases, {len(free)} cases of public benchmarks")
             for asked, how in ((cases, all_at_once), (free, what_fits)):
                 said = answers(model, [chat(c.prompt, system) for c in asked], sampling, store, how) if asked else []
-                rows += [_row(arm, case, answer) for case, answer in zip(asked, said, strict=True)]
+                rows += [answer_row(arm, case, answer) for case, answer in zip(asked, said, strict=True)]
     same = {"policy_hash": policy.content_hash}
     return pa.Table.from_pylist([{**row, **same, **(_NO_TEXT if row["benchmark"] in unquotable else {})} for row in rows], GENERATIONS), runs
 
@@ -100,7 +100,7 @@ def _public(benchmarks: Sequence[Benchmark], settings: EvaluationSettings, *mode
         except NotRun as reason:
             runs.append(BenchmarkRun(benchmark, str(reason)))
             continue
-        chosen = _evenly(loaded.cases, settings.benchmark_cases)
+        chosen = evenly(loaded.cases, settings.benchmark_cases)
         cases += chosen
         runs.append(BenchmarkRun(benchmark, None, loaded.version, loaded.source, len(loaded.cases), len(chosen)))
     return runs, cases
@@ -117,7 +117,7 @@ def _loaded(benchmark: Benchmark, settings: EvaluationSettings, *models: Model) 
     return load(benchmark, Path(settings.benchmarks_dir) if settings.benchmarks_dir else None, settings.benchmarks_from_hub)
 
 
-def _evenly(cases: list[BenchmarkCase], most: int | None) -> list[BenchmarkCase]:
+def evenly(cases: list[BenchmarkCase], most: int | None) -> list[BenchmarkCase]:
     """At most `most` cases of each kind, evenly over the file, so that every category is in."""
     chosen = []
     for kind in dict.fromkeys(c.kind for c in cases):
@@ -135,7 +135,7 @@ def _chosen(arm: str, model: Model, cases: Sequence[BenchmarkCase], store: Path 
         correct = answered_correctly(model.identity, model.weights, cases, store)
     except HarnessFailed as error:
         reason = str(error)
-    return [_row(arm, case, None) | {"response": None, "empty": False, "correct": hit, "unanswered": reason}
+    return [answer_row(arm, case, None) | {"response": None, "empty": False, "correct": hit, "unanswered": reason}
             for case, hit in zip(cases, correct, strict=True)]
 
 
@@ -143,7 +143,8 @@ _NOTHING = dict.fromkeys(GENERATIONS.names)
 _NO_TEXT = {"prompt": None, "reference": None}
 
 
-def _row(arm: str, case: TestCase | BenchmarkCase, answer: Answer | None) -> dict:
+def answer_row(arm: str, case: TestCase | BenchmarkCase, answer: Answer | None) -> dict:
+    """A row of GENERATIONS, without the policy's hash. `answer`: None where the request did not fit."""
     if isinstance(case, TestCase):
         about = {"suite": case.suite, "rule_id": case.rule_id, "wrapped": case.wrapped, "reference": case.expected or None,
                  "scoring": "text" if case.expected else "judge"}
