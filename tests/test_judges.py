@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import os
 import random
 import re
 import signal
@@ -36,7 +37,8 @@ def policy_reply(broken=(), refused=False, **changes) -> str:
 
 
 def judge(kind: str, url: str, **settings):
-    return make_judge(JudgeSettings(kind=kind, base_url=url, model="a-judge", revision="r7", **{"timeout": 5, "retries": 0} | settings), "m", POLICY)
+    defaults = {"model": "a-judge", "revision": "r7", "timeout": 5, "retries": 0}
+    return make_judge(JudgeSettings(kind=kind, base_url=url, **defaults | settings), "m", POLICY)
 
 
 def dialogues(n: int = 1) -> list[Dialogue]:
@@ -244,6 +246,16 @@ def test_an_interruption_does_not_wait_for_the_judge():
 
 def test_no_dialogues_need_no_endpoint():
     assert judge("policy", "http://127.0.0.1:1/v1").judge_all([]) == []
+
+
+@pytest.mark.skipif("TEST_JUDGE_URL" not in os.environ, reason="needs a served model: docs/evaluation.md")
+@pytest.mark.parametrize("kind", ["policy", "qwen3guard", "strongreject"])
+def test_a_real_server(kind):
+    """Whatever its model says, each case has a verdict or a reason, and the reason is not that the server could not be asked."""
+    asked = judge(kind, os.environ["TEST_JUDGE_URL"], model=os.environ["TEST_JUDGE_MODEL"], max_tokens=32, timeout=120)
+    verdicts = asked.judge_all(dialogues(4))
+    assert len(verdicts) == 4
+    assert all(v.scored != bool(v.reason) and not re.search("HTTP|reached|in time|chat completion", v.reason or "") for v in verdicts), verdicts
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------
