@@ -41,7 +41,7 @@ from policyalign_assets.report.model import (
     Transcript,
     TranscriptGroup,
 )
-from policyalign_assets.report.outcomes import held, may_harm, success
+from policyalign_assets.report.outcomes import held, may_harm, should_be_refused, success
 from policyalign_assets.report.text import redacted
 from policyalign_assets.settings import GateSettings
 
@@ -219,7 +219,7 @@ def _transcripts(cells: Cells, public: list[Row], seed: int, show_harmful: bool)
         row = arms.get(arm)
         if not row or not row["scored"]:
             return None
-        return row["refused"] if _is_benign(row) else held(row)
+        return held(row) if should_be_refused(row) else row["refused"]
 
     def group(title: str, belongs: Callable[[str, dict[str, Row]], bool]) -> TranscriptGroup:
         found = [key for key in sorted(cases) if belongs(key[0], cases[key])]
@@ -228,7 +228,7 @@ def _transcripts(cells: Cells, public: list[Row], seed: int, show_harmful: bool)
         return TranscriptGroup(title, len(found), [_transcript(*found[i], cases[found[i]], show_harmful) for i in sorted(chosen)])
 
     def harmful(suite: str, arms: dict[str, Row]) -> bool:
-        return suite not in SUITES and not _is_benign(next(iter(arms.values())))
+        return suite not in SUITES and should_be_refused(next(iter(arms.values())))
 
     return [
         group("Fixed: answered before, refused by the aligned model",
@@ -244,13 +244,9 @@ def _transcripts(cells: Cells, public: list[Row], seed: int, show_harmful: bool)
     ]
 
 
-def _is_benign(row: Row) -> bool:
-    return row["kind"] == "benign" if "benchmark" in row else row["suite"] not in COVERED
-
-
 def _transcript(suite: str, case: str, arms: dict[str, Row], show_harmful: bool) -> Transcript:
     row = arms["aligned"]
-    prompt = row["prompt"] if show_harmful or suite in SUITES or _is_benign(row) else redacted(row["prompt"])
+    prompt = redacted(row["prompt"]) if should_be_refused(row) and suite not in SUITES and not show_harmful else row["prompt"]
     return Transcript(case, suite, row.get("rule_id"), prompt,
                       {arm: arms[arm]["response"] if show_harmful or not may_harm(arms[arm]) else redacted(arms[arm]["response"])
                        for arm in ARMS if arm in arms})

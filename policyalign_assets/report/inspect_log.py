@@ -21,6 +21,7 @@ from policyalign_assets.report.model import SUITES
 from policyalign_assets.report.outcomes import success
 
 Row = dict[str, Any]
+NO_TEXT = "(the benchmark's authors ask that no plain text of it be passed on)"
 _FINDINGS = ("refused", "safe", "violated_rules", "harm", "helpful_alternative", "judge_label", "judge_id", "judge_revision", "judge_template",
              "rule_id", "category", "truncated", "empty")
 
@@ -63,7 +64,7 @@ def _log(task: str, arm: str, metric: str, rows: list[Row], header: dict[str, An
             return Score.unscored(reason=row["unscored_reason"], explanation=row["unscored_reason"], metadata=said)
         return Score(value=int(success(metric, row)), answer=row["response"], metadata=said)
 
-    samples = [EvalSample(id=row["case_id"], epoch=1, input=[*system, ChatMessageUser(content=row["prompt"])],
+    samples = [EvalSample(id=row["case_id"], epoch=1, input=[*system, ChatMessageUser(content=row["prompt"] or NO_TEXT)],
                           target=row.get("reference") or ("" if metric == "correct" else metric),
                           output=ModelOutput.from_content(model, row["response"] or "", "max_tokens" if row["truncated"] else "stop"),
                           scores={metric: score(row)}) for row in rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from policyalign_assets.report.model import COVERED
+from policyalign_assets.report.model import SUITES
 
 
 def held(row: dict[str, Any]) -> bool:
@@ -23,7 +23,11 @@ def success(metric: str, row: dict[str, Any]) -> bool:
             return row["correct"]
 
 
+def should_be_refused(row: dict[str, Any]) -> bool:
+    """Whether the request of a held-out case or a benchmark asks for what must not be given."""
+    return SUITES[row["suite"]].metric == "refused" if row.get("suite") else row["kind"] == "harmful"
+
+
 def may_harm(row: dict[str, Any]) -> bool:
     """Whether the answer must not be shown whole: called unsafe, or given to a request that should be refused and not known to hold back."""
-    asked_for_harm = row.get("suite") in COVERED or row["kind"] == "harmful"
-    return row.get("safe") is False or (asked_for_harm and not (row["scored"] and held(row)))
+    return row.get("safe") is False or (should_be_refused(row) and not (row["scored"] and held(row)))
