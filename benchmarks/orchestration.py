@@ -89,7 +89,7 @@ def main() -> None:
             floor = floor or value
             print(f"| {name} | {value:.2f} | {value / floor:.2f} |", flush=True)
     print("\n| a worker process, until its stage's code is loaded | seconds |\n| --- | --- |")
-    for stage in ("sensitivity_scores", "distilled_checkpoint", "benchmark_report"):
+    for stage in ("sensitivity_scores", "distilled_checkpoint", "generations"):
         print(f"| {stage} | {seconds(*(a.format(stage) for a in WORKER), times=3):.2f} |", flush=True)
     print("\n| partitions | tick, all as wanted (s) | tick, nothing made yet (s) |\n| --- | --- | --- |")
     for policies in (50, 250):

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from test_report import Page
 
-from policyalign_assets.distillation.checkpoint import training_table
-from policyalign_assets.distillation.record import Checkpoint
+from policyalign_assets import definitions
+from policyalign_assets.distillation.record import Checkpoint, training_table
 from policyalign_assets.files import location
 from policyalign_assets.orchestration import assets, launchers, owners
 from policyalign_assets.orchestration.clusters import RayJobs
@@ -248,6 +248,14 @@ def test_a_wrong_setting_of_the_environment_is_answered_in_plain_words(tmp_path,
 def test_the_ui_is_told_the_plain_words_too():
     done = run("-m", "dagster", "definitions", "validate", "-m", "policyalign_assets.definitions", POLICYALIGN_DISTILLATION__STEPS="abc")
     assert done.returncode == 1 and "distillation.steps: Input should be a valid integer" in done.stdout + done.stderr
+
+
+def test_what_is_read_from_outside_stands_in_the_graph():
+    graph = definitions.defs.resolve_asset_graph()
+    outside = {"generations": {"base_model", "public_benchmarks"}, "judgements": {"judge"}, "distilled_checkpoint": {"base_model"}}
+    for stage, names in outside.items():
+        parents = {k.to_user_string() for k in graph.get(dg.AssetKey(stage)).parent_keys}
+        assert names <= parents and not any(graph.get(dg.AssetKey(name)).is_materializable for name in names)
 
 
 def test_the_methods_modules_import_no_dagster():

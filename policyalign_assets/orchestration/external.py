@@ -9,7 +9,8 @@ import dagster as dg
 from policyalign_assets.evaluation.benchmarks import manifest
 from policyalign_assets.evaluation.judges.choose import templates
 from policyalign_assets.orchestration import fingerprints
-from policyalign_assets.settings import BUNDLED, Settings, load_settings
+from policyalign_assets.orchestration.assets import DEPLOYED
+from policyalign_assets.settings import BUNDLED, Settings
 from policyalign_assets.stages.facts import markdown_table
 
 
@@ -44,5 +45,4 @@ def _judge(settings: Settings) -> dg.AssetSpec:
                   "prompt templates": templates(judge) or "none"})
 
 
-SETTINGS = load_settings()  # of now, as `assets.DEPLOYED`
-external_assets = [_base_model(SETTINGS), _public_benchmarks(SETTINGS), _judge(SETTINGS)]
+external_assets = [_base_model(DEPLOYED), _public_benchmarks(DEPLOYED), _judge(DEPLOYED)]
