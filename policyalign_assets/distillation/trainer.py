@@ -34,9 +34,10 @@ from policyalign_assets.engine.base import NotFinite, Sampling, chat
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import LoadedModel
+from policyalign_assets.engine.responses import check_lengths
 from policyalign_assets.engine.scoring import head, prompt_prefix, response_hidden
 from policyalign_assets.engine.shared_prefix import Prefix
-from policyalign_assets.engine.transformers_engine import TransformersEngine, check_lengths
+from policyalign_assets.engine.transformers_engine import TransformersEngine
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import DistillationSettings
 from policyalign_assets.tables import TRAINING
