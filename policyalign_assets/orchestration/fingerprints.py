@@ -40,7 +40,7 @@ STAGES: dict[str, Stage] = {
                               ("model", "evaluation", "judge")),
 }
 # How fast the work is done or where things are, not what comes out
-_NO_EFFECT = {"model": {"batch_tokens"},
+_NO_EFFECT = {"model": {"batch_tokens", "gpu_memory"},
               "distillation": {"save_every", "micro_batch_tokens", "gradient_checkpointing", "processes", "accelerate_config"},
               "evaluation": {"benchmarks_dir"},
               "judge": {"base_url", "api_key_variable", "timeout", "deadline", "retries", "concurrency"},
