@@ -9,10 +9,9 @@ from importlib.metadata import version
 
 import pyarrow as pa
 
-from policyalign_assets.distillation.checkpoint import load_aligned, training_table
+from policyalign_assets.distillation.checkpoint import training_table
 from policyalign_assets.distillation.record import Checkpoint
-from policyalign_assets.engine.loading import LoadedModel, load_model, model_path
-from policyalign_assets.engine.transformers_engine import TransformersEngine
+from policyalign_assets.engine.loading import load_model, model_path
 from policyalign_assets.evaluation.benchmarks import manifest
 from policyalign_assets.evaluation.capability import Weights
 from policyalign_assets.evaluation.cases import build_cases, heldout_cases
@@ -30,6 +29,7 @@ from policyalign_assets.report.record import ReportRecord
 from policyalign_assets.report.render import write_report
 from policyalign_assets.report.summary import markdown_summary, metric_values
 from policyalign_assets.stages import Made, Work
+from policyalign_assets.stages.aligned_engine import base_and_aligned
 from policyalign_assets.stages.facts import image, markdown, markdown_table, path
 from policyalign_assets.tables import YIELDS
 
@@ -42,21 +42,18 @@ def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa
     judge = make_judge(settings.judge, settings.model.id, policy_document, work.report)
     base = load_model(settings.model)
 
-    def engine(loaded: LoadedModel) -> TransformersEngine:
-        return TransformersEngine(loaded, settings.model.batch_tokens)
-
-    identity = f"{base.model_id}@{base.revision} {settings.model.dtype}"
+    identity = f"{base.model_id}@{base.revision} {settings.model.dtype} {settings.model.engine}"
     weights = Weights(model_path(settings.model), settings.model.dtype, base.device.type, settings.model.revision)
     adapter = work.data / distilled_checkpoint.path
-    models = (Model(identity, lambda: engine(base), weights),
-              Model(f"{identity} + {distilled_checkpoint.checkpoint_id}",
-                    lambda: engine(load_aligned(distilled_checkpoint, load_model(settings.model), work.data)),
-                    replace(weights, adapter=adapter.absolute()) if is_local(adapter) else None))
     cases = build_cases(policy_document, settings.evaluation, violating_instructions["text"].to_pylist()) + heldout_cases(violating_instructions)
     store = scratch_folder(work.data) / "generations"
-    rows = evaluate(cases, *models, policy_document.prompt_text, judge, settings.evaluation, work.report, store)
-    benchmark_rows, runs = run_benchmarks([b for b in manifest() if policy_document.domain in b.domains], *models, policy_document.prompt_text,
-                                          judge, settings.evaluation, work.report, store)
+    with base_and_aligned(settings.model, base, distilled_checkpoint, work.data) as (base_engine, aligned_engine):
+        models = (Model(identity, base_engine, weights),
+                  Model(f"{identity} + {distilled_checkpoint.checkpoint_id}", aligned_engine,
+                        replace(weights, adapter=adapter.absolute()) if is_local(adapter) else None))
+        rows = evaluate(cases, *models, policy_document.prompt_text, judge, settings.evaluation, work.report, store)
+        benchmark_rows, runs = run_benchmarks([b for b in manifest() if policy_document.domain in b.domains], *models,
+                                              policy_document.prompt_text, judge, settings.evaluation, work.report, store)
     measured = {c.rule_id for c in cases if c.suite == "violations"}
     yields = json.loads(violating_instructions.schema.metadata[YIELDS])
     report = build_report(rows, ReportContext(
