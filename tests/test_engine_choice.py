@@ -88,6 +88,7 @@ def test_transformers_is_the_default_and_the_qwen_profile_generates_with_vllm():
     ({"model": {"gpu_memory": 1.2}}, ["model.gpu_memory", "1.2"]),
     ({"model": {"gpu_memory": 0}}, ["model.gpu_memory"]),
     ({"model": {"engine": "vllm"}, "distillation": {"lora_rank": 513}}, ["model.engine='vllm'", "512", "lora_rank=513"]),
+    ({"model": {"engine": "vllm"}, "distillation": {"processes": 2}}, ["model.engine='vllm'", "processes=2"]),
 ])
 def test_a_wrong_engine_is_refused_by_name_and_value(overrides, names):
     with pytest.raises(SettingsError) as caught:
