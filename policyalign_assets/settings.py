@@ -19,6 +19,7 @@ ENV_PREFIX = "POLICYALIGN_"
 BUNDLED = "bundled"
 # Read elsewhere, or not settings of the pipeline itself.
 PLAIN_VARIABLES = {"PROFILE", "DATA_DIR", "POLICIES_DIR", "SCRATCH_DIR", "LAUNCHER", "EXCHANGE", "IMAGE", "SHARED_DATA"}
+LORA_RANKS_OF_VLLM = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Where somebody may put a secret by mistake
 NEVER_SHOWN = {"api_key_variable", "base_url"}
 
@@ -36,7 +37,8 @@ class ModelSettings(_Section):
     revision: str | None = Field(None, description="pinned hub revision (commit); none for local folders")
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    engine: Literal["transformers"] = "transformers"
+    engine: Literal["transformers", "vllm"] = Field("transformers", description="what generates; log-probabilities are always `transformers`")
+    gpu_memory: float = Field(0.45, gt=0, le=0.95, description="share of the GPU's memory for vLLM: its copy of the weights, its key/values")
     batch_tokens: int = Field(16_384, gt=0, description="tokens (prompt + response) in one generation or scoring batch")
 
     @model_validator(mode="after")
@@ -259,6 +261,16 @@ class Settings(_Section):
         return self
 
     @model_validator(mode="after")
+    def _vllm_serves_the_training(self):
+        if self.model.engine == "vllm" and self.distillation.lora_rank > LORA_RANKS_OF_VLLM[-1]:
+            raise ValueError(f"model.engine='vllm' serves LoRA ranks up to {LORA_RANKS_OF_VLLM[-1]}, but distillation.lora_rank="
+                             f"{self.distillation.lora_rank}. Mend: a lower rank, or model.engine='transformers'")
+        if self.model.engine == "vllm" and self.distillation.processes > 1:
+            raise ValueError(f"model.engine='vllm' samples for a training of one process, but distillation.processes={self.distillation.processes}. "
+                             "Mend: distillation.processes=1, or model.engine='transformers'")
+        return self
+
+    @model_validator(mode="after")
     def _filter_keeps_what_synthesis_makes(self):
         if self.filtering.per_rule > self.synthesis.per_rule:
             raise ValueError(f"filtering.per_rule={self.filtering.per_rule} keeps more than synthesis.per_rule={self.synthesis.per_rule} makes")
@@ -270,7 +282,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     BUNDLED: {},
     # the paper's run (release README); LoRA wants about 10x the learning rate of full fine-tuning (5e-6)
     "qwen2.5-7b": {
-        "model": {"id": "Qwen/Qwen2.5-7B-Instruct", "dtype": "bfloat16", "device": "cuda", "batch_tokens": 262_144},
+        "model": {"id": "Qwen/Qwen2.5-7B-Instruct", "dtype": "bfloat16", "device": "cuda", "engine": "vllm", "batch_tokens": 262_144},
         "synthesis": {"per_rule": 400, "twin_ratio": 0.4, "recombined_ratio": 0.5, "max_new_tokens": 256, "grid": "full", "rouge_l": 0.7},
         "firewall": {"own_cases": True},
         "sensitivity": {"max_new_tokens": 512},

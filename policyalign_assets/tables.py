@@ -84,6 +84,7 @@ TRAINING = pa.schema([
     ("prefix_seconds", pa.float64()),  # the policy's key/values
     ("teacher_seconds", pa.float64()),  # forward passes
     ("student_seconds", pa.float64()),  # forward, loss and backward
+    ("engine_mismatch", pa.float64()),  # vLLM's log-probabilities against the trainer's: root mean square, nats; null: no vLLM
 ])
 
 # every answer of every arm; no verdict

@@ -122,10 +122,10 @@ class Prefilling(ScriptedEngine):
 
     def __init__(self, reply, begun):
         super().__init__(reply)
-        self.loaded, self.begun, self.prefilled = type("Loaded", (), {"tokenizer": chatml_tokenizer()}), begun, []
+        self.tokenizer, self.begun, self.prefilled = chatml_tokenizer(), begun, []
 
     def generate_ids(self, prompts, sampling, progress=None):
-        self.prefilled += [self.loaded.tokenizer.decode(p) for p in prompts]
+        self.prefilled += [self.tokenizer.decode(p) for p in prompts]
         return [self.begun(n, sampling) for n in range(len(prompts))]
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,21 @@ def _beside(folder: Location) -> tempfile.TemporaryDirectory:
 
 def load_aligned(checkpoint: Checkpoint, base: LoadedModel, data_dir: Location) -> LoadedModel:
     """`base` with the checkpoint's adapter on it. Raises CheckpointChanged before loading anything that is not what was published."""
+    with adapter_folder(checkpoint, data_dir) as local:
+        model = PeftModel.from_pretrained(base.model, local)
+    return LoadedModel(model.eval(), base.tokenizer, base.model_id, f"{base.revision}+{checkpoint.checkpoint_id}")
+
+
+@contextmanager
+def adapter_folder(checkpoint: Checkpoint, data_dir: Location) -> Iterator[Path]:
+    """A local folder with the checkpoint's adapter. Raises CheckpointChanged where that is not what was published."""
     folder = data_dir / checkpoint.path
     if not folder.is_dir():
         raise _changed(checkpoint)
     with downloaded(folder) as local:
         if sha256_files(local, ADAPTER_FILES)[:16] != checkpoint.checkpoint_id:
             raise _changed(checkpoint)
-        model = PeftModel.from_pretrained(base.model, local)
-    return LoadedModel(model.eval(), base.tokenizer, base.model_id, f"{base.revision}+{checkpoint.checkpoint_id}")
+        yield local
 
 
 def _changed(checkpoint: Checkpoint) -> CheckpointChanged:

@@ -30,13 +30,16 @@ from policyalign_assets.distillation.loss import reverse_kl_top_k
 from policyalign_assets.distillation.phases import Phases
 from policyalign_assets.distillation.processes import ALONE, Processes
 from policyalign_assets.distillation.resume import latest_step, load_step, save_step
+from policyalign_assets.distillation.rollouts import VllmRollouts
 from policyalign_assets.engine.base import NotFinite, Sampling, chat
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import LoadedModel
+from policyalign_assets.engine.responses import check_lengths
 from policyalign_assets.engine.scoring import head, prompt_prefix, response_hidden
 from policyalign_assets.engine.shared_prefix import Prefix
-from policyalign_assets.engine.transformers_engine import TransformersEngine, check_lengths
+from policyalign_assets.engine.transformers_engine import TransformersEngine
+from policyalign_assets.engine.vllm_engine import VllmEngine
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import DistillationSettings
 from policyalign_assets.tables import TRAINING
@@ -54,11 +57,13 @@ class Rollout:
 
 
 def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded: LoadedModel, settings: DistillationSettings, work_dir: Path,
-            batch_tokens: int, report: Report = lambda _: None, processes: Processes = ALONE) -> tuple[PeftModel, pa.Table]:
+            batch_tokens: int, report: Report = lambda _: None, processes: Processes = ALONE,
+            vllm: VllmEngine | None = None) -> tuple[PeftModel, pa.Table]:
     """Trains an adapter on `loaded.model`. Returns the PEFT model (student active) and the TRAINING table, a row per step.
 
     `work_dir` holds the saved steps; calling again with the same inputs and folder continues after the last one. With several
-    `processes`, all call this alike and get the same back; the main one saves.
+    `processes`, all call this alike and get the same back; the main one saves. `vllm` samples the rollouts, where it is given (to
+    one process alone); teacher and student are always scored by `loaded.model`.
     Raises PromptTooLong before any work, DistillationFailed when the loss is not finite or every response is empty.
     """
     if not instructions:
@@ -72,7 +77,8 @@ def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded:
 
     model = processes.shard(add_adapters(loaded.model, settings))
     model.eval()  # no dropout anywhere: the student must be the same function in rollouts and updates
-    engine = TransformersEngine(LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision), batch_tokens)
+    engine = VllmRollouts(vllm, model, report) if vllm else TransformersEngine(
+        LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision), batch_tokens)
     optimizer = torch.optim.AdamW(student_parameters(model).values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     history: list[dict] = []
     first = 0
@@ -100,7 +106,7 @@ def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded:
         row = {"step": step + 1, **_update(model, optimizer, rollouts, prefix, settings, budget, phases, processes)}
         seconds = time.monotonic() - begun
         tokens, ended = processes.sum(torch.tensor([sum(len(r.response) for r in rollouts), sum(r.ended for r in rollouts)])).tolist()
-        history.append(row | {"seconds": seconds, "tokens_per_second": tokens / seconds,
+        history.append(row | {"engine_mismatch": engine.mismatch if vllm else None, "seconds": seconds, "tokens_per_second": tokens / seconds,
                               "mean_length": tokens / settings.batch_size, "eos_rate": ended / settings.batch_size,
                               **{f"{name}_seconds": spent for name, spent in phases.seconds.items()}})
         left = (time.monotonic() - started) / (step + 1 - first) * (settings.steps - step - 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 Role = Literal["system", "user", "assistant"]
 Progress = Callable[[int, int], None]  # (done, total)
@@ -51,8 +51,25 @@ class Engine(Protocol):
         ...
 
 
+class TokenEngine(Engine, Protocol):
+    """An engine that takes rendered prompts too. `device`: "cpu" or "cuda"; `tokenizer`: of `render`."""
+
+    tokenizer: Any
+    device: str
+
+    def generate_ids(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress | None = None,
+                     rows: Sequence[int] | None = None) -> list[Generation]:
+        """As `generate`, from token ids. `rows`: which row of a larger batch each prompt is; its random numbers are that row's,
+        and the same in any part of the batch."""
+        ...
+
+
 class PromptTooLong(ValueError):
     """A prompt plus its response budget exceeds the model's context. A policy is never truncated: shorten it instead."""
+
+
+class EngineUnavailable(RuntimeError):
+    """The engine that the settings name cannot run here. The message says why, and the mend."""
 
 
 class NotFinite(RuntimeError):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from policyalign_assets.bundled_model import WEIGHTS_DIR
+from policyalign_assets.engine.responses import end_ids
 from policyalign_assets.engine.revision import local_revision
 from policyalign_assets.settings import BUNDLED, ModelSettings
 
@@ -36,10 +39,7 @@ class LoadedModel:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Every id that ends a response: the engine and the trainer must agree on them (method.md: length explosion)."""
-        ids = self.model.generation_config.eos_token_id
-        ids = ids if isinstance(ids, list) else [ids]
-        return tuple(dict.fromkeys(i for i in (*ids, self.tokenizer.eos_token_id) if i is not None))
+        return end_ids(self.model.generation_config, self.tokenizer)
 
     @property
     def context(self) -> int:
@@ -50,23 +50,64 @@ def model_path(settings: ModelSettings) -> str:
     return str(WEIGHTS_DIR) if settings.id == BUNDLED else settings.id
 
 
+@dataclass(frozen=True)
+class Described:
+    """All of a model but its weights. `context`: most tokens of a prompt and its response, by the model's configuration."""
+
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: tuple[int, ...]
+    context: int
+    revision: str
+
+
 def load_model(settings: ModelSettings) -> LoadedModel:
     """Raises ModelNotFound for a missing model, a repository without safetensors, or a GPU setting on a machine without one."""
-    path = model_path(settings)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ModelNotFound("model.device='cuda' but PyTorch sees no GPU here. Mend: set model.device to 'auto' or 'cpu', or run on a GPU machine.")
     device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    common = {"revision": settings.revision, "trust_remote_code": False, "local_files_only": Path(path).is_dir()}
+    with _named(settings):
+        tokenizer = _tokenizer(settings)
+        model = AutoModelForCausalLM.from_pretrained(model_path(settings), use_safetensors=True, dtype=getattr(torch, settings.dtype),
+                                                     **_from(settings))
+    return LoadedModel(model.to(device).eval(), tokenizer, settings.id, _revision(settings, model.config))
+
+
+def describe(settings: ModelSettings) -> Described:
+    """Raises ModelNotFound as `load_model` does, but looks at no weights."""
+    with _named(settings):
+        tokenizer = _tokenizer(settings)
+        config = AutoConfig.from_pretrained(model_path(settings), **_from(settings))
+        try:
+            generation = GenerationConfig.from_pretrained(model_path(settings), **_from(settings))
+        except OSError:  # a model without that file
+            generation = GenerationConfig.from_model_config(config)
+    context = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    return Described(tokenizer, end_ids(generation, tokenizer), context, _revision(settings, config))
+
+
+def _from(settings: ModelSettings) -> dict:
+    return {"revision": settings.revision, "trust_remote_code": False, "local_files_only": Path(model_path(settings)).is_dir()}
+
+
+def _tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(model_path(settings), **_from(settings))
+    if not tokenizer("a", add_special_tokens=False).input_ids:  # what transformers makes of a folder without tokenizer files
+        raise ValueError("its tokenizer has no vocabulary.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _revision(settings: ModelSettings, config) -> str:
+    folder = Path(model_path(settings))
+    return settings.revision or getattr(config, "_commit_hash", None) or (local_revision(folder) if folder.is_dir() else "unpinned")
+
+
+@contextmanager
+def _named(settings: ModelSettings) -> Iterator[None]:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **common)
-        if not tokenizer("a", add_special_tokens=False).input_ids:  # what transformers makes of a folder without tokenizer files
-            raise ValueError("its tokenizer has no vocabulary.")
-        model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, dtype=getattr(torch, settings.dtype), **common)
+        yield
     except (OSError, ValueError, SafetensorError) as error:  # SafetensorError: a damaged file, or a Git LFS pointer
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFound(f"model.id={settings.id!r} cannot be loaded: {reason} Mend: give a folder that holds config.json, a tokenizer and "
                             "*.safetensors, or a hub id that this machine can reach.") from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    revision = settings.revision or getattr(model.config, "_commit_hash", None) or (local_revision(Path(path)) if Path(path).is_dir() else "unpinned")
-    return LoadedModel(model.to(device).eval(), tokenizer, settings.id, revision)

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import torch
 from transformers import DynamicCache
 
-from policyalign_assets.engine.base import Chat, Generation, NotFinite, Progress, PromptTooLong, Sampling
+from policyalign_assets.engine.base import Chat, Generation, NotFinite, Progress, Sampling
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.engine.merged import merged
+from policyalign_assets.engine.responses import check_lengths, finished
 from policyalign_assets.engine.sampling import choose, uniforms
 from policyalign_assets.engine.shared_prefix import attending_to, compute_prefix, shared_length
 
@@ -26,6 +27,7 @@ class TransformersEngine:
     def __init__(self, loaded: LoadedModel, batch_tokens: int):
         self.loaded, self.batch_tokens = loaded, batch_tokens
         self.model_id, self.revision = loaded.model_id, loaded.revision
+        self.tokenizer, self.device = loaded.tokenizer, loaded.device.type
 
     def generate(self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None = None) -> list[Generation]:
         return self.generate_ids([render(self.loaded.tokenizer, c) for c in chats], sampling, progress)
@@ -47,7 +49,7 @@ class TransformersEngine:
             for batch in by_length([len(p) - shared + sampling.max_new_tokens for p in prompts], self.batch_tokens):
                 suffixes = [prompts[i][shared:] for i in batch]
                 for i, tokens in zip(batch, self._decode(suffixes, offset, sampling, [rows[i] for i in batch]), strict=True):
-                    results[i] = self._finish(tokens)
+                    results[i] = finished(tokens, self.loaded.end_ids, self.loaded.tokenizer)
                 done += len(batch)
                 if progress:
                     progress(done, len(prompts))
@@ -83,15 +85,3 @@ class TransformersEngine:
                 cache.batch_select_indices(live)
                 rows, ids_BT, mask_BT, positions_BT = rows[live], ids_BT[live], mask_BT[live], positions_BT[live]
         return out
-
-    def _finish(self, tokens: list[int]) -> Generation:
-        stopped = bool(tokens) and tokens[-1] in self.loaded.end_ids
-        text = self.loaded.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
-        return Generation(text.strip(), tuple(tokens), "stop" if stopped else "length")
-
-
-def check_lengths(prompts: Sequence[Sequence[int]], response: int, context: int) -> None:
-    longest = max(map(len, prompts), default=0)
-    if longest + response > context:
-        raise PromptTooLong(f"a prompt of {longest} tokens and a response of up to {response} exceed the model's context of {context}. "
-                            "Mend: shorten the policy or lower max_new_tokens; a policy is never truncated.")

@@ -32,17 +32,17 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "policy_document": Stage(2),
-    "violating_instructions": Stage(2, ("policy_document",), ("model", "synthesis", "generator", "firewall")),
-    "sensitivity_scores": Stage(1, ("policy_document", "violating_instructions"), ("model", "sensitivity")),
+    "violating_instructions": Stage(3, ("policy_document",), ("model", "synthesis", "generator", "firewall")),
+    "sensitivity_scores": Stage(2, ("policy_document", "violating_instructions"), ("model", "sensitivity")),
     "filtered_instructions": Stage(2, ("violating_instructions", "sensitivity_scores"), ("filtering",)),
-    "distilled_checkpoint": Stage(2, ("policy_document", "filtered_instructions"), ("model", "distillation")),
+    "distilled_checkpoint": Stage(3, ("policy_document", "filtered_instructions"), ("model", "distillation")),
     "generations": Stage(1, ("policy_document", "violating_instructions", "distilled_checkpoint"), ("model", "evaluation")),
     "judgements": Stage(1, ("policy_document", "generations"), ("judge",)),
     "benchmark_report": Stage(2, ("policy_document", "violating_instructions", "filtered_instructions", "distilled_checkpoint", "generations",
                                   "judgements"), ("report",)),
 }
 # How fast the work is done or where things are, not what comes out
-_NO_EFFECT = {"model": {"batch_tokens"},
+_NO_EFFECT = {"model": {"batch_tokens", "gpu_memory"},
               "distillation": {"save_every", "micro_batch_tokens", "gradient_checkpointing", "processes", "accelerate_config"},
               "evaluation": {"benchmarks_dir"},
               "judge": {"base_url", "api_key_variable", "timeout", "deadline", "retries", "concurrency"},

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 import pyarrow as pa
 import torch
 
-from policyalign_assets.engine.base import Progress, Sampling, chat
+from policyalign_assets.engine.base import Progress, Sampling, TokenEngine, chat
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import LoadedModel
+from policyalign_assets.engine.responses import check_lengths
 from policyalign_assets.engine.scoring import head, prompt_prefix, response_hidden
-from policyalign_assets.engine.transformers_engine import TransformersEngine, check_lengths
 from policyalign_assets.evaluation.judge import RuleBasedJudge
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.sensitivity.divergences import TokenDivergences, token_divergences
@@ -32,7 +32,7 @@ from policyalign_assets.tables import SENSITIVITY
 LOGITS = 1 << 24  # of one side at a time (64 MiB in float32)
 
 
-def score_instructions(policy: PolicyDocument, instructions: pa.Table, loaded: LoadedModel, engine: TransformersEngine,
+def score_instructions(policy: PolicyDocument, instructions: pa.Table, loaded: LoadedModel, engine: TokenEngine,
                        judge: RuleBasedJudge, settings: SensitivitySettings, batch_tokens: int, progress: Progress | None = None,
                        parts: Parts | None = None) -> pa.Table:
     """One row per instruction (SENSITIVITY), in the order of `instructions`. Scores of an empty response are null.
@@ -56,7 +56,7 @@ def score_instructions(policy: PolicyDocument, instructions: pa.Table, loaded: L
 
 
 def _scored(part: pa.Table, student_prompts: list[list[int]], teacher_prompts: list[list[int]], start: int, loaded: LoadedModel,
-            engine: TransformersEngine, judge: RuleBasedJudge, settings: SensitivitySettings, batch_tokens: int) -> list[dict]:
+            engine: TokenEngine, judge: RuleBasedJudge, settings: SensitivitySettings, batch_tokens: int) -> list[dict]:
     n = part.num_rows
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed)
     numbers = range(start, start + n)  # a row's samples do not depend on where parts begin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 
 import pyarrow as pa
 
@@ -12,6 +13,7 @@ from policyalign_assets.distillation.checkpoint import publish
 from policyalign_assets.distillation.processes import ALONE, Processes
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.loading import load_model
+from policyalign_assets.engine.opening import opened_vllm
 from policyalign_assets.files import sha256_table, unfinished_folder
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.report.plots import training_plot
@@ -34,11 +36,13 @@ def train(work: Work, policy_document: PolicyDocument, filtered_instructions: pa
     extra = anchors(settings.distillation, settings.model.id)
     provenance = {"policy_id": policy_document.policy_id, "domain": policy_document.domain, "policy_hash": policy_document.content_hash,
                   "instructions": sha256_table(chosen), "everyday_requests": hashlib.sha256("\n".join(i.text for i in extra).encode()).hexdigest(),
-                  "model_id": loaded.model_id, "model_revision": loaded.revision, "dtype": settings.model.dtype,
+                  "model_id": loaded.model_id, "model_revision": loaded.revision, "dtype": settings.model.dtype, "engine": settings.model.engine,
                   "settings": settings.distillation.model_dump(exclude={"processes", "accelerate_config"})}
-    model, training = distill(policy_document, training_mix(chosen) + extra, loaded, settings.distillation,
-                              unfinished_folder(work.data, "distilled_checkpoint", provenance), settings.model.batch_tokens, work.report,
-                              processes)
+    vllm = settings.model.engine == "vllm"
+    with opened_vllm(settings.model, settings.distillation.lora_rank, beside_a_model=True) if vllm else nullcontext() as engine:
+        model, training = distill(policy_document, training_mix(chosen) + extra, loaded, settings.distillation,
+                                  unfinished_folder(work.data, "distilled_checkpoint", provenance), settings.model.batch_tokens, work.report,
+                                  processes, engine)
     if not processes.main:
         return None
     checkpoint = publish(model, loaded, training, work.data, provenance)

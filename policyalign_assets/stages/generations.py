@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -10,10 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
-from policyalign_assets.distillation.checkpoint import load_aligned
 from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.engine.loading import LoadedModel, load_model, model_path
-from policyalign_assets.engine.transformers_engine import TransformersEngine
 from policyalign_assets.evaluation.answers import Model
 from policyalign_assets.evaluation.benchmarks import manifest
 from policyalign_assets.evaluation.capability import Weights
@@ -21,8 +21,8 @@ from policyalign_assets.evaluation.cases import build_cases, heldout_cases
 from policyalign_assets.evaluation.generate import Asked, generate
 from policyalign_assets.files import is_local, scratch_folder, sha256_table
 from policyalign_assets.policy import PolicyDocument
-from policyalign_assets.settings import Settings
 from policyalign_assets.stages import Made, Work
+from policyalign_assets.stages.aligned_engine import base_and_aligned
 from policyalign_assets.stages.facts import markdown_table, preview
 from policyalign_assets.tables import ASKED
 
@@ -32,10 +32,10 @@ VERSIONS = ("policyalign-assets", "torch", "transformers", "peft", "dagster-pipe
 def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa.Table, distilled_checkpoint: Checkpoint) -> Made:
     settings = work.settings
     loaded = load_model(settings.model)
-    base, aligned = _models(work, loaded, distilled_checkpoint)
     cases = build_cases(policy_document, settings.evaluation, violating_instructions["text"].to_pylist()) + heldout_cases(violating_instructions)
-    table, runs = generate(cases, [b for b in manifest() if policy_document.domain in b.domains], base, aligned, policy_document, settings.evaluation,
-                           work.report, scratch_folder(work.data) / "generations")
+    with _models(work, loaded, distilled_checkpoint) as (base, aligned):
+        table, runs = generate(cases, [b for b in manifest() if policy_document.domain in b.domains], base, aligned, policy_document,
+                               settings.evaluation, work.report, scratch_folder(work.data) / "generations")
     asked = Asked(distilled_checkpoint.checkpoint_id, loaded.model_id, loaded.revision, _note(loaded),
                   {name: getattr(settings, name).model_dump(mode="json") for name in ("model", "evaluation")},
                   {name: version(name) for name in VERSIONS}, runs)
@@ -52,19 +52,16 @@ def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa
         "preview": preview(table.filter(pc.equal(table["suite"], "twins")), ("arm", "prompt", "response", "tokens"))})
 
 
-def _models(work: Work, loaded: LoadedModel, checkpoint: Checkpoint) -> tuple[Model, Model]:
+@contextmanager
+def _models(work: Work, loaded: LoadedModel, checkpoint: Checkpoint) -> Iterator[tuple[Model, Model]]:
     settings = work.settings.model
-    identity = f"{loaded.model_id}@{loaded.revision} {settings.dtype}"
+    identity = f"{loaded.model_id}@{loaded.revision} {settings.dtype} {settings.engine}"
     weights = Weights(model_path(settings), settings.dtype, loaded.device.type, settings.revision)
-    adapter = work.data / checkpoint.path
-    return (Model(identity, lambda: _engine(loaded, work.settings), weights),
-            Model(f"{identity} + {checkpoint.checkpoint_id}",
-                  lambda: _engine(load_aligned(checkpoint, load_model(settings), work.data), work.settings),
-                  replace(weights, adapter=adapter.absolute()) if is_local(adapter) else None))
-
-
-def _engine(loaded: LoadedModel, settings: Settings) -> TransformersEngine:
-    return TransformersEngine(loaded, settings.model.batch_tokens)
+    folder = work.data / checkpoint.path
+    adapter = folder.absolute() if is_local(folder) else None
+    with base_and_aligned(settings, loaded, checkpoint, work.data) as (base, aligned):
+        yield (Model(identity, base, weights),
+               Model(f"{identity} + {checkpoint.checkpoint_id}", aligned, adapter and replace(weights, adapter=adapter)))
 
 
 def _note(loaded: LoadedModel) -> str:

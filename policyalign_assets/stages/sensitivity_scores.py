@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.engine.transformers_engine import TransformersEngine
+from policyalign_assets.engine.opening import opened
 from policyalign_assets.evaluation.judge import judge_for
 from policyalign_assets.files import sha256_table, unfinished_folder
 from policyalign_assets.policy import PolicyDocument
@@ -20,11 +20,11 @@ def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa
     settings = work.settings
     loaded = load_model(settings.model)
     made_from = {"policy": policy_document.content_hash, "instructions": sha256_table(violating_instructions), "model": loaded.revision,
-                 "dtype": settings.model.dtype, "settings": settings.sensitivity.model_dump()}
+                 "dtype": settings.model.dtype, "engine": settings.model.engine, "settings": settings.sensitivity.model_dump()}
     parts = Parts(unfinished_folder(work.data, "sensitivity_scores", made_from))
-    table = score_instructions(policy_document, violating_instructions, loaded, TransformersEngine(loaded, settings.model.batch_tokens),
-                               judge_for(settings.model.id), settings.sensitivity, settings.model.batch_tokens,
-                               lambda done, total: work.report(f"scored {done}/{total}"), parts)
+    with opened(settings.model, loaded) as engine:
+        table = score_instructions(policy_document, violating_instructions, loaded, engine, judge_for(settings.model.id), settings.sensitivity,
+                                   settings.model.batch_tokens, lambda done, total: work.report(f"scored {done}/{total}"), parts)
     violating = table.select(["flip", "reverse_kl"]).filter(pc.equal(table["kind"], "violating"))
     return Made(table, sha256_table(table), {
         "dagster/partition_row_count": table.num_rows, "flip rate": pc.mean(violating["flip"].cast("int8")).as_py(),

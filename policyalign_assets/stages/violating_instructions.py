@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from policyalign_assets.engine.base import Engine
 from policyalign_assets.engine.endpoint_engine import EndpointEngine
-from policyalign_assets.engine.loading import load_model
-from policyalign_assets.engine.transformers_engine import TransformersEngine
+from policyalign_assets.engine.opening import opened
 from policyalign_assets.evaluation.judges.endpoint import EndpointJudge
 from policyalign_assets.evaluation.judges.verdict import Judge
 from policyalign_assets.files import scratch_folder, sha256_table
@@ -28,15 +29,14 @@ from policyalign_assets.tables import YIELDS
 def make(work: Work, policy_document: PolicyDocument) -> Made:
     settings = work.settings
     firewall = firewall_for(settings.firewall)
-    engine, made_on = _generator(settings)
-    store = RuleStore(scratch_folder(work.data) / "synthesis", made_on)
 
     def judge(rule: Rule) -> Judge:
         return EndpointJudge(RuleEntailment(rule, main_kind(rule)), settings.judge, work.report)
 
-    made = synthesize(policy_document, engine, settings.synthesis, work.report, firewall,
-                      (lambda rule: own_cases(policy_document, rule, settings)) if settings.firewall.own_cases else None, store,
-                      judge if settings.synthesis.entailment else None)
+    with _generator(settings) as (engine, made_on):
+        made = synthesize(policy_document, engine, settings.synthesis, work.report, firewall,
+                          (lambda rule: own_cases(policy_document, rule, settings)) if settings.firewall.own_cases else None,
+                          RuleStore(scratch_folder(work.data) / "synthesis", made_on), judge if settings.synthesis.entailment else None)
     starved = sorted(r for r, y in made.yields.items() if y.starved)
     dropped = sum((y.dropped for y in made.yields.values()), start=Counter())
     yields = {rule_id: vars(y) for rule_id, y in made.yields.items()}
@@ -50,9 +50,11 @@ def make(work: Work, policy_document: PolicyDocument) -> Made:
         **synthesis_coverage(table, yields), "preview": preview(table, ("rule_id", "kind", "text"))})
 
 
-def _generator(settings: Settings) -> tuple[Engine, list[str]]:
+@contextmanager
+def _generator(settings: Settings) -> Iterator[tuple[Engine, list[str]]]:
     """Who writes the drafts, and what beside its name and revision decides what it writes."""
     if settings.generator.base_url:
-        return EndpointEngine(settings.generator), ["endpoint"]
-    loaded = load_model(settings.model)
-    return TransformersEngine(loaded, settings.model.batch_tokens), [settings.model.dtype, loaded.device.type]
+        yield EndpointEngine(settings.generator), ["endpoint"]
+        return
+    with opened(settings.model) as engine:
+        yield engine, [settings.model.engine, settings.model.dtype, engine.device]

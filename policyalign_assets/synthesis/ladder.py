@@ -76,8 +76,7 @@ def _prefilled(engine: Engine) -> Callable[[Sequence[str], Sampling], list[Gener
     def ask(prompts: Sequence[str], sampling: Sampling) -> list[Generation]:
         from policyalign_assets.engine.chat import content_ids, render
 
-        tokenizer = engine.loaded.tokenizer
-        begun = content_ids(tokenizer, grid.prefill())
-        return engine.generate_ids([render(tokenizer, chat(grid.defensive(p))) + begun for p in prompts], sampling)
+        begun = content_ids(engine.tokenizer, grid.prefill())
+        return engine.generate_ids([render(engine.tokenizer, chat(grid.defensive(p))) + begun for p in prompts], sampling)
 
     return ask

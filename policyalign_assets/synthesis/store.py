@@ -19,7 +19,7 @@ from policyalign_assets.synthesis import prompts
 from policyalign_assets.synthesis.drafting import Gate, RuleYield
 from policyalign_assets.synthesis.grid import grid_text
 
-CODE = 1  # raise it when drafting changes what it makes
+CODE = 2  # raise it when drafting changes what it makes
 _LATER = {"recombined_ratio", "heldout"}  # applied to the rows after they were drafted
 
 
