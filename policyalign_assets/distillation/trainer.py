@@ -35,6 +35,7 @@ from policyalign_assets.engine.base import NotFinite, Sampling, chat
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import LoadedModel
+from policyalign_assets.engine.merged import fold, using
 from policyalign_assets.engine.responses import check_lengths
 from policyalign_assets.engine.scoring import head, prompt_prefix, response_hidden
 from policyalign_assets.engine.shared_prefix import Prefix
@@ -153,7 +154,7 @@ def _gradients(model: PeftModel, optimizer: torch.optim.Optimizer, mini: list[Ro
                settings: DistillationSettings, budget: Budget, phases: Phases, processes: Processes) -> torch.Tensor:
     """Sets the student's gradients of this process's share of an optimizer batch; returns the sums over its tokens."""
     optimizer.zero_grad(set_to_none=True)
-    shared = prefix.length if prefix else 0
+    shared, folded = prefix.length if prefix else 0, fold(model)
     sums = torch.zeros(4, dtype=torch.float64)
     lengths = [max(len(r.teacher_prompt) - shared, len(r.student_prompt)) + len(r.response) for r in mini]
     for chosen, weight in processes.evenly(list(by_length(lengths, budget.tokens))):
@@ -161,7 +162,7 @@ def _gradients(model: PeftModel, optimizer: torch.optim.Optimizer, mini: list[Ro
         responses = [r.response for r in micro]
         with phases("teacher"), teacher_weights(model, settings):
             teacher_MD = response_hidden(model, [r.teacher_prompt for r in micro], responses, prefix)
-        with phases("student"), checkpointed(model, settings.gradient_checkpointing):
+        with phases("student"), using(model, folded), checkpointed(model, settings.gradient_checkpointing):
             student_MD = response_hidden(model, [r.student_prompt for r in micro], responses)
             out = reverse_kl_top_k(student_MD, teacher_MD, head(model), settings.top_k, settings.tail, settings.temperature,
                                    settings.forward_weight)

@@ -1,7 +1,8 @@
-"""While a model generates, its LoRA adapter is folded into copies of the weights: one matrix product a layer instead of three.
+"""A LoRA adapter folded into copies of the weights: one matrix product a layer instead of three.
 
-Decoding is many small products, so on a CPU this more than halves its time (`benchmarks/speed.py`). In float32 alone: bfloat16
-would round away an adapter that has moved little, and the rollouts would be the base model's.
+Decoding is many small products, so on a CPU this halves its time; in training it takes the adapter out of the forward pass, and
+the backward pass gives the gradients of A and B from the same products (`benchmarks/speed.py`). In float32 alone: bfloat16 would
+round away an adapter that has moved little, and the rollouts would be the base model's.
 """
 
 from __future__ import annotations
@@ -11,39 +12,70 @@ from contextlib import contextmanager
 
 import torch
 from peft.tuners.lora import Linear
+from torch.distributed.tensor import DTensor
+
+
+class FoldedLinear(torch.nn.Module):
+    """Computes what a LoRA layer with one active adapter does. Gradients reach the adapter's own A and B, never the weight."""
+
+    def __init__(self, layer: Linear):
+        super().__init__()
+        base, (name,) = layer.get_base_layer(), layer.active_adapters
+        with torch.no_grad():
+            self.weight_OI = base.weight + layer.get_delta_weight(name)
+        self.bias, self.scaling = base.bias, layer.scaling[name]
+        self.a_RI, self.b_OR = layer.lora_A[name].weight, layer.lora_B[name].weight
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return torch.nn.functional.linear(x, self.weight_OI, self.bias)
+        return _Folded.apply(x, self.weight_OI, self.bias, self.a_RI, self.b_OR, self.scaling)
+
+
+class _Folded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight_OI, bias, a_RI, b_OR, scaling):
+        ctx.save_for_backward(x, weight_OI, a_RI, b_OR)
+        ctx.scaling = scaling
+        return torch.nn.functional.linear(x, weight_OI, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight_OI, a_RI, b_OR = ctx.saved_tensors
+        x_MI, grad_MO = x.flatten(0, -2), grad.flatten(0, -2)
+        grad_x = grad @ weight_OI if ctx.needs_input_grad[0] else None
+        grad_a_RI = (grad_MO @ b_OR).mul_(ctx.scaling).T @ x_MI
+        grad_b_OR = grad_MO.T @ (x_MI @ a_RI.T).mul_(ctx.scaling)
+        return grad_x, None, None, grad_a_RI, grad_b_OR, None
+
+
+Folded = dict[str, FoldedLinear]
+
+
+def fold(model) -> Folded:
+    """The adapted layers of `model`, by name, as they are now. Empty without LoRA, in half precision, sharded, or with the adapter off.
+
+    Costs a copy of the adapted weights for as long as it is kept.
+    """
+    return {name: FoldedLinear(module) for name, module in model.named_modules() if isinstance(module, Linear) and _can_fold(module)}
 
 
 @contextmanager
-def merged(model) -> Iterator[None]:
-    """Inside, `model` computes what it computes outside, up to rounding, without adapters. The weights themselves stay untouched.
-
-    Costs a copy of the adapted weights. Does nothing to a model without LoRA, in half precision, or with its adapter off.
-    """
-    wrapped = [(name, module) for name, module in model.named_modules() if isinstance(module, Linear) and _can_merge(module)]
+def using(model, folded: Folded) -> Iterator[None]:
+    """Inside, `model` computes with `folded`: the same up to rounding. Its own layers are put back afterwards, untouched."""
+    before = {name: model.get_submodule(name) for name in folded}
     try:
-        for name, module in wrapped:
-            _put(model, name, _folded(module))
+        for name, layer in folded.items():
+            model.set_submodule(name, layer)
         yield
     finally:
-        for name, module in wrapped:
-            _put(model, name, module)
+        for name, layer in before.items():
+            model.set_submodule(name, layer)
 
 
-def _can_merge(module: Linear) -> bool:
-    base = module.get_base_layer()
-    return (type(base) is torch.nn.Linear and base.weight.dtype == torch.float32 and not module.disable_adapters and not module.merged
-            and not module.lora_variant)
-
-
-def _folded(module: Linear) -> torch.nn.Linear:
-    base = module.get_base_layer()
-    linear = torch.nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
-    with torch.no_grad():
-        weight = base.weight + sum(module.get_delta_weight(a) for a in module.active_adapters if a in module.lora_A)
-    linear.weight, linear.bias = torch.nn.Parameter(weight, requires_grad=False), base.bias
-    return linear.eval()
-
-
-def _put(model, name: str, module: torch.nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
+def _can_fold(layer: Linear) -> bool:
+    base = layer.get_base_layer()
+    return (type(base) is torch.nn.Linear and base.weight.dtype == torch.float32 and not isinstance(base.weight, DTensor)
+            and not layer.disable_adapters and not layer.merged and not layer.lora_variant and len(layer.active_adapters) == 1
+            and layer.active_adapters[0] in layer.lora_A)

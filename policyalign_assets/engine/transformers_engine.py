@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import DynamicCache
 
 from policyalign_assets.engine.base import Chat, Generation, NotFinite, Progress, Sampling
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
+from policyalign_assets.engine.kv_cache import roomy_cache
 from policyalign_assets.engine.loading import LoadedModel
-from policyalign_assets.engine.merged import merged
+from policyalign_assets.engine.merged import fold, using
 from policyalign_assets.engine.responses import check_lengths, finished
 from policyalign_assets.engine.sampling import choose, uniforms
 from policyalign_assets.engine.shared_prefix import attending_to, compute_prefix, shared_length
@@ -45,7 +45,7 @@ class TransformersEngine:
         rows = range(len(prompts)) if rows is None else rows
         results: list[Generation | None] = [None] * len(prompts)
         done = 0
-        with merged(model), attending_to(model, compute_prefix(model, prompts[0][:shared]) if shared else None) as offset:
+        with using(model, fold(model)), attending_to(model, compute_prefix(model, prompts[0][:shared]) if shared else None) as offset:
             for batch in by_length([len(p) - shared + sampling.max_new_tokens for p in prompts], self.batch_tokens):
                 suffixes = [prompts[i][shared:] for i in batch]
                 for i, tokens in zip(batch, self._decode(suffixes, offset, sampling, [rows[i] for i in batch]), strict=True):
@@ -63,7 +63,7 @@ class TransformersEngine:
         ids_BT = torch.tensor([[0] * (width - len(s)) + s for s in suffixes], device=device)
         mask_BT = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in suffixes], device=device)
         positions_BT = offset + (mask_BT.cumsum(1) - 1).clamp_min(0)
-        cache = DynamicCache(config=model.config)
+        cache = roomy_cache(model.config, width + sampling.max_new_tokens)
         out: list[list[int]] = [[] for _ in suffixes]
         rows = torch.arange(len(suffixes), device=device)  # which row of the batch each live row is
         uniform_BT = uniforms(sampling, numbers).to(device)
