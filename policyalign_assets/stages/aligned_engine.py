@@ -1,4 +1,4 @@
-"""The engines of the base and of the aligned model, for the report: each is made when an answer of it is missing."""
+"""The engines of the base and of the aligned model, for the report's answers: each is made when an answer of it is missing."""
 
 from __future__ import annotations
 
