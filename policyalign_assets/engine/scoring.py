@@ -50,6 +50,7 @@ def response_logits(model, prompts: Sequence[list[int]], responses: Sequence[Seq
 
 def _scaled(logits_MV: torch.Tensor, config) -> torch.Tensor:
     """What some models do to their logits after the head: Granite, Cohere, Gemma 2."""
-    logits_MV = logits_MV * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+    scale = (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+    logits_MV = logits_MV if scale == 1 else logits_MV * scale
     cap = getattr(config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits_MV / cap) if cap else logits_MV

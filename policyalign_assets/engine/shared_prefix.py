@@ -82,22 +82,30 @@ def attending_to(model, prefix: Prefix | None) -> Iterator[int]:
 
 
 def _attention(module, query_BHTD, key_BGSD, value_BGSD, attention_mask, scaling: float, dropout: float = 0.0, **_):
-    """Softmax over prefix and suffix together. H query heads share G key heads (grouped-query attention)."""
+    """Softmax over prefix and suffix together. H query heads share G key heads (grouped-query attention); N = H/G * T.
+
+    Each part is softmaxed by itself and weighed by its share of the whole: one long row of both would have to be copied together.
+    """
     batch, heads, length, dim = query_BHTD.shape
     groups = key_BGSD.shape[1]
     prefix_k_GPD, prefix_v_GPD = module.config.policyalign_prefix.layers[module.layer_idx]
-    query_BGRD = query_BHTD.reshape(batch, groups, heads // groups * length, dim) * scaling
-    flat_GND = query_BGRD.transpose(0, 1).reshape(groups, -1, dim)  # all rows against the one prefix: a single matrix product per head
-    on_prefix = (flat_GND @ prefix_k_GPD.transpose(1, 2)).view(groups, batch, -1, prefix_k_GPD.shape[1]).transpose(0, 1)
-    on_suffix = query_BGRD @ key_BGSD.transpose(2, 3)
+    query_BGND = query_BHTD.reshape(batch, groups, heads // groups * length, dim) * scaling
+    flat_GMD = query_BGND.transpose(0, 1).reshape(groups, -1, dim)  # all rows against the one prefix: a single matrix product per head
+    from_prefix, prefix_lse = _attended(flat_GMD @ prefix_k_GPD.transpose(1, 2), prefix_v_GPD)
+    from_prefix, prefix_lse = (x.view(groups, batch, -1, x.shape[-1]).transpose(0, 1) for x in (from_prefix, prefix_lse))
+    on_suffix_BGNS = query_BGND @ key_BGSD.transpose(2, 3)
     if attention_mask is not None:  # additive, [B, 1, T, S]
-        repeated = attention_mask.expand(batch, heads // groups, length, -1).reshape(batch, 1, heads // groups * length, -1)
-        on_suffix = on_suffix + repeated
-    weights = torch.cat([on_prefix, on_suffix], -1).softmax(-1, dtype=torch.float32).to(query_BHTD.dtype)
-    on_prefix, on_suffix = weights.split([prefix_k_GPD.shape[1], key_BGSD.shape[2]], -1)
-    from_prefix = (on_prefix.transpose(0, 1).reshape(groups, -1, prefix_k_GPD.shape[1]) @ prefix_v_GPD).view(groups, batch, -1, dim).transpose(0, 1)
-    out_BGRD = from_prefix + on_suffix @ value_BGSD
-    return out_BGRD.reshape(batch, heads, length, dim).transpose(1, 2).contiguous(), None
+        on_suffix_BGNS += attention_mask.expand(batch, heads // groups, length, -1).reshape(batch, 1, heads // groups * length, -1)
+    from_suffix, suffix_lse = _attended(on_suffix_BGNS, value_BGSD)
+    out_BGND = torch.lerp(from_suffix, from_prefix, torch.sigmoid(prefix_lse - suffix_lse).to(from_suffix.dtype))
+    return out_BGND.reshape(batch, heads, length, dim).transpose(1, 2).contiguous(), None
+
+
+def _attended(scores: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax of `scores` over their last dimension times `values`, and the log of its denominator (float32)."""
+    weights = scores.softmax(-1, dtype=torch.float32)
+    lse = scores.amax(-1, keepdim=True).float() - weights.amax(-1, keepdim=True).log()  # the greatest weight is exp(greatest score - lse)
+    return weights.to(values.dtype) @ values, lse
 
 
 AttentionInterface.register(NAME, _attention)
