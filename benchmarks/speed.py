@@ -100,7 +100,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, in both")
     p.add_argument("--parts", nargs="+", choices=["step", "teacher", "scoring", "loss"], default=["step", "teacher", "scoring", "loss"])
-    p.add_argument("--out", type=Path, default=Path("docs/speed"))
+    p.add_argument("--out", type=Path, default=Path("data/speed"))
     return p.parse_args()
 
 

@@ -359,3 +359,27 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
 def test_cuda_on_a_machine_without_a_gpu_is_refused():
     with pytest.raises(ModelNotFound, match=r"model.device='cuda'"):
         load_model(ModelSettings(device="cuda"))
+
+
+def test_running_out_of_memory_halves_the_batch_and_changes_no_answer(monkeypatch, caplog):
+    loaded = make(SHARING["qwen2"], ENDS)
+    sampling = Sampling(8, temperature=1.0, seed=3)
+    expected = TransformersEngine(loaded, 10_000).generate_ids(PROMPTS, sampling)
+    engine = TransformersEngine(loaded, 10_000)
+    real = engine._decode
+
+    def scarce(suffixes, *rest):
+        if len(suffixes) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(suffixes, *rest)
+
+    monkeypatch.setattr(engine, "_decode", scarce)
+    assert engine.generate_ids(PROMPTS, sampling) == expected
+    assert "out of memory" in caplog.text and engine.batch_tokens < 10_000
+
+    def never(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine, "_decode", never)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.generate_ids(PROMPTS, sampling)

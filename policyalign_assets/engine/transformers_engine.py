@@ -6,6 +6,7 @@ slowest ends; here the policy is shared and finished rows leave the batch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -46,14 +47,31 @@ class TransformersEngine:
         results: list[Generation | None] = [None] * len(prompts)
         done = 0
         with using(model, fold(model)), attending_to(model, compute_prefix(model, prompts[0][:shared]) if shared else None) as offset:
-            for batch in by_length([len(p) - shared + sampling.max_new_tokens for p in prompts], self.batch_tokens):
-                suffixes = [prompts[i][shared:] for i in batch]
-                for i, tokens in zip(batch, self._decode(suffixes, offset, sampling, [rows[i] for i in batch]), strict=True):
+            todo = list(by_length([len(p) - shared + sampling.max_new_tokens for p in prompts], self.batch_tokens))
+            while todo:
+                batch = todo.pop(0)
+                decoded = self._decoded([prompts[i][shared:] for i in batch], offset, sampling, [rows[i] for i in batch])
+                if decoded is None:  # in halves; a row's answer does not depend on its batch
+                    todo[:0] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+                    continue
+                for i, tokens in zip(batch, decoded, strict=True):
                     results[i] = finished(tokens, self.loaded.end_ids, self.loaded.tokenizer)
                 done += len(batch)
                 if progress:
                     progress(done, len(prompts))
         return results
+
+    def _decoded(self, suffixes: list[list[int]], offset: int, sampling: Sampling, numbers: list[int]) -> list[list[int]] | None:
+        """As `_decode`; None where the batch does not fit into the memory, and from then on batches are half as large."""
+        try:
+            return self._decode(suffixes, offset, sampling, numbers)
+        except torch.OutOfMemoryError:
+            if len(suffixes) == 1:
+                raise
+        self.batch_tokens //= 2
+        torch.cuda.empty_cache()  # outside of `except`: the error holds on to the tensors of its frames
+        logging.getLogger(__name__).warning("out of memory: generating on with batches of %d tokens", self.batch_tokens)
+        return None
 
     def _decode(self, suffixes: list[list[int]], offset: int, sampling: Sampling, numbers: list[int]) -> list[list[int]]:
         """Sampled tokens per row, the end token included. Rows are left-padded; `offset` is the position of the first suffix token."""
