@@ -6,7 +6,7 @@ from torch.distributed.tensor import DTensor
 from policyalign_assets.distillation.adapters import add_adapters, student_parameters, teacher_weights
 from policyalign_assets.distillation.processes import Accelerated
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.engine.merged import merged
+from policyalign_assets.engine.merged import fold, using
 from policyalign_assets.settings import DistillationSettings, ModelSettings
 
 SETTINGS = DistillationSettings(teacher="ema", lora_rank=4, lora_alpha=8)
@@ -45,7 +45,7 @@ def main() -> None:
     with process.whole(model):
         assert held(model) == everything
         for _ in range(1 + process.index):  # one process calls it more often than the other
-            with torch.inference_mode(), merged(model):
+            with torch.inference_mode(), using(model, fold(model)):
                 torch.testing.assert_close(model(input_ids=ROWS[:2]).logits, expected, atol=1e-4, rtol=1e-4)
     assert held(model) < 0.6 * everything
 

@@ -48,7 +48,7 @@ def made(tmp_path):
     writer.count = 0
     with one_thread(), fake_judge(writer) as server:
         settings = load_settings("qwen2.5-7b", {
-            "model": {"id": str(tmp_path / "model"), "dtype": "float32", "device": "cpu"},
+            "model": {"id": str(tmp_path / "model"), "dtype": "float32", "device": "cpu", "engine": "transformers"},
             "generator": {"base_url": server.url, "model": "writer", "concurrency": 1},
             "judge": {"kind": "policy", "base_url": server.url, "model": "judge"},
             "synthesis": {"per_rule": 4, "rounds": 2, "entailment": True, "near_duplicate": 1.0, "rouge_l": 1.0, "style_share": 1.5,
