@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_definitions import STUBBORN
 
-from policyalign_assets.orchestration.guard import LINUX
+from policyalign_assets.guard import LINUX
 from policyalign_assets.orchestration.launchers import run_guarded
 
 ROOT = Path(__file__).parents[1]

@@ -19,8 +19,8 @@ from policyalign_assets.bundled_model import WEIGHTS_DIR
 from policyalign_assets.distillation.budget import Budget, DistillationFailed
 from policyalign_assets.distillation.processes import Processes
 from policyalign_assets.distillation.record import training_table
+from policyalign_assets.guard import LINUX, descendants
 from policyalign_assets.orchestration.fingerprints import own_version
-from policyalign_assets.orchestration.guard import LINUX, descendants
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import SettingsError, load_settings
 from policyalign_assets.stages import Work, distilled_checkpoint
@@ -195,7 +195,7 @@ def test_nothing_of_accelerate_launch_is_left_ten_seconds_after_its_run_was_kill
     config.write_text(yaml.safe_dump(launch_config(settings(processes=2))))
     worker = script(tmp_path, "worker.py", f"""
         import os, sys
-        from policyalign_assets.orchestration.guard import guarded
+        from policyalign_assets.guard import guarded
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", {str(config)!r}, {stubborn!r}]
         with guarded(launch, 5.0, dict(os.environ)) as process:
             process.wait()

@@ -34,8 +34,8 @@ from policyalign_assets.distillation.rollouts import VllmRollouts
 from policyalign_assets.engine.base import NotFinite, Sampling, chat
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
+from policyalign_assets.engine.folded import fold, using
 from policyalign_assets.engine.loading import LoadedModel
-from policyalign_assets.engine.merged import fold, using
 from policyalign_assets.engine.responses import check_lengths
 from policyalign_assets.engine.scoring import head, prompt_prefix, response_hidden
 from policyalign_assets.engine.shared_prefix import Prefix

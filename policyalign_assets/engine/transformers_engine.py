@@ -14,9 +14,9 @@ import torch
 from policyalign_assets.engine.base import Chat, Generation, NotFinite, Progress, Sampling
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
+from policyalign_assets.engine.folded import fold, using
 from policyalign_assets.engine.kv_cache import roomy_cache
 from policyalign_assets.engine.loading import LoadedModel
-from policyalign_assets.engine.merged import fold, using
 from policyalign_assets.engine.responses import check_lengths, finished
 from policyalign_assets.engine.sampling import choose, uniforms
 from policyalign_assets.engine.shared_prefix import attending_to, compute_prefix, shared_length

@@ -20,7 +20,7 @@ import dagster as dg
 
 import policyalign_assets
 from policyalign_assets.files import Location
-from policyalign_assets.orchestration.guard import guarded
+from policyalign_assets.guard import guarded
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.stages import Data, Made, Work, make
 from policyalign_assets.stages.exchange import Exchange, Problem, problem_of

@@ -18,7 +18,7 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig
 
 import policyalign_assets
-from policyalign_assets.orchestration.guard import guarded
+from policyalign_assets.guard import guarded
 from policyalign_assets.settings import Settings
 from policyalign_assets.stages import Data, Made, Work
 from policyalign_assets.stages.exchange import Exchange, Failed, Problem

@@ -5,8 +5,8 @@ import torch
 from helpers import one_thread
 
 from policyalign_assets.distillation.adapters import add_adapters, student_parameters, teacher_weights
+from policyalign_assets.engine.folded import fold, using
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.engine.merged import fold, using
 from policyalign_assets.settings import DistillationSettings, ModelSettings
 
 SETTINGS = DistillationSettings(lora_rank=4, lora_alpha=12, teacher="ema")
