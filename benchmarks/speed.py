@@ -33,6 +33,7 @@ from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.base import chat
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import LoadedModel
+from policyalign_assets.engine.memory import keep_freed_memory
 from policyalign_assets.engine.scoring import prompt_prefix, response_hidden
 from policyalign_assets.engine.transformers_engine import TransformersEngine
 from policyalign_assets.evaluation.judge import RuleBasedJudge
@@ -67,6 +68,7 @@ def main() -> None:
     a = arguments()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(a.threads)
+    keep_freed_memory()  # as load_model does; it serves all contenders, which share this process
     parts: dict[str, Callable[[argparse.Namespace], list[Line]]] = {"step": step, "teacher": teacher, "scoring": scoring, "loss": loss}
     lines: list[Line] = []
     for name in a.parts:

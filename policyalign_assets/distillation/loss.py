@@ -96,16 +96,16 @@ def _tempered(logits_MV: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def top(values_MV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `topk`: (values_MK, indices_MK), falling. The k greatest lie in the k blocks with the greatest maxima, so few are sorted."""
+    """As `topk`, in any order: (values_MK, indices_MK). The k greatest lie in the k blocks with the greatest maxima, so few are sorted."""
     tokens, vocabulary = values_MV.shape
     whole = vocabulary // BLOCK * BLOCK
     if vocabulary < 4 * k * BLOCK:
-        return values_MV.topk(k, -1)
-    blocks_MK = values_MV[:, :whole].unflatten(-1, (-1, BLOCK)).amax(-1).topk(k, -1).indices
+        return values_MV.topk(k, -1, sorted=False)
+    blocks_MK = values_MV[:, :whole].unflatten(-1, (-1, BLOCK)).amax(-1).topk(k, -1, sorted=False).indices
     among_MC = (blocks_MK[..., None] * BLOCK + torch.arange(BLOCK, device=values_MV.device)).flatten(1)
     if whole < vocabulary:
         among_MC = torch.cat([among_MC, torch.arange(whole, vocabulary, device=values_MV.device).expand(tokens, -1)], -1)
-    best = values_MV.gather(-1, among_MC).topk(k, -1)
+    best = values_MV.gather(-1, among_MC).topk(k, -1, sorted=False)
     return best.values, among_MC.gather(-1, best.indices)
 
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils.logging import disable_progress_bar
 
 from policyalign_assets.bundled_model import WEIGHTS_DIR
+from policyalign_assets.engine.memory import keep_freed_memory
 from policyalign_assets.engine.responses import end_ids
 from policyalign_assets.engine.revision import local_revision
 from policyalign_assets.settings import BUNDLED, ModelSettings
@@ -65,6 +66,8 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ModelNotFound("model.device='cuda' but PyTorch sees no GPU here. Mend: set model.device to 'auto' or 'cpu', or run on a GPU machine.")
     device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        keep_freed_memory()
     with _named(settings):
         tokenizer = _tokenizer(settings)
         model = AutoModelForCausalLM.from_pretrained(model_path(settings), use_safetensors=True, dtype=getattr(torch, settings.dtype),

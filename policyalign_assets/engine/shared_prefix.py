@@ -82,30 +82,42 @@ def attending_to(model, prefix: Prefix | None) -> Iterator[int]:
 
 
 def _attention(module, query_BHTD, key_BGSD, value_BGSD, attention_mask, scaling: float, dropout: float = 0.0, **_):
-    """Softmax over prefix and suffix together. H query heads share G key heads (grouped-query attention); N = H/G * T.
+    prefix = module.config.policyalign_prefix.layers[module.layer_idx]
+    return attend(query_BHTD, key_BGSD, value_BGSD, prefix, scaling, mask=attention_mask).transpose(1, 2).contiguous(), None
+
+
+def attend(query_BHTD: torch.Tensor, key_BGSD: torch.Tensor, value_BGSD: torch.Tensor, prefix: tuple[torch.Tensor, torch.Tensor],
+           scaling: float, mask: torch.Tensor | None = None, causal: bool = False) -> torch.Tensor:
+    """Softmax over prefix and suffix together: out_BHTD. H query heads share G key heads (grouped-query attention).
 
     Each part is softmaxed by itself and weighed by its share of the whole: one long row of both would have to be copied together.
+    `mask`: additive, [B, 1, T, S], of the suffix.
     """
     batch, heads, length, dim = query_BHTD.shape
+    flat_1HND = query_BHTD.transpose(0, 1).reshape(1, heads, batch * length, dim)  # all rows against the one prefix, in a single product
+    from_prefix, prefix_lse = _attended(flat_1HND, prefix[0][None], prefix[1][None], scaling)
+    from_prefix, prefix_lse = (x.unflatten(2, (batch, length))[0].transpose(0, 1) for x in (from_prefix, prefix_lse))
+    from_suffix, suffix_lse = _attended(query_BHTD, key_BGSD, value_BGSD, scaling, mask, causal)
+    return torch.lerp(from_suffix, from_prefix, torch.sigmoid(prefix_lse - suffix_lse)[..., None].to(from_suffix.dtype))
+
+
+def _attended(query_BHTD, key_BGSD, value_BGSD, scaling: float, mask=None, causal: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention and, for each query, the log of the softmax's denominator (float32): out_BHTD, lse_BHT."""
+    if query_BHTD.device.type == "cpu":  # the kernel behind scaled_dot_product_attention, which keeps the denominator to itself
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query_BHTD, key_BGSD, value_BGSD, 0.0, causal, attn_mask=mask, scale=scaling)
+    batch, heads, length, dim = query_BHTD.shape
     groups = key_BGSD.shape[1]
-    prefix_k_GPD, prefix_v_GPD = module.config.policyalign_prefix.layers[module.layer_idx]
-    query_BGND = query_BHTD.reshape(batch, groups, heads // groups * length, dim) * scaling
-    flat_GMD = query_BGND.transpose(0, 1).reshape(groups, -1, dim)  # all rows against the one prefix: a single matrix product per head
-    from_prefix, prefix_lse = _attended(flat_GMD @ prefix_k_GPD.transpose(1, 2), prefix_v_GPD)
-    from_prefix, prefix_lse = (x.view(groups, batch, -1, x.shape[-1]).transpose(0, 1) for x in (from_prefix, prefix_lse))
-    on_suffix_BGNS = query_BGND @ key_BGSD.transpose(2, 3)
-    if attention_mask is not None:  # additive, [B, 1, T, S]
-        on_suffix_BGNS += attention_mask.expand(batch, heads // groups, length, -1).reshape(batch, 1, heads // groups * length, -1)
-    from_suffix, suffix_lse = _attended(on_suffix_BGNS, value_BGSD)
-    out_BGND = torch.lerp(from_suffix, from_prefix, torch.sigmoid(prefix_lse - suffix_lse).to(from_suffix.dtype))
-    return out_BGND.reshape(batch, heads, length, dim).transpose(1, 2).contiguous(), None
-
-
-def _attended(scores: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax of `scores` over their last dimension times `values`, and the log of its denominator (float32)."""
-    weights = scores.softmax(-1, dtype=torch.float32)
-    lse = scores.amax(-1, keepdim=True).float() - weights.amax(-1, keepdim=True).log()  # the greatest weight is exp(greatest score - lse)
-    return weights.to(values.dtype) @ values, lse
+    scores_BHTS = (query_BHTD.reshape(batch, groups, -1, dim) * scaling @ key_BGSD.transpose(2, 3)).view(batch, heads, length, -1)
+    if causal:
+        hidden_TS = torch.ones(scores_BHTS.shape[2:], dtype=torch.bool, device=scores_BHTS.device).triu(1)
+        scores_BHTS.masked_fill_(hidden_TS, -torch.inf)
+    if mask is not None:
+        scores_BHTS += mask
+    weights_BHTS = scores_BHTS.softmax(-1, dtype=torch.float32)
+    # the greatest weight is exp(greatest score - lse)
+    lse_BHT = scores_BHTS.amax(-1).float() - weights_BHTS.amax(-1).log()
+    out = weights_BHTS.to(value_BGSD.dtype).view(batch, groups, -1, scores_BHTS.shape[-1]) @ value_BGSD
+    return out.view(batch, heads, length, dim), lse_BHT
 
 
 AttentionInterface.register(NAME, _attention)
