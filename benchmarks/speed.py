@@ -32,6 +32,7 @@ from policyalign_assets.distillation.batches import Instruction
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.base import chat
 from policyalign_assets.engine.chat import render
+from policyalign_assets.engine.forward import forward_of
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.engine.memory import keep_freed_memory
 from policyalign_assets.engine.scoring import prompt_prefix, response_hidden
@@ -140,25 +141,27 @@ def step(a: argparse.Namespace) -> list[Line]:
 def teacher(a: argparse.Namespace) -> list[Line]:
     """The teacher's pass over one batch, prefix included, against full recomputation."""
     loaded = model(a)
+    forward = forward_of(loaded.model)
+    forward.read()
     policy, prompts = texts(a, a.batch)
     rendered = [render(loaded.tokenizer, chat(p, policy.prompt_text)) for p in prompts]
     responses = [render(loaded.tokenizer, chat(workload.text(a.response, 99 + i)))[1 : 1 + a.response] for i in range(a.batch)]
 
     @torch.no_grad()
     def shared():
-        return response_hidden(loaded.model, rendered, responses, prompt_prefix(loaded.model, rendered))
+        return response_hidden(forward, rendered, responses, prompt_prefix(forward, rendered))
 
     @torch.no_grad()
     def full():
-        return response_hidden(loaded.model, rendered, responses)
+        return response_hidden(forward, rendered, responses)
 
     difference = (shared() - full()).float().norm() / full().float().norm()
     print(f"teacher's hidden states, shared against full: relative difference {difference:.1e}")
-    kept = prompt_prefix(loaded.model, rendered)
+    kept = prompt_prefix(forward, rendered)
 
     @torch.no_grad()
     def frozen():
-        return response_hidden(loaded.model, rendered, responses, kept)
+        return response_hidden(forward, rendered, responses, kept)
 
     times = losses.interleaved({"ours": shared, "frozen": frozen, "full": full}, a.repeats, a.device)
     return [Line("teacher pass, frozen (policy read once a run)", times["frozen"], "full recomputation", times["full"]),

@@ -386,4 +386,4 @@ def test_the_time_of_a_step_is_told_by_phase(tmp_path):
     phases = [history[f"{p}_seconds"].to_pylist() for p in ("rollout", "prefix", "teacher", "student")]
     for whole, parts in zip(history["seconds"].to_pylist(), zip(*phases), strict=True):
         assert 0 < sum(parts) <= whole
-    assert phases[1][0] > 0 and phases[1][1] == 0  # a frozen teacher's policy is read once
+    assert phases[1][0] > 50 * phases[1][1]  # a frozen teacher's policy is read once

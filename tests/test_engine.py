@@ -26,9 +26,10 @@ from transformers import (
 )
 
 from policyalign_assets.bundled_model import WEIGHTS_DIR
-from policyalign_assets.engine import transformers_engine
+from policyalign_assets.engine import scoring
 from policyalign_assets.engine.base import NotFinite, PromptTooLong, Sampling, chat
 from policyalign_assets.engine.batching import by_length
+from policyalign_assets.engine.forward import ModelForward
 from policyalign_assets.engine.loading import ModelNotFound, load_model
 from policyalign_assets.engine.sampling import choose
 from policyalign_assets.engine.scoring import prompt_prefix, response_logits
@@ -101,11 +102,12 @@ def plain_log_probs(model, prompts, responses):
 def test_response_logits_are_those_of_full_forwards_with_and_without_a_prefix(family):
     loaded = make((SHARING | SCALED_LOGITS)[family])
     expected = plain_log_probs(loaded.model, PROMPTS, RESPONSES)
-    prefix = prompt_prefix(loaded.model, PROMPTS)
+    forward = ModelForward(loaded.model)
+    prefix = prompt_prefix(forward, PROMPTS)
     assert prefix.length == len(COMMON)
     with torch.no_grad():
-        without = response_logits(loaded.model, PROMPTS, RESPONSES).log_softmax(-1)
-        shared = response_logits(loaded.model, PROMPTS, RESPONSES, prefix).log_softmax(-1)
+        without = response_logits(forward, PROMPTS, RESPONSES).log_softmax(-1)
+        shared = response_logits(forward, PROMPTS, RESPONSES, prefix).log_softmax(-1)
     torch.testing.assert_close(without, expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(shared, expected, atol=1e-4, rtol=0)
 
@@ -116,8 +118,10 @@ def test_greedy_answers_are_the_same_with_sharing_without_it_and_from_generate(f
     shared = greedy(loaded)
     assert shared_length(loaded.model.config, PROMPTS) == len(COMMON)
     assert [g.token_ids for g in shared] == [by_generate(loaded, p) for p in PROMPTS]
-    monkeypatch.setattr(transformers_engine, "shared_length", lambda *_: 0)
-    assert greedy(loaded) == shared
+    by_modules = TransformersEngine(loaded, 10_000, ModelForward(loaded.model))
+    assert by_modules.generate_ids(PROMPTS, Sampling(12)) == shared
+    monkeypatch.setattr(scoring, "shared_length", lambda *_: 0)
+    assert greedy(loaded) == by_modules.generate_ids(PROMPTS, Sampling(12)) == shared
     assert len({g.token_ids for g in shared}) > 1  # the prompts matter, so the comparison says something
 
 
@@ -125,7 +129,7 @@ def test_greedy_answers_are_the_same_with_sharing_without_it_and_from_generate(f
 def test_a_model_with_a_sliding_window_shares_nothing_and_still_answers_right(family):
     loaded = make(SLIDING[family], ENDS)
     assert shared_length(loaded.model.config, PROMPTS) == 0
-    assert prompt_prefix(loaded.model, PROMPTS) is None
+    assert prompt_prefix(ModelForward(loaded.model), PROMPTS) is None
     assert [g.token_ids for g in greedy(loaded)] == [by_generate(loaded, p) for p in PROMPTS]
 
 
@@ -141,7 +145,7 @@ def test_a_model_that_shares_nothing_says_so_once(caplog):
 def test_response_logits_of_a_model_with_a_sliding_window_are_those_of_full_forwards(family):
     model = make(SLIDING[family]).model
     with torch.no_grad():
-        given = response_logits(model, PROMPTS, RESPONSES).log_softmax(-1)
+        given = response_logits(ModelForward(model), PROMPTS, RESPONSES).log_softmax(-1)
     torch.testing.assert_close(given, plain_log_probs(model, PROMPTS, RESPONSES), atol=1e-4, rtol=0)
 
 

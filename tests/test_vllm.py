@@ -15,6 +15,7 @@ from policyalign_assets.distillation.rollouts import FLOOR, StaleWeights, VllmRo
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.base import Generation, PromptTooLong, Sampling, chat
 from policyalign_assets.engine.chat import render
+from policyalign_assets.engine.forward import ModelForward
 from policyalign_assets.engine.loading import LoadedModel, load_model
 from policyalign_assets.engine.opening import opened_vllm
 from policyalign_assets.engine.scoring import response_logits
@@ -109,7 +110,7 @@ def test_log_probabilities_are_those_of_the_model_at_temperature_one_whatever_th
     serve(engine, aligned)
     asked = prompts(loaded)
     made, log_probs = engine.with_log_probs(asked, Sampling(24, 0.7, 5))
-    logits = response_logits(aligned.model, asked, [g.token_ids for g in made])
+    logits = response_logits(ModelForward(aligned.model), asked, [g.token_ids for g in made])
     ours = logits.log_softmax(-1).gather(-1, torch.tensor([t for g in made for t in g.token_ids])[:, None])[:, 0]
     torch.testing.assert_close(torch.tensor([p for row in log_probs for p in row]), ours.detach(), atol=2e-3, rtol=0)
 

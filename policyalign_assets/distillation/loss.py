@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 25}  # logits of one side at a time (32 and 128 MiB in float32)
@@ -100,13 +101,22 @@ def top(values_MV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     tokens, vocabulary = values_MV.shape
     whole = vocabulary // BLOCK * BLOCK
     if vocabulary < 4 * k * BLOCK:
-        return values_MV.topk(k, -1, sorted=False)
-    blocks_MK = values_MV[:, :whole].unflatten(-1, (-1, BLOCK)).amax(-1).topk(k, -1, sorted=False).indices
+        return _selected(values_MV, k)
+    _, blocks_MK = _selected(values_MV[:, :whole].unflatten(-1, (-1, BLOCK)).amax(-1), k)
     among_MC = (blocks_MK[..., None] * BLOCK + torch.arange(BLOCK, device=values_MV.device)).flatten(1)
     if whole < vocabulary:
         among_MC = torch.cat([among_MC, torch.arange(whole, vocabulary, device=values_MV.device).expand(tokens, -1)], -1)
-    best = values_MV.gather(-1, among_MC).topk(k, -1, sorted=False)
-    return best.values, among_MC.gather(-1, best.indices)
+    best_MK, at_MK = _selected(values_MV.gather(-1, among_MC), k)
+    return best_MK, among_MC.gather(-1, at_MK)
+
+
+def _selected(values_MN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    if values_MN.device.type != "cpu":
+        best = values_MN.topk(k, -1, sorted=False)
+        return best.values, best.indices
+    # numpy selects twice as fast as torch does
+    indices_MK = torch.from_numpy(np.argpartition(values_MN.numpy(), -k, -1)[:, -k:])
+    return values_MN.gather(-1, indices_MK), indices_MK
 
 
 def _closed_form(student_MV: torch.Tensor, teacher_MV: torch.Tensor, k: int, tail: bool, forward_weight: float, gradient: bool):

@@ -17,6 +17,7 @@ from peft import PeftModel
 
 from policyalign_assets.distillation.adapters import save_student
 from policyalign_assets.engine.base import Generation, NotFinite, Progress, Sampling
+from policyalign_assets.engine.forward import ModelForward
 from policyalign_assets.engine.scoring import response_logits
 from policyalign_assets.engine.vllm_engine import VllmEngine
 
@@ -76,7 +77,7 @@ class VllmRollouts:
             responses = [g.token_ids[:TOKENS] for g in generations[some]]
             tokens_M = torch.tensor([t for r in responses for t in r], device=self.model.device)
             theirs_M = torch.tensor([p for row in log_probs[some] for p in row[:TOKENS]], device=self.model.device)
-            ours_MV = response_logits(self.model, prompts[some], responses).log_softmax(-1)
+            ours_MV = response_logits(ModelForward(self.model), prompts[some], responses).log_softmax(-1)
             squares.append((ours_MV.gather(-1, tokens_M[:, None])[:, 0] - theirs_M).square())
         difference = torch.cat(squares).mean().sqrt().item()
         if math.isnan(difference):

@@ -22,7 +22,7 @@ import pyarrow as pa
 import torch
 from peft import PeftModel
 
-from policyalign_assets.distillation.adapters import add_adapters, student_parameters, teacher_weights, update_ema
+from policyalign_assets.distillation.adapters import add_adapters, student_parameters, update_ema
 from policyalign_assets.distillation.batches import Instruction, batch_indices
 from policyalign_assets.distillation.budget import Budget, DistillationFailed
 from policyalign_assets.distillation.checkpointing import checkpointed
@@ -31,14 +31,14 @@ from policyalign_assets.distillation.phases import Phases
 from policyalign_assets.distillation.processes import ALONE, Processes
 from policyalign_assets.distillation.resume import latest_step, load_step, save_step
 from policyalign_assets.distillation.rollouts import VllmRollouts
+from policyalign_assets.distillation.teacher import Teacher
 from policyalign_assets.engine.base import NotFinite, Sampling, chat
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
-from policyalign_assets.engine.folded import fold, using
+from policyalign_assets.engine.forward import Forward, forward_of
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.engine.responses import check_lengths
-from policyalign_assets.engine.scoring import head, prompt_prefix, response_hidden
-from policyalign_assets.engine.shared_prefix import Prefix
+from policyalign_assets.engine.scoring import response_hidden
 from policyalign_assets.engine.transformers_engine import TransformersEngine
 from policyalign_assets.engine.vllm_engine import VllmEngine
 from policyalign_assets.policy import PolicyDocument
@@ -78,9 +78,11 @@ def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded:
 
     model = processes.shard(add_adapters(loaded.model, settings))
     model.eval()  # no dropout anywhere: the student must be the same function in rollouts and updates
+    student = forward_of(model, plain=not settings.gradient_checkpointing)
+    teacher = Teacher(model, settings, teacher_prompts)
     engine = VllmRollouts(vllm, model, report) if vllm else TransformersEngine(
-        LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision), batch_tokens)
-    optimizer = torch.optim.AdamW(student_parameters(model).values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision), batch_tokens, student)
+    optimizer = torch.optim.AdamW(student_parameters(model).values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     history: list[dict] = []
     first = 0
     if (saved := latest_step(work_dir)) is not None:
@@ -88,7 +90,7 @@ def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded:
         first = len(history)
         report(f"resumed after step {first} from its saved state")
 
-    started, prefix, budget = time.monotonic(), None, Budget(settings.micro_batch_tokens, report, may_halve=not processes.sharded)
+    started, budget = time.monotonic(), Budget(settings.micro_batch_tokens, report, may_halve=not processes.sharded)
     for step in range(first, settings.steps):
         begun, phases = time.monotonic(), Phases(model.device)
         chosen = processes.share(batch_indices(groups, settings.batch_size, step, settings.seed))
@@ -100,11 +102,12 @@ def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded:
                 generations = engine.generate_ids([student_prompts[i] for i in chosen], sampling, rows=processes.share(range(settings.batch_size)))
         except NotFinite as error:
             raise DistillationFailed(f"{error} at step {step + 1}. {KEPT}") from error
+        if vllm:  # else the engine has read them for its answers
+            student.read()
         rollouts = [Rollout(student_prompts[i], teacher_prompts[i], g.token_ids, g.finish == "stop") for i, g in zip(chosen, generations)]
-        if prefix is None or settings.teacher != "frozen":  # a moving teacher changes its policy's key/values too
-            with phases("prefix"), teacher_weights(model, settings):
-                prefix = prompt_prefix(model, teacher_prompts)
-        row = {"step": step + 1, **_update(model, optimizer, rollouts, prefix, settings, budget, phases, processes)}
+        with phases("prefix"):
+            teacher.follow()
+        row = {"step": step + 1, **_update(model, optimizer, rollouts, student, teacher, settings, budget, phases, processes)}
         seconds = time.monotonic() - begun
         tokens, ended = processes.sum(torch.tensor([sum(len(r.response) for r in rollouts), sum(r.ended for r in rollouts)])).tolist()
         history.append(row | {"engine_mismatch": engine.mismatch if vllm else None, "seconds": seconds, "tokens_per_second": tokens / seconds,
@@ -124,18 +127,20 @@ def decay_factor(step: int, steps: int, share: float) -> float:
     return min(1.0, (steps - step) / last) if last else 1.0
 
 
-def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[Rollout], prefix: Prefix | None,
+def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[Rollout], student: Forward, teacher: Teacher,
             settings: DistillationSettings, budget: Budget, phases: Phases, processes: Processes) -> dict[str, float]:
     """The optimizer updates of one rollout batch, of which `rollouts` are this process's; returns token means over the whole batch."""
     sums = torch.zeros(4, dtype=torch.float64)  # loss, Q, teacher mass, entropy
     tokens, norms = 0, []
     size = settings.mini_batch_size // processes.count
     for at in range(0, len(rollouts), size):
+        if at:
+            student.read()
         mini = [r for r in rollouts[at : at + size] if r.response]
         mini_tokens = int(processes.sum(torch.tensor(sum(len(r.response) for r in mini))))
         if not mini_tokens:
             raise DistillationFailed("every response of a batch is empty: the student has collapsed. Mend: lower the learning rate.")
-        part = budget.fitted(lambda: _gradients(model, optimizer, mini, mini_tokens, prefix, settings, budget, phases, processes))  # noqa: B023
+        part = budget.fitted(lambda: _gradients(model, optimizer, mini, mini_tokens, student, teacher, settings, budget, phases, processes))  # noqa: B023
         sums += processes.sum(part)
         processes.sum_gradients(student_parameters(model).values())
         norm = torch.nn.utils.clip_grad_norm_(student_parameters(model).values(), settings.max_grad_norm).item()
@@ -150,21 +155,20 @@ def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[R
     return {"loss": loss, "top_k_mass": mass, "teacher_mass": teacher_mass, "entropy": entropy, "grad_norm": max(norms)}
 
 
-def _gradients(model: PeftModel, optimizer: torch.optim.Optimizer, mini: list[Rollout], mini_tokens: int, prefix: Prefix | None,
+def _gradients(model: PeftModel, optimizer: torch.optim.Optimizer, mini: list[Rollout], mini_tokens: int, student: Forward, teacher: Teacher,
                settings: DistillationSettings, budget: Budget, phases: Phases, processes: Processes) -> torch.Tensor:
     """Sets the student's gradients of this process's share of an optimizer batch; returns the sums over its tokens."""
     optimizer.zero_grad(set_to_none=True)
-    shared, folded = prefix.length if prefix else 0, fold(model)
     sums = torch.zeros(4, dtype=torch.float64)
-    lengths = [max(len(r.teacher_prompt) - shared, len(r.student_prompt)) + len(r.response) for r in mini]
+    lengths = [max(len(r.teacher_prompt) - teacher.shared, len(r.student_prompt)) + len(r.response) for r in mini]
     for chosen, weight in processes.evenly(list(by_length(lengths, budget.tokens))):
         micro = [mini[i] for i in chosen]
         responses = [r.response for r in micro]
-        with phases("teacher"), teacher_weights(model, settings):
-            teacher_MD = response_hidden(model, [r.teacher_prompt for r in micro], responses, prefix)
-        with phases("student"), using(model, folded), checkpointed(model, settings.gradient_checkpointing):
-            student_MD = response_hidden(model, [r.student_prompt for r in micro], responses)
-            out = reverse_kl_top_k(student_MD, teacher_MD, head(model), settings.top_k, settings.tail, settings.temperature,
+        with phases("teacher"):
+            teacher_MD = teacher.hidden([r.teacher_prompt for r in micro], responses)
+        with phases("student"), student.applied(), checkpointed(model, settings.gradient_checkpointing):
+            student_MD = response_hidden(student, [r.student_prompt for r in micro], responses)
+            out = reverse_kl_top_k(student_MD, teacher_MD, student.logits, settings.top_k, settings.tail, settings.temperature,
                                    settings.forward_weight)
             (weight * out.loss_sum / mini_tokens).backward()  # global token mean over the optimizer batch
         values = torch.stack([out.loss_sum.detach(), out.student_mass_M.sum(), out.teacher_mass_M.sum(), out.entropy_M.sum()])

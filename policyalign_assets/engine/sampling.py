@@ -13,6 +13,8 @@ import torch
 
 from policyalign_assets.engine.base import Sampling
 
+NO_TOKEN = -1
+
 
 def uniforms(sampling: Sampling, rows: Sequence[int]) -> torch.Tensor:
     """In [0, 1), one for each row and new token: uniform_BT, on the CPU."""
@@ -20,10 +22,16 @@ def uniforms(sampling: Sampling, rows: Sequence[int]) -> torch.Tensor:
 
 
 def choose(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor) -> torch.Tensor:
-    """The token at `uniform_B` of each row's cumulative distribution; the likeliest one at temperature 0. Never one of probability 0."""
+    """The token at `uniform_B` of each row's cumulative distribution; the likeliest one at temperature 0. Never one of probability 0.
+
+    NO_TOKEN where the logits are not numbers.
+    """
     if temperature == 0:
-        return logits_BV.argmax(-1)
-    cumulative_BV = (logits_BV.float() / temperature).softmax(-1).cumsum(-1)
+        best = logits_BV.max(-1)
+        return torch.where(best.values.isnan(), NO_TOKEN, best.indices)
+    logits_BV = logits_BV.float() if temperature == 1 else logits_BV.float() / temperature
+    cumulative_BV = logits_BV.softmax(-1).cumsum(-1)
     total_B1 = cumulative_BV[:, -1:]  # 1 but for rounding
     below_B1 = torch.minimum(uniform_B[:, None] * total_B1, total_B1.nextafter(torch.zeros_like(total_B1)))
-    return torch.searchsorted(cumulative_BV, below_B1, right=True)[:, 0]
+    tokens_B1 = torch.searchsorted(cumulative_BV, below_B1, right=True)
+    return torch.where(total_B1.isnan(), NO_TOKEN, tokens_B1)[:, 0]

@@ -104,7 +104,8 @@ def attend(query_BHTD: torch.Tensor, key_BGSD: torch.Tensor, value_BGSD: torch.T
 def _attended(query_BHTD, key_BGSD, value_BGSD, scaling: float, mask=None, causal: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention and, for each query, the log of the softmax's denominator (float32): out_BHTD, lse_BHT."""
     if query_BHTD.device.type == "cpu":  # the kernel behind scaled_dot_product_attention, which keeps the denominator to itself
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query_BHTD, key_BGSD, value_BGSD, 0.0, causal, attn_mask=mask, scale=scaling)
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return kernel(query_BHTD, key_BGSD, value_BGSD, 0.0, causal, attn_mask=mask, scale=scaling)
     batch, heads, length, dim = query_BHTD.shape
     groups = key_BGSD.shape[1]
     scores_BHTS = (query_BHTD.reshape(batch, groups, -1, dim) * scaling @ key_BGSD.transpose(2, 3)).view(batch, heads, length, -1)

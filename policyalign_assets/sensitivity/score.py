@@ -19,9 +19,10 @@ import torch
 from policyalign_assets.engine.base import Progress, Sampling, TokenEngine, chat
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
+from policyalign_assets.engine.forward import forward_of
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.engine.responses import check_lengths
-from policyalign_assets.engine.scoring import head, prompt_prefix, response_hidden
+from policyalign_assets.engine.scoring import prompt_prefix, response_hidden
 from policyalign_assets.evaluation.judge import RuleBasedJudge
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.sensitivity.divergences import TokenDivergences, token_divergences
@@ -87,15 +88,16 @@ def _divergences(loaded: LoadedModel, student_prompts: Sequence[list[int]], teac
     """Per response; None for an empty one."""
     results: list[TokenDivergences | None] = [None] * len(responses)
     todo = [i for i, r in enumerate(responses) if r]
-    prefix = prompt_prefix(loaded.model, teacher_prompts)
-    logits = head(loaded.model)
+    forward = forward_of(loaded.model)
+    forward.read()
+    prefix = prompt_prefix(forward, teacher_prompts)
     step = max(1, LOGITS // loaded.model.config.get_text_config().vocab_size)
     for batch in by_length([len(teacher_prompts[i]) - (prefix.length if prefix else 0) + len(responses[i]) for i in todo], batch_tokens):
         rows = [todo[j] for j in batch]
         tokens = [responses[i] for i in rows]
-        student_MD = response_hidden(loaded.model, [student_prompts[i] for i in rows], tokens)
-        teacher_MD = response_hidden(loaded.model, [teacher_prompts[i] for i in rows], tokens, prefix)
-        pieces = [token_divergences(logits(student_MD[at : at + step]), logits(teacher_MD[at : at + step]))
+        student_MD = response_hidden(forward, [student_prompts[i] for i in rows], tokens)
+        teacher_MD = response_hidden(forward, [teacher_prompts[i] for i in rows], tokens, prefix)
+        pieces = [token_divergences(forward.logits(student_MD[at : at + step]).float(), forward.logits(teacher_MD[at : at + step]).float())
                   for at in range(0, len(student_MD), step)]
         per_token = (torch.cat(p).cpu() for p in zip(*pieces))
         for i, *of_row in zip(rows, *(x.split([len(t) for t in tokens]) for x in per_token), strict=True):

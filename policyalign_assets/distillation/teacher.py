@@ -1,0 +1,40 @@
+"""The teacher: the model with the policy in its context, whose key/values are computed once for all that it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from peft import PeftModel
+
+from policyalign_assets.distillation.adapters import teacher_weights
+from policyalign_assets.engine.forward import forward_of
+from policyalign_assets.engine.scoring import prompt_prefix, response_hidden
+from policyalign_assets.settings import DistillationSettings
+
+
+class Teacher:
+    """`prompts`: all that it will be asked with; they share the policy."""
+
+    def __init__(self, model: PeftModel, settings: DistillationSettings, prompts: Sequence[list[int]]):
+        self._model, self._settings, self._prompts = model, settings, prompts
+        self._forward, self._read = forward_of(model), False
+
+    def follow(self) -> None:
+        """Takes over the weights of now, and computes the policy's key/values with them. A frozen teacher does so once."""
+        if self._read and self._settings.teacher == "frozen":
+            return
+        with teacher_weights(self._model, self._settings):
+            self._forward.read()
+            self._prefix = prompt_prefix(self._forward, self._prompts)
+        self._read = True
+
+    @property
+    def shared(self) -> int:
+        """Tokens of the prompts that are in the prefix."""
+        return self._prefix.length if self._prefix else 0
+
+    def hidden(self, prompts: Sequence[list[int]], responses: Sequence[Sequence[int]]) -> torch.Tensor:
+        """As `response_hidden`."""
+        with torch.no_grad() if self._forward.copied else teacher_weights(self._model, self._settings):
+            return response_hidden(self._forward, prompts, responses, self._prefix)

@@ -1,0 +1,224 @@
+"""The parts of a Llama-shaped layer as functions of packed tokens [M, ...], with their gradients written down.
+
+Fewer passes over memory than recorded ones: linear layers that read the same input are one matrix product, a residual is added
+within it, and LoRA is folded into its weight (`folded.py` says why that is sound). Gradients reach the activations and LoRA's A
+and B, nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+
+SHORT = 256  # tokens a row up to which attention's weights are kept for the backward pass
+
+
+class Part(NamedTuple):
+    """A linear layer. `order_O`: which of its outputs come first, second …"""
+
+    layer: torch.nn.Module
+    order_O: torch.Tensor | slice = slice(None)
+
+    @property
+    def base(self) -> torch.nn.Linear:
+        return self.layer.get_base_layer() if isinstance(self.layer, LoraLinear) else self.layer
+
+
+class Adapter(NamedTuple):
+    """A part's LoRA. `outputs`: of all parts, its own; `b_OR` in their order."""
+
+    part: Part
+    outputs: slice
+    a_RI: torch.Tensor
+    b_OR: torch.Tensor
+    scaling: float
+
+
+class Linear:
+    """Linear layers side by side that read the same input. `read` takes over their weights as they are at that time."""
+
+    def __init__(self, *parts: Part):
+        bases = [p.base for p in parts]
+        self._parts = parts
+        self._bias_O = torch.cat([p.base.bias.detach()[p.order_O] for p in parts]) if bases[0].bias is not None else None
+        # transposed: for the few rows of a decoding step a product with weights laid out so takes half the time
+        self.weight_IO = torch.empty(bases[0].in_features, sum(b.out_features for b in bases))
+        self.adapters: list[Adapter] = []
+        self._trained: list[torch.Tensor] = []  # A and B of each adapter
+
+    @torch.no_grad()
+    def read(self) -> None:
+        self.adapters, self._trained, start = [], [], 0
+        for part in self._parts:
+            outputs = slice(start, start + part.base.out_features)
+            start, weight_IO, layer = outputs.stop, self.weight_IO[:, outputs], part.layer
+            weight_IO.copy_(part.base.weight[part.order_O].T)
+            if isinstance(layer, LoraLinear) and not layer.disable_adapters:
+                (name,) = layer.active_adapters
+                a_RI, b_OR = layer.lora_A[name].weight, layer.lora_B[name].weight
+                self._trained += [a_RI, b_OR]
+                adapter = Adapter(part, outputs, a_RI.detach(), b_OR.detach()[part.order_O], layer.scaling[name])
+                weight_IO.addmm_(adapter.a_RI.T, adapter.b_OR.T, alpha=adapter.scaling)
+                self.adapters.append(adapter)
+
+    def __call__(self, x_MI: torch.Tensor, residual_MO: torch.Tensor | None = None) -> torch.Tensor:
+        """x W + bias + residual. Without gradients the residual's memory becomes the result's."""
+        if torch.is_grad_enabled():
+            return _Linear.apply(x_MI, residual_MO, self, *self._trained)
+        if residual_MO is None:
+            return x_MI @ self.weight_IO if self._bias_O is None else torch.addmm(self._bias_O, x_MI, self.weight_IO)
+        out_MO = residual_MO.addmm_(x_MI, self.weight_IO)
+        return out_MO if self._bias_O is None else out_MO.add_(self._bias_O)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_MI, residual_MO, linear, *_):
+        ctx.save_for_backward(x_MI)
+        ctx.linear, ctx.residual = linear, residual_MO is not None
+        return linear(x_MI, residual_MO.clone() if ctx.residual else None)
+
+    @staticmethod
+    def backward(ctx, grad_MO):
+        (x_MI,), linear = ctx.saved_tensors, ctx.linear
+        grads = []
+        if linear.adapters:
+            x_a_MR = x_MI @ torch.cat([a.a_RI for a in linear.adapters]).T
+            # through B, then against x: the gradients of all A in one product
+            through_MR = torch.cat([(grad_MO[:, a.outputs] @ a.b_OR).mul_(a.scaling) for a in linear.adapters], -1)
+            grad_a_RI = through_MR.T @ x_MI
+            at = 0
+            for adapter in linear.adapters:
+                ranks = slice(at, at + len(adapter.a_RI))
+                at = ranks.stop
+                grad_b_OR = torch.empty_like(adapter.b_OR)
+                grad_b_OR[adapter.part.order_O] = (x_a_MR[:, ranks].T @ grad_MO[:, adapter.outputs]).mul_(adapter.scaling).T
+                grads += [grad_a_RI[ranks], grad_b_OR]
+        grad_x_MI = grad_MO @ linear.weight_IO.T if ctx.needs_input_grad[0] else None
+        return grad_x_MI, grad_MO if ctx.residual else None, None, *grads
+
+
+class RmsNorm:
+    """x / sqrt(mean(x^2) + eps) * weight."""
+
+    def __init__(self, weight_D: torch.Tensor, eps: float):
+        # as x / hypot(|x|, sqrt(D eps)) * (weight sqrt(D)), which needs fewer passes
+        self._floor, self._weight_D = torch.tensor((len(weight_D) * eps) ** 0.5), weight_D.detach() * len(weight_D) ** 0.5
+
+    def __call__(self, x_MD: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and x_MD.requires_grad:
+            return _RmsNorm.apply(x_MD, self._weight_D, self._floor)
+        return _normed(x_MD, self._weight_D, self._floor)[0]
+
+
+def _normed(x_MD: torch.Tensor, weight_D: torch.Tensor, floor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    length_M1 = torch.linalg.vector_norm(x_MD, dim=-1, keepdim=True).hypot_(floor)
+    return (x_MD / length_M1).mul_(weight_D), length_M1
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_MD, weight_D, floor):
+        out_MD, length_M1 = _normed(x_MD, weight_D, floor)
+        ctx.save_for_backward(x_MD, weight_D, length_M1)
+        return out_MD
+
+    @staticmethod
+    def backward(ctx, grad_MD):
+        x_MD, weight_D, length_M1 = ctx.saved_tensors
+        weighed_MD = grad_MD * weight_D
+        share_M1 = torch.linalg.vecdot(weighed_MD, x_MD)[:, None].div_(length_M1.square())
+        return weighed_MD.addcmul_(x_MD, share_M1, value=-1).div_(length_M1), None, None
+
+
+def swiglu(gate_up_MJ: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, of the two halves of J."""
+    if torch.is_grad_enabled():
+        return _SwiGlu.apply(gate_up_MJ)
+    gate_MI, up_MI = gate_up_MJ.chunk(2, -1)
+    return torch.nn.functional.silu(gate_MI).mul_(up_MI)
+
+
+class _SwiGlu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate_up_MJ):
+        ctx.save_for_backward(gate_up_MJ)
+        return swiglu(gate_up_MJ)
+
+    @staticmethod
+    def backward(ctx, grad_MI):
+        gate_MI, up_MI = ctx.saved_tensors[0].chunk(2, -1)
+        grad_MJ = torch.empty_like(ctx.saved_tensors[0])
+        on_gate_MI, on_up_MI = grad_MJ.chunk(2, -1)
+        activated_MI = torch.nn.functional.silu(gate_MI)
+        torch.mul(grad_MI, activated_MI, out=on_up_MI)
+        torch.mul(grad_MI, up_MI, out=activated_MI)
+        torch.ops.aten.silu_backward.grad_input(activated_MI, gate_MI, grad_input=on_gate_MI)
+        return grad_MJ
+
+
+def pairs_first(heads: int, dim: int) -> torch.Tensor:
+    """The order of a layer's outputs in which what rotary positions turn together, i and i + D/2 of a head, lies side by side."""
+    return torch.arange(heads * dim).view(heads, 2, dim // 2).transpose(1, 2).flatten()
+
+
+def rotated_heads(qkv_MN: torch.Tensor, turns_M1F: torch.Tensor, heads: int, groups: int) -> tuple[torch.Tensor, ...]:
+    """(queries_MHD, keys_MGD, values_MGD). Each pair of a query or key is multiplied by its complex number, which turns it by its
+    token's angle (F = D/2 pairs, in the order of `pairs_first`)."""
+    if torch.is_grad_enabled():
+        return _RotatedHeads.apply(qkv_MN, turns_M1F, heads, groups)
+    qk_MND, v_MGD = qkv_MN.unflatten(1, (heads + 2 * groups, -1)).split((heads + groups, groups), 1)
+    return *torch.view_as_real(_pairs(qk_MND) * turns_M1F).flatten(-2).split((heads, groups), 1), v_MGD
+
+
+def _pairs(x_MND: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_complex(x_MND.unflatten(-1, (-1, 2)))
+
+
+class _RotatedHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv_MN, turns_M1F, heads, groups):
+        ctx.save_for_backward(turns_M1F)
+        ctx.turned = heads + groups
+        return rotated_heads(qkv_MN, turns_M1F, heads, groups)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        grad_MND = torch.cat(grads, 1)
+        _pairs(grad_MND[:, : ctx.turned]).mul_(ctx.saved_tensors[0].conj())
+        return grad_MND.flatten(1), None, None, None
+
+
+def causal_attention(q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, v_BGTD: torch.Tensor) -> torch.Tensor:
+    """Softmax attention of each token to itself and those before it: out_BHTD. H query heads share G key heads."""
+    if torch.is_grad_enabled() and q_BHTD.shape[2] <= SHORT:
+        return _ShortAttention.apply(q_BHTD, k_BGTD, v_BGTD)
+    return torch.nn.functional.scaled_dot_product_attention(q_BHTD, k_BGTD, v_BGTD, is_causal=True, enable_gqa=True)
+
+
+class _ShortAttention(torch.autograd.Function):
+    """Keeps the weights, which for short rows is cheaper than the fused kernel's computing them twice. N = H/G * T."""
+
+    @staticmethod
+    def forward(ctx, q_BHTD, k_BGTD, v_BGTD):
+        batch, heads, length, dim = q_BHTD.shape
+        groups = k_BGTD.shape[1]
+        q_CND = q_BHTD.reshape(batch * groups, -1, dim)  # C = B * G
+        k_CTD, v_CTD = k_BGTD.reshape(-1, length, dim), v_BGTD.reshape(-1, length, dim)
+        later_1NT = torch.full((length, length), -torch.inf).triu(1).repeat(heads // groups, 1)[None]
+        weights_CNT = torch.baddbmm(later_1NT, q_CND, k_CTD.transpose(1, 2), alpha=dim**-0.5).softmax(-1)
+        ctx.save_for_backward(q_CND, k_CTD, v_CTD, weights_CNT)
+        ctx.shapes = q_BHTD.shape, k_BGTD.shape
+        return torch.bmm(weights_CNT, v_CTD).view(q_BHTD.shape)
+
+    @staticmethod
+    def backward(ctx, grad_BHTD):
+        q_CND, k_CTD, v_CTD, weights_CNT = ctx.saved_tensors
+        of_queries, of_keys = ctx.shapes
+        grad_CND = grad_BHTD.reshape(q_CND.shape)
+        on_weights_CNT = torch.bmm(grad_CND, v_CTD.transpose(1, 2))
+        on_scores_CNT = torch._softmax_backward_data(on_weights_CNT, weights_CNT, -1, weights_CNT.dtype).mul_(q_CND.shape[-1] ** -0.5)
+        return (torch.bmm(on_scores_CNT, k_CTD).view(of_queries), torch.bmm(on_scores_CNT.transpose(1, 2), q_CND).view(of_keys),
+                torch.bmm(weights_CNT.transpose(1, 2), grad_CND).view(of_keys))
