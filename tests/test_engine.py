@@ -7,6 +7,9 @@ import pytest
 import torch
 from helpers import chatml_tokenizer, one_thread, tiny_model
 from transformers import (
+    AutoModelForImageTextToText,
+    BloomConfig,
+    BloomForCausalLM,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
@@ -58,6 +61,7 @@ SLIDING = {
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"head_dim": 16, "sliding_window": 16}),
 }
+NOT_SHARING = SLIDING | {"bloom": (BloomForCausalLM, BloomConfig, {})}  # which has an attention of its own
 ENDS = range(2, 40)  # many end tokens, so that random models stop now and then
 
 
@@ -116,7 +120,7 @@ def test_response_logits_are_those_of_full_forwards_with_and_without_a_prefix(fa
 def test_greedy_answers_are_the_same_with_sharing_without_it_and_from_generate(family, monkeypatch):
     loaded = make(SHARING[family], ENDS)
     shared = greedy(loaded)
-    assert shared_length(loaded.model.config, PROMPTS) == len(COMMON)
+    assert shared_length(loaded.model, PROMPTS) == len(COMMON)
     assert [g.token_ids for g in shared] == [by_generate(loaded, p) for p in PROMPTS]
     by_modules = TransformersEngine(loaded, 10_000, ModelForward(loaded.model))
     assert by_modules.generate_ids(PROMPTS, Sampling(12)) == shared
@@ -125,42 +129,44 @@ def test_greedy_answers_are_the_same_with_sharing_without_it_and_from_generate(f
     assert len({g.token_ids for g in shared}) > 1  # the prompts matter, so the comparison says something
 
 
-@pytest.mark.parametrize("family", SLIDING)
-def test_a_model_with_a_sliding_window_shares_nothing_and_still_answers_right(family):
-    loaded = make(SLIDING[family], ENDS)
-    assert shared_length(loaded.model.config, PROMPTS) == 0
+@pytest.mark.parametrize("family", NOT_SHARING)
+def test_a_model_that_cannot_share_shares_nothing_and_still_answers_right(family):
+    loaded = make(NOT_SHARING[family], ENDS)
+    assert shared_length(loaded.model, PROMPTS) == 0
     assert prompt_prefix(ModelForward(loaded.model), PROMPTS) is None
     assert [g.token_ids for g in greedy(loaded)] == [by_generate(loaded, p) for p in PROMPTS]
 
 
 def test_a_model_that_shares_nothing_says_so_once(caplog):
     _say_once.cache_clear()
-    config = make(SLIDING["gemma2"], ENDS).model.config
+    model = make(SLIDING["gemma2"], ENDS).model
     for _ in range(2):
-        shared_length(config, PROMPTS)
+        shared_length(model, PROMPTS)
     assert [r.message.split(":")[0] for r in caplog.records] == ["the attention of gemma2 cannot share one policy among answers"]
 
 
-@pytest.mark.parametrize("family", SLIDING)
-def test_response_logits_of_a_model_with_a_sliding_window_are_those_of_full_forwards(family):
-    model = make(SLIDING[family]).model
+@pytest.mark.parametrize("family", NOT_SHARING)
+def test_response_logits_of_a_model_that_cannot_share_are_those_of_full_forwards(family):
+    model = make(NOT_SHARING[family]).model
     with torch.no_grad():
         given = response_logits(ModelForward(model), PROMPTS, RESPONSES).log_softmax(-1)
     torch.testing.assert_close(given, plain_log_probs(model, PROMPTS, RESPONSES), atol=1e-4, rtol=0)
 
 
 def test_the_shared_length_leaves_each_row_a_token_and_is_zero_where_sharing_cannot_pay():
-    config = make(SHARING["llama"]).model.config
-    assert shared_length(config, [COMMON, COMMON]) == len(COMMON) - 1  # equal rows
-    assert shared_length(config, [COMMON, [*COMMON, 5]]) == len(COMMON) - 1  # one row starts the other
-    assert shared_length(config, [COMMON]) == shared_length(config, []) == 0
-    assert shared_length(config, [COMMON, COMMON[:10]]) == 0
-    assert shared_length(config, [COMMON, [4, *COMMON]]) == 0
+    model = make(SHARING["llama"]).model
+    assert shared_length(model, [COMMON, COMMON]) == len(COMMON) - 1  # equal rows
+    assert shared_length(model, [COMMON, [*COMMON, 5]]) == len(COMMON) - 1  # one row starts the other
+    assert shared_length(model, [COMMON]) == shared_length(model, []) == 0
+    assert shared_length(model, [COMMON, COMMON[:10]]) == 0
+    assert shared_length(model, [COMMON, [4, *COMMON]]) == 0
 
 
 def test_a_multimodal_model_shares_nothing():
     """Its text layers slide and read a configuration of their own."""
-    assert shared_length(Gemma3Config(), PROMPTS) == 0
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(Gemma3Config())
+    assert shared_length(model, PROMPTS) == 0
 
 
 def test_equal_prompts_share_all_but_one_token_and_answer_alike():

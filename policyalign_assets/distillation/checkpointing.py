@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from policyalign_assets.engine.packed_rows import packed_as_now
 
 
 @contextmanager
@@ -20,7 +22,8 @@ def checkpointed(model, on: bool) -> Iterator[None]:
         return
     backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
     layers = [m for m in backbone.modules() if isinstance(m, GradientCheckpointingLayer)]
-    backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    # a layer that is computed again must attend to the rows of the first time
+    backbone.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), packed_as_now(model))})
     for layer in layers:
         layer.training = True
     try:

@@ -10,8 +10,10 @@ import torch
 
 from policyalign_assets.engine.folded import Folded, fold, using
 from policyalign_assets.engine.kv_cache import roomy_cache
+from policyalign_assets.engine.packed_rows import Rows, packed, packed_tokens
+from policyalign_assets.engine.padding import Padding
 from policyalign_assets.engine.plain_llama import PlainLlama, is_plain
-from policyalign_assets.engine.shared_prefix import Prefix, attending_to, compute_prefix
+from policyalign_assets.engine.shared_prefix import Prefix, attending_to, can_share, compute_prefix
 
 
 class Decoding(Protocol):
@@ -83,20 +85,20 @@ class ModelForward:
         return compute_prefix(self.model, tokens)
 
     def hidden(self, rows: Sequence[Sequence[int]], wanted: Sequence[slice], prefix: Prefix | None = None) -> torch.Tensor:
-        device = self.model.device
-        with attending_to(self.model, prefix) as shared:
-            width = max(map(len, rows))
-            ids_BT = torch.tensor([[*row] + [0] * (width - len(row)) for row in rows], device=device)  # right padding
-            lengths_B = torch.tensor([len(row) for row in rows], device=device)
-            steps_T = torch.arange(width, device=device)
-            hidden_BTD = self._backbone.model(input_ids=ids_BT, attention_mask=(steps_T[None] < lengths_B[:, None]).long(),
-                                              position_ids=shared + steps_T[None].expand(len(rows), -1), use_cache=False).last_hidden_state
-        take = torch.tensor([(b, t) for b, (row, w) in enumerate(zip(rows, wanted)) for t in range(len(row))[w]], device=device)
-        return hidden_BTD[take[:, 0], take[:, 1]]
+        padding = Padding([len(row) for row in rows], self.model.device)
+        ids_M, keep_M = packed_tokens(rows, wanted, self.model.device)
+        if can_share(self.model):
+            positions_M = padding.positions_M + (prefix.length if prefix else 0)
+            with packed(self.model, Rows(padding, prefix)):
+                hidden_MD = self._backbone.base_model(input_ids=ids_M[None], position_ids=positions_M[None], use_cache=False).last_hidden_state[0]
+        else:
+            hidden_MD = padding.pack(self._backbone.base_model(input_ids=padding.pad(ids_M), attention_mask=padding.real_BT.long(),
+                                                               use_cache=False).last_hidden_state)
+        return hidden_MD.index_select(0, keep_M)
 
     def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
         config = self.model.config.get_text_config()
-        logits_MV = self._backbone.lm_head(hidden_MD)
+        logits_MV = self._backbone.get_output_embeddings()(hidden_MD)
         # what some models do to their logits after the head: Granite, Cohere, Gemma 2
         scale = (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
         logits_MV = logits_MV if scale == 1 else logits_MV.float() * scale

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -17,8 +18,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.distributed.tensor import DTensor
 from transformers import LlamaForCausalLM, MistralForCausalLM, PretrainedConfig, Qwen2ForCausalLM
 
+from policyalign_assets.engine.packed_rows import Rows, packed_tokens
 from policyalign_assets.engine.padding import Padding
-from policyalign_assets.engine.plain_ops import Linear, Part, RmsNorm, causal_attention, pairs_first, rotated_heads, swiglu
+from policyalign_assets.engine.plain_ops import Linear, Part, RmsNorm, pairs_first, rotated_heads, swiglu
 from policyalign_assets.engine.shared_prefix import Prefix, attend, can_share
 
 ARCHITECTURES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
@@ -31,7 +33,7 @@ Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tens
 def is_plain(model) -> bool:
     """Whether `PlainLlama` computes what `model` does, LoRA adapters (PEFT) included."""
     backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if type(backbone) not in ARCHITECTURES or model.device.type != "cpu" or not can_share(model.config):
+    if type(backbone) not in ARCHITECTURES or model.device.type != "cpu" or not can_share(model):
         return False
     config, adapted = model.config, [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
     linear = [m for layer in backbone.model.layers for part in (layer.self_attn, layer.mlp) for m in part.children() if hasattr(m, "weight")]
@@ -68,6 +70,8 @@ class PlainLlama:
         self.model, self.config = model, model.config
         backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.heads, self.groups = self.config.num_attention_heads, self.config.num_key_value_heads
+        self.dim = backbone.model.layers[0].self_attn.head_dim
+        self.scaling = self.dim**-0.5
         self._embeddings, self._rotary = backbone.model.embed_tokens, backbone.model.rotary_emb
         with torch.inference_mode(False):  # such tensors could not be part of a training step
             self.layers = [_Layer(layer, self.config) for layer in backbone.model.layers]
@@ -85,16 +89,12 @@ class PlainLlama:
 
     def hidden(self, rows: Sequence[Sequence[int]], wanted: Sequence[slice], prefix: Prefix | None = None) -> torch.Tensor:
         padding = Padding([len(r) for r in rows], self.model.device)
-        shared = prefix.length if prefix else 0
-        starts = [0]
-        for row in rows:
-            starts.append(starts[-1] + len(row))
-        keep_M = torch.tensor([at + t for at, row, w in zip(starts, rows, wanted) for t in range(len(row))[w]])
-        return self._run(torch.tensor([t for row in rows for t in row]), shared + padding.positions_M, _whole_rows(padding, prefix), keep_M)
+        ids_M, keep_M = packed_tokens(rows, wanted, self.model.device)
+        return self._run(ids_M, (prefix.length if prefix else 0) + padding.positions_M, self._rows(padding, prefix), keep_M)
 
     @torch.no_grad()
     def prefix(self, tokens: Sequence[int]) -> Prefix:
-        layers, attention = [], _whole_rows(Padding([len(tokens)], self.model.device))
+        layers, attention = [], self._rows(Padding([len(tokens)], self.model.device))
 
         def keeping(layer, q_MHD, k_MGD, v_MGD):
             layers.append((k_MGD.transpose(0, 1).contiguous(), v_MGD.transpose(0, 1).contiguous()))
@@ -108,6 +108,9 @@ class PlainLlama:
 
     def decoding(self, suffixes: Sequence[Sequence[int]], room: int, prefix: Prefix | None = None) -> _Decoding:
         return _Decoding(self, suffixes, room, prefix)
+
+    def _rows(self, padding: Padding, prefix: Prefix | None = None) -> Attention:
+        return partial(Rows(padding, prefix).attention, scaling=self.scaling)
 
     def _run(self, ids_M: torch.Tensor, positions_M: torch.Tensor, attention: Attention, keep_M: torch.Tensor | None = None) -> torch.Tensor:
         """Hidden states of the tokens `keep_M` (all, if None): after the last attention the others are not needed."""
@@ -131,20 +134,6 @@ class PlainLlama:
         return self._turns_P1F[positions_M]
 
 
-def _whole_rows(padding: Padding, prefix: Prefix | None = None) -> Attention:
-    """Each token attends to the prefix, to those before it in its row, and to itself."""
-
-    def attention(layer, q_MHD, k_MGD, v_MGD):
-        q_BHTD, k_BGTD, v_BGTD = (padding.pad(x).transpose(1, 2) for x in (q_MHD, k_MGD, v_MGD))
-        if prefix:
-            out_BHTD = attend(q_BHTD, k_BGTD, v_BGTD, prefix.layers[layer], q_MHD.shape[-1] ** -0.5, causal=True)
-        else:
-            out_BHTD = causal_attention(q_BHTD, k_BGTD, v_BGTD)
-        return padding.pack(out_BHTD.transpose(1, 2))
-
-    return attention
-
-
 class _Decoding:
     """A batch of rows that grow by a token at a time. Key/values lie left-padded, so that a step writes one column."""
 
@@ -152,7 +141,7 @@ class _Decoding:
         self._plain, self._prefix = plain, prefix
         lengths = [len(s) for s in suffixes]
         self._width, self._offset = max(lengths), prefix.length if prefix else 0
-        shape = (len(suffixes), plain.groups, self._width + room, plain.layers[0].out.weight_IO.shape[0] // plain.heads)
+        shape = (len(suffixes), plain.groups, self._width + room, plain.dim)
         self._cache = [(torch.empty(shape), torch.empty(shape)) for _ in plain.layers]  # keys_BGSD and values_BGSD of each layer
         padded_B1 = self._width - torch.tensor(lengths)[:, None]
         self._masked = min(lengths) < self._width
@@ -164,7 +153,7 @@ class _Decoding:
     def start(self) -> torch.Tensor:
         """logits_BV after the suffixes."""
         padding = Padding(self._lengths, self._plain.model.device)
-        whole, width = _whole_rows(padding, self._prefix), self._width
+        whole, width = self._plain._rows(padding, self._prefix), self._width
         lengths_B = torch.tensor(self._lengths)
         firsts_B = lengths_B.cumsum(0) - lengths_B
         source_BT = (firsts_B - (width - lengths_B))[:, None] + torch.arange(width)
@@ -189,7 +178,7 @@ class _Decoding:
             values_BGSD.select(2, at).copy_(v_BGD)
             keys_BGSD, values_BGSD, q_BH1D = keys_BGSD.narrow(2, 0, end), values_BGSD.narrow(2, 0, end), q_BHD.unsqueeze(2)
             if self._prefix:
-                return attend(q_BH1D, keys_BGSD, values_BGSD, self._prefix.layers[layer], q_BHD.shape[-1] ** -0.5, mask_B11S)
+                return attend(q_BH1D, keys_BGSD, values_BGSD, self._prefix.layers[layer], self._plain.scaling, mask_B11S)
             return torch.nn.functional.scaled_dot_product_attention(q_BH1D, keys_BGSD, values_BGSD, mask_B11S, enable_gqa=True)
 
         hidden_BD = self._plain._run(ids_B, self._positions_B, attention)

@@ -191,26 +191,27 @@ class _RotatedHeads(torch.autograd.Function):
         return grad_MND.flatten(1), None, None, None
 
 
-def causal_attention(q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, v_BGTD: torch.Tensor) -> torch.Tensor:
+def causal_attention(q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, v_BGTD: torch.Tensor, scaling: float) -> torch.Tensor:
     """Softmax attention of each token to itself and those before it: out_BHTD. H query heads share G key heads."""
-    if torch.is_grad_enabled() and q_BHTD.shape[2] <= SHORT:
-        return _ShortAttention.apply(q_BHTD, k_BGTD, v_BGTD)
-    return torch.nn.functional.scaled_dot_product_attention(q_BHTD, k_BGTD, v_BGTD, is_causal=True, enable_gqa=True)
+    if torch.is_grad_enabled() and q_BHTD.device.type == "cpu" and q_BHTD.shape[2] <= SHORT:
+        return _ShortAttention.apply(q_BHTD, k_BGTD, v_BGTD, scaling)
+    return torch.nn.functional.scaled_dot_product_attention(q_BHTD, k_BGTD, v_BGTD, is_causal=True, scale=scaling,
+                                                            enable_gqa=q_BHTD.shape[1] != k_BGTD.shape[1])
 
 
 class _ShortAttention(torch.autograd.Function):
     """Keeps the weights, which for short rows is cheaper than the fused kernel's computing them twice. N = H/G * T."""
 
     @staticmethod
-    def forward(ctx, q_BHTD, k_BGTD, v_BGTD):
+    def forward(ctx, q_BHTD, k_BGTD, v_BGTD, scaling):
         batch, heads, length, dim = q_BHTD.shape
         groups = k_BGTD.shape[1]
         q_CND = q_BHTD.reshape(batch * groups, -1, dim)  # C = B * G
         k_CTD, v_CTD = k_BGTD.reshape(-1, length, dim), v_BGTD.reshape(-1, length, dim)
-        later_1NT = torch.full((length, length), -torch.inf).triu(1).repeat(heads // groups, 1)[None]
-        weights_CNT = torch.baddbmm(later_1NT, q_CND, k_CTD.transpose(1, 2), alpha=dim**-0.5).softmax(-1)
+        later_1NT = q_CND.new_full((length, length), -torch.inf).triu(1).repeat(heads // groups, 1)[None]
+        weights_CNT = torch.baddbmm(later_1NT, q_CND, k_CTD.transpose(1, 2), alpha=scaling).softmax(-1)
         ctx.save_for_backward(q_CND, k_CTD, v_CTD, weights_CNT)
-        ctx.shapes = q_BHTD.shape, k_BGTD.shape
+        ctx.shapes, ctx.scaling = (q_BHTD.shape, k_BGTD.shape), scaling
         return torch.bmm(weights_CNT, v_CTD).view(q_BHTD.shape)
 
     @staticmethod
@@ -219,6 +220,6 @@ class _ShortAttention(torch.autograd.Function):
         of_queries, of_keys = ctx.shapes
         grad_CND = grad_BHTD.reshape(q_CND.shape)
         on_weights_CNT = torch.bmm(grad_CND, v_CTD.transpose(1, 2))
-        on_scores_CNT = torch._softmax_backward_data(on_weights_CNT, weights_CNT, -1, weights_CNT.dtype).mul_(q_CND.shape[-1] ** -0.5)
+        on_scores_CNT = torch._softmax_backward_data(on_weights_CNT, weights_CNT, -1, weights_CNT.dtype).mul_(ctx.scaling)
         return (torch.bmm(on_scores_CNT, k_CTD).view(of_queries), torch.bmm(on_scores_CNT.transpose(1, 2), q_CND).view(of_keys),
-                torch.bmm(weights_CNT.transpose(1, 2), grad_CND).view(of_keys))
+                torch.bmm(weights_CNT.transpose(1, 2), grad_CND).view(of_keys), None)

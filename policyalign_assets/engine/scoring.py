@@ -12,7 +12,7 @@ from policyalign_assets.engine.shared_prefix import Prefix, shared_length
 
 def prompt_prefix(forward: Forward, prompts: Sequence[list[int]]) -> Prefix | None:
     """The prefix that all `prompts` share, computed with the weights that `forward` has read; None where sharing cannot pay."""
-    shared = shared_length(forward.model.config, prompts)
+    shared = shared_length(forward.model, prompts)
     return forward.prefix(prompts[0][:shared]) if shared else None
 
 

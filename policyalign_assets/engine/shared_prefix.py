@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PretrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import eager_mask
 
 NAME = "policyalign_shared_prefix"
@@ -28,8 +28,12 @@ class Prefix:
         self.length, self.layers = length, layers
 
 
-def can_share(config: PretrainedConfig) -> bool:
-    """Full attention in every layer. Sliding-window and linear-attention layers keep a bounded state that this does not describe."""
+def can_share(model) -> bool:
+    """Full attention in every layer, through transformers' interface. Sliding-window and linear-attention layers keep a bounded state
+    that this does not describe."""
+    config, backbone = model.config, model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not backbone._supports_attention_backend:  # Bloom, MPT …: it would never call ours
+        return False
     if config.get_text_config() is not config:  # a multimodal model: its attention reads another configuration
         return False
     types = getattr(config, "layer_types", None)
@@ -37,12 +41,12 @@ def can_share(config: PretrainedConfig) -> bool:
     return full and getattr(config, "attn_logit_softcapping", None) is None
 
 
-def shared_length(config: PretrainedConfig, rows: Sequence[Sequence[int]]) -> int:
+def shared_length(model, rows: Sequence[Sequence[int]]) -> int:
     """Length of the longest common *token* prefix that leaves each row a token of its own; 0 where sharing cannot pay."""
     if len(rows) < 2:
         return 0
-    if not can_share(config):
-        _say_once(config.model_type)
+    if not can_share(model):
+        _say_once(model.config.model_type)
         return 0
     low, high = min(rows), max(rows)
     common = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))
