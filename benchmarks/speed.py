@@ -1,7 +1,7 @@
 """Times this project side by side with TRL, Liger and naive code, in one run on the same model and token counts.
 
     make bench                                       # CPU, about 5 M parameters
-    python benchmarks/speed.py --device cuda --model 0.5b --dtype bfloat16
+    python benchmarks/speed.py --device cuda --model 7b --dtype bfloat16 --rank 32 --batch 128 --response 512 --micro-batch-tokens 16384
 
 Prints a Markdown table and writes it, the figures and a plot to --out. Every figure is the median of interleaved repetitions,
 a first round not counted. TRL and Liger are needed here only (extra `bench`).
@@ -12,12 +12,15 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import multiprocessing
 import platform
 import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +29,8 @@ import losses
 import pyarrow as pa
 import torch
 import workload
-from trl_step import trl_step_seconds
+from flops import matmul_rate, update_flops
+from trl_step import trl_steps
 
 from policyalign_assets.distillation.batches import Instruction
 from policyalign_assets.distillation.trainer import distill
@@ -69,7 +73,7 @@ def main() -> None:
     a = arguments()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(a.threads)
-    keep_freed_memory()  # as load_model does; it serves all contenders, which share this process
+    keep_freed_memory()  # as load_model does; it serves all contenders in this process
     parts: dict[str, Callable[[argparse.Namespace], list[Line]]] = {"step": step, "teacher": teacher, "scoring": scoring, "loss": loss}
     lines: list[Line] = []
     for name in a.parts:
@@ -97,6 +101,9 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--prompt", type=int, default=40)
     p.add_argument("--response", type=int, default=64)
     p.add_argument("--batch", type=int, default=16)
+    p.add_argument("--rank", type=int, default=16, help="of LoRA")
+    p.add_argument("--steps", type=int, default=4, help="of each training that is timed")
+    p.add_argument("--micro-batch-tokens", type=int, help="default: the whole batch at once")
     p.add_argument("--scored", type=int, default=16, help="instructions that are scored")
     p.add_argument("--loss-tokens", type=int, default=1_024)
     p.add_argument("--repeats", type=int, default=5)
@@ -104,7 +111,9 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, in both")
     p.add_argument("--parts", nargs="+", choices=["step", "teacher", "scoring", "loss"], default=["step", "teacher", "scoring", "loss"])
     p.add_argument("--out", type=Path, default=Path("data/speed"))
-    return p.parse_args()
+    a = p.parse_args()
+    a.micro_batch_tokens = a.micro_batch_tokens or a.batch * (a.prompt + a.response)
+    return a
 
 
 def model(a: argparse.Namespace) -> LoadedModel:
@@ -118,24 +127,51 @@ def texts(a: argparse.Namespace, n: int) -> tuple[SimpleNamespace, list[str]]:
 
 
 def step(a: argparse.Namespace) -> list[Line]:
-    """Whole LoRA steps: rollout, teacher, student, update."""
+    """Whole LoRA steps: rollout, teacher, student, update. The first step of a training, in which it warms up, is not counted."""
     policy, prompts = texts(a, a.batch)
-    settings = DistillationSettings(steps=2, batch_size=a.batch, mini_batch_size=a.batch, forward_weight=0.0, top_k=256, max_new_tokens=a.response,
-                                    learning_rate=1e-4, lr_decay=0.0, save_every=1_000, gradient_checkpointing=a.checkpointing,
-                                    micro_batch_tokens=a.batch * (a.prompt + a.response))  # one micro-batch in both
-    ours, trl, phases = [], [], []
-    for _ in range(a.repeats + 1):
-        with tempfile.TemporaryDirectory() as work:
-            _, history = distill(policy, [Instruction(p) for p in prompts], model(a), settings, Path(work), BATCH_TOKENS)
-        assert history["mean_length"].to_pylist() == [a.response] * 2
-        phases.append(history.to_pylist()[-1])
-        ours.append(phases[-1]["seconds"])
-        clear(a)
-        trl.append(trl_step_seconds(model(a), policy.prompt_text, prompts, settings)[-1])
-        clear(a)
-    shares = {k: statistics.median(p[f"{k}_seconds"] for p in phases[1:]) for k in ("rollout", "prefix", "teacher", "student")}
-    print("our step by phase:", {k: round(v, 4) for k, v in shares.items()})
-    return [Line("LoRA step", statistics.median(ours[1:]), "TRL SDFTTrainer, top-k", statistics.median(trl[1:]))]
+    settings = DistillationSettings(steps=a.steps, batch_size=a.batch, mini_batch_size=a.batch, forward_weight=0.0, top_k=256,
+                                    max_new_tokens=a.response, learning_rate=1e-4, lr_decay=0.0, save_every=1_000, lora_rank=a.rank,
+                                    lora_alpha=2 * a.rank, gradient_checkpointing=a.checkpointing, micro_batch_tokens=a.micro_batch_tokens)
+    build = {**MODELS[a.model], "dtype": getattr(torch, a.dtype), "device": a.device}
+    ours, trl, lent = [], [], []
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as elsewhere:  # TRL as its users run it
+        for _ in range(a.repeats + 1):
+            with tempfile.TemporaryDirectory() as work, peak_memory(a) as memory:
+                aligned, history = distill(policy, [Instruction(p) for p in prompts], model(a), settings, Path(work), BATCH_TOKENS)
+            flops = update_flops(aligned.config, a)
+            del aligned
+            assert history["mean_length"].to_pylist() == [a.response] * a.steps
+            ours += history.to_pylist()[1:]
+            clear(a)
+            seconds, trl_memory = elsewhere.submit(trl_steps, build, policy.prompt_text, prompts, settings, a.threads).result()
+            trl += seconds[1:]
+            if a.device == "cpu":
+                lent += trl_steps(build, policy.prompt_text, prompts, settings, a.threads)[0][1:]
+                clear(a)
+    counted = a.steps - 1  # of the first repetition, which warms up too
+    ours, trl, lent = ours[counted:], trl[counted:], lent[counted:]
+    shares = {k: statistics.median(row[f"{k}_seconds"] for row in ours) for k in ("rollout", "prefix", "teacher", "student")}
+    whole = statistics.median(row["seconds"] for row in ours)
+    rate, peak = flops / (shares["teacher"] + shares["student"]), matmul_rate(build["dtype"], a.device)
+    print("our step by phase:", {k: round(v, 4) for k, v in shares.items()}, f"; {a.batch * a.response / whole:,.0f} response tokens/s; "
+          f"update {rate / 1e12:.3g} TFLOP/s, {rate / peak:.0%} of a plain matrix product's {peak / 1e12:.3g}")
+    lines = [Line("LoRA step", whole, "TRL SDFTTrainer, top-k", statistics.median(trl))]
+    if a.device == "cpu":
+        lines.append(Line("LoRA step", whole, "the same with our memory setting", statistics.median(lent)))
+    else:
+        lines.append(Line("LoRA step: peak memory", memory[0] / 2**20, "TRL SDFTTrainer, top-k", trl_memory / 2**20, "MiB"))
+    return lines
+
+
+@contextmanager
+def peak_memory(a: argparse.Namespace) -> Iterator[list[int]]:
+    """Bytes on the GPU, in a list that is filled at the end."""
+    bytes_: list[int] = []
+    if a.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    yield bytes_
+    if a.device == "cuda":
+        bytes_.append(torch.cuda.max_memory_allocated())
 
 
 def teacher(a: argparse.Namespace) -> list[Line]:

@@ -5,21 +5,28 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+import workload
 from peft import LoraConfig
 
 from policyalign_assets.engine.base import chat
 from policyalign_assets.engine.chat import render
-from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.settings import DistillationSettings
 
 
-def trl_step_seconds(loaded: LoadedModel, policy: str, prompts: Sequence[str], settings: DistillationSettings) -> list[float]:
-    """Seconds of each of `settings.steps` steps. TRL keeps no cache of the policy and no adapter-merged rollouts; the rest is set alike."""
+def trl_steps(build: dict[str, Any], policy: str, prompts: Sequence[str], settings: DistillationSettings, threads: int) -> tuple[list[float], int]:
+    """Seconds of each of `settings.steps` steps, and the most bytes taken on the GPU. `build`: arguments of `workload.qwen2`.
+
+    TRL keeps no cache of the policy and no adapter-merged rollouts; the rest is set alike.
+    """
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+    torch.set_num_threads(threads)
+    loaded = workload.qwen2(**build)
 
     class Clock(TrainerCallback):
         begun, seconds = 0.0, []
@@ -34,9 +41,13 @@ def trl_step_seconds(loaded: LoadedModel, policy: str, prompts: Sequence[str], s
 
     Clock.seconds = []
     cpu = loaded.device.type == "cpu"
+    longest = max(len(render(loaded.tokenizer, chat(p))) for p in prompts) + settings.max_new_tokens
+    most = max(1, settings.micro_batch_tokens // longest)
+    rows = max(n for n in range(1, settings.batch_size + 1) if settings.batch_size % n == 0 and n <= most)
     with tempfile.TemporaryDirectory() as folder:
         config = SDFTConfig(
-            output_dir=folder, use_cpu=cpu, bf16=False, per_device_train_batch_size=settings.batch_size, num_generations=1,
+            output_dir=folder, use_cpu=cpu, bf16=False, per_device_train_batch_size=rows, num_generations=1,
+            gradient_accumulation_steps=settings.batch_size // rows,
             gradient_checkpointing=settings.gradient_checkpointing, max_prompt_length=None, max_completion_length=settings.max_new_tokens,
             generation_kwargs={"min_new_tokens": settings.max_new_tokens}, lr_scheduler_type="constant", learning_rate=settings.learning_rate,
             distillation_mode="topk_logits", distillation_topk=settings.top_k, distillation_alpha=1.0, distillation_is_clip=None,
@@ -56,4 +67,4 @@ def trl_step_seconds(loaded: LoadedModel, policy: str, prompts: Sequence[str], s
         ours = {len(render(loaded.tokenizer, chat(p, policy))) for p in prompts}
         assert lengths == ours, f"TRL sees prompts of {lengths} tokens, ours are {ours}"
         trainer.train()
-    return Clock.seconds
+    return Clock.seconds, 0 if cpu else torch.cuda.max_memory_allocated()
