@@ -1,5 +1,6 @@
 """The engine on tiny random models: sharing a prefix changes nothing, and neither does anything but temperature and seed."""
 
+import json
 import shutil
 from collections import Counter
 
@@ -363,6 +364,13 @@ def test_damaged_weights_are_refused(tmp_path, content):
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     assert "tokenizer" in refusal(copy_of_the_bundled_model(tmp_path, "tokenizer*"))
+
+
+def test_an_unknown_architecture_is_refused(tmp_path):
+    folder = copy_of_the_bundled_model(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "nobody-knows"}))
+    assert "nobody-knows" in refusal(folder)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
