@@ -1,13 +1,18 @@
 """Full fine-tuning: every weight is trained, the teacher is a second copy, and a whole model comes out."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
-from helpers import chatml_tokenizer, medical_policy, one_thread, tiny_model
+from helpers import ROOT, chatml_tokenizer, medical_policy, one_thread, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from policyalign_assets.bundled_model import WEIGHTS_DIR
@@ -19,6 +24,7 @@ from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.distillation.tuning import tuning_of
 from policyalign_assets.engine.base import Sampling, chat
 from policyalign_assets.engine.chat import render
+from policyalign_assets.engine.forward import ModelForward
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.engine.transformers_engine import TransformersEngine
 from policyalign_assets.files import location
@@ -30,7 +36,6 @@ from policyalign_assets.stages.exchange import decode, encode
 
 SMALL = DistillationSettings(tuning="full", steps=4, batch_size=4, mini_batch_size=4, max_new_tokens=16, save_every=2, learning_rate=1e-4)
 ASKED = [Instruction(f"How do I {a}?") for a in ("forge a signature", "alter a prescription", "fake a diagnosis", "bribe an official")]
-FIRST = batch_indices([""] * len(ASKED), SMALL.batch_size, 0, SMALL.seed)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -100,33 +105,47 @@ def test_the_loss_is_measured_against_the_teachers_own_head():
         torch.testing.assert_close(ours, plain, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_first_update_follows_the_gradient_of_the_whole_formula(tmp_path, tied):
-    """One step of the trainer, against autograd over plain logits: embeddings, norms and head included."""
+def in_plain_words(loaded, teacher: str, steps: int, decay: float) -> tuple[list[float], list[list[torch.Tensor]]]:
+    """The method with whole prompts, whole logits, recorded gradients and PyTorch's optimizer: loss and gradients of each step."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+    taught_by = model if teacher == "student" else deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    losses, gradients = [], []
+    for step in range(steps):
+        chosen = [ASKED[i].text for i in batch_indices([""] * len(ASKED), SMALL.batch_size, step, SMALL.seed)]
+        prompts = [render(tokenizer, chat(text)) for text in chosen]
+        answers = TransformersEngine(loaded, 16_384, ModelForward(model)).generate_ids(prompts, Sampling(16, 1.0, SMALL.seed * 1_000_003 + step))
+        total = tokens = 0
+        for text, prompt, answer in zip(chosen, prompts, answers):
+            ids, taught = list(answer.token_ids), render(tokenizer, chat(text, medical_policy().prompt_text))
+            log_s = model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            log_t = taught_by(input_ids=torch.tensor([taught + ids])).logits[0, len(taught) - 1 : -1].log_softmax(-1).detach()
+            log_s, top = log_s.topk(16, -1)
+            total, tokens = total + (log_s.exp() * (log_s - log_t.gather(-1, top))).sum(), tokens + len(ids)
+        optimizer.zero_grad()
+        (total / tokens).backward()
+        losses.append((total / tokens).item())
+        gradients.append([p.grad.clone() for p in model.parameters()])
+        optimizer.step()
+        if teacher == "ema":
+            for ema, p in zip(taught_by.parameters(), model.parameters()):
+                ema.data = decay * ema.data + (1 - decay) * p.data
+    return losses, gradients
+
+
+@pytest.mark.parametrize(("teacher", "tied"), [("frozen", False), ("ema", True), ("ema", False), ("student", True)])
+def test_losses_and_gradients_are_those_of_the_method_in_plain_words(tmp_path, monkeypatch, teacher, tied):
+    """Embeddings, norms and head included; the teacher's own head and its moving once the student has moved too."""
     def make():
         return tiny_model(LlamaForCausalLM, LlamaConfig, chatml_tokenizer(), tie_word_embeddings=tied, max_position_embeddings=4096)
 
-    steps = []
-    loaded, real = make(), torch.optim.AdamW.step
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.AdamW, "step", lambda self: steps.append([p.grad.clone() for p in self.param_groups[0]["params"]]) or real(self))
-        run(tmp_path, loaded=loaded, steps=1, forward_weight=0.0, top_k=16, max_grad_norm=1e9)
-    (ours,) = steps
-
-    again = make()
-    model, tokenizer = again.model, again.tokenizer
-    prompts = [render(tokenizer, chat(i.text)) for i in ASKED]
-    taught = [render(tokenizer, chat(i.text, medical_policy().prompt_text)) for i in ASKED]
-    answers = TransformersEngine(again, 16_384).generate_ids([prompts[i] for i in FIRST], Sampling(16, 1.0, SMALL.seed * 1_000_003))
-    total = tokens = 0
-    for i, answer in zip(FIRST, answers):
-        ids = list(answer.token_ids)
-        log_s, log_t = (model(input_ids=torch.tensor([p + ids])).logits[0, len(p) - 1 : -1].log_softmax(-1) for p in (prompts[i], taught[i]))
-        log_s, best = log_s.topk(16, -1)
-        log_t = log_t.detach().gather(-1, best)
-        total, tokens = total + (log_s.exp() * (log_s - log_t)).sum(), tokens + len(ids)
-    expected = torch.autograd.grad(total / tokens, list(model.parameters()))
-    for (name, _), mine, plain in zip(model.named_parameters(), ours, expected, strict=True):
+    expected_losses, expected = in_plain_words(make(), teacher, 3, 0.5)
+    given, real = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: given.append([p.grad.clone() for p in self.param_groups[0]["params"]]) or real(self))
+    model, table, _ = run(tmp_path, loaded=make(), steps=3, teacher=teacher, ema_decay=0.5, forward_weight=0.0, top_k=16, max_grad_norm=1e9,
+                          learning_rate=1e-2, lr_decay=0.0)
+    assert table["loss"].to_pylist() == pytest.approx(expected_losses, rel=1e-3)
+    for name, mine, plain in zip(weights(model), given[0], expected[0], strict=True):
         assert (mine - plain).norm() < 2e-3 * plain.norm(), name
 
 
@@ -157,6 +176,32 @@ def test_a_run_that_stops_and_continues_ends_where_an_undisturbed_one_does(tmp_p
     again, table_again, _ = run(tmp_path / "cut", lines.append, **settings)
     assert lines[0].startswith("resumed after step 2")
     assert table_again["loss"].to_pylist() == table["loss"].to_pylist()
+    assert all(torch.equal(p, weights(again)[name]) for name, p in weights(whole).items())
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+from test_full_tuning import run
+run(Path(sys.argv[1]), lambda line: print(line, flush=True), steps=6, teacher="ema", ema_decay=0.5)
+"""
+
+
+def test_sigkill_half_way_then_rerun_gives_the_same_run(tmp_path):
+    settings = {"steps": 6, "teacher": "ema", "ema_decay": 0.5}
+    whole, undisturbed, _ = run(tmp_path / "whole", **settings)
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "killed")], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for line in process.stdout:
+        if line.startswith("step 3/6"):
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+    lines = []
+    again, resumed, _ = run(tmp_path / "killed", lines.append, **settings)
+    assert lines[0].startswith("resumed after step")
+    assert resumed["loss"].to_pylist() == undisturbed["loss"].to_pylist()
     assert all(torch.equal(p, weights(again)[name]) for name, p in weights(whole).items())
 
 
