@@ -179,6 +179,13 @@ def test_a_run_that_stops_and_continues_ends_where_an_undisturbed_one_does(tmp_p
     assert all(torch.equal(p, weights(again)[name]) for name, p in weights(whole).items())
 
 
+def test_a_model_that_could_not_be_saved_is_refused_before_any_work(tmp_path):
+    loaded = load_model(ModelSettings())
+    loaded.model.generation_config.temperature = 0.5  # without do_sample
+    with pytest.raises(ValueError, match="temperature"):
+        run(tmp_path, lambda _: pytest.fail("it began"), loaded)
+
+
 KILLED = """
 import sys
 from pathlib import Path

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from policyalign_assets.distillation.adapters import STUDENT, save_student
 from policyalign_assets.distillation.record import Checkpoint
@@ -73,7 +73,7 @@ def _write_adapter(model: PeftModel, model_id: str, folder: Path) -> None:
         file.unlink()  # PEFT's card has nothing to say
 
 
-def _write_model(model: Model, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder, save_jinja_files=False)  # several templates would make a folder, which no hash covers
     config = folder / "tokenizer_config.json"

@@ -42,7 +42,7 @@ class Tuning(Protocol):
 
 
 def tuning_of(base: PreTrainedModel, settings: DistillationSettings) -> Tuning:
-    """With `full` it is `base` itself that will be trained."""
+    """With `full` it is `base` itself that will be trained. Raises ValueError where that could not be saved."""
     return Full(base, settings) if settings.tuning == "full" else Lora(base, settings)
 
 
@@ -70,6 +70,7 @@ class Full:
     plain = False
 
     def __init__(self, base: PreTrainedModel, settings: DistillationSettings):
+        base.generation_config.validate(strict=True)  # transformers refuses to save a model with a faulty one, which is late after training
         self._settings = settings
         self.model = base.requires_grad_(True)
         self.teacher = base if settings.teacher == "student" else deepcopy(base).requires_grad_(False)
