@@ -59,14 +59,20 @@ def downloaded(folder: Location) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="policyalign.") as name:
         for file in folder.iterdir():
-            (Path(name) / file.name).write_bytes(file.read_bytes())
+            _copy(file, Path(name) / file.name)
         yield Path(name)
 
 
 def upload(local: Path, target: UPath, last: str | None = None) -> None:
     """Puts the files directly in `local` into `target`. The file named `last` goes last: where it is, all are."""
     for file in sorted(local.iterdir(), key=lambda f: (f.name == last, f.name)):
-        (target / file.name).write_bytes(file.read_bytes())
+        _copy(file, target / file.name)
+
+
+def _copy(source: Location, target: Location) -> None:
+    """Piece by piece: a model may be larger than the memory."""
+    with source.open("rb") as read, target.open("wb") as write:
+        shutil.copyfileobj(read, write, 1 << 24)
 
 
 def remove(path: Location) -> None:
@@ -124,12 +130,13 @@ def write_parquet(table: pa.Table, path: Path) -> None:
         pq.write_table(table, aside, compression="zstd")
 
 
-def sha256_files(folder: Path, patterns: tuple[str, ...] = ("*",)) -> str:
-    """Hash of the names and bytes of the files directly in `folder` that match `patterns`."""
+def sha256_files(folder: Path, patterns: tuple[str, ...] = ("*",), but: tuple[str, ...] = ()) -> str:
+    """Hash of the names and bytes of the files directly in `folder` that match `patterns` and are not named in `but`."""
     digest = hashlib.sha256()
-    for file in sorted({f for p in patterns for f in folder.glob(p) if f.is_file()}):
+    for file in sorted({f for p in patterns for f in folder.glob(p) if f.is_file() and f.name not in but}):
         digest.update(file.name.encode() + b"\0")
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        with file.open("rb") as stream:  # a model may be larger than the memory
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 

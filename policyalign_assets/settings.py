@@ -118,12 +118,13 @@ class FilterSettings(_Section):
 
 
 class DistillationSettings(_Section):
+    tuning: Literal["lora", "full"] = Field("lora", description="what is trained: an adapter, or every weight (docs/method.md)")
     teacher: Literal["frozen", "ema", "student"] = "frozen"
     ema_decay: float = Field(0.99, gt=0, lt=1)
     top_k: int = Field(256, ge=1, description="student's top tokens in the reverse KL; not renormalised (method.md)")
     tail: bool = Field(False, description="add all other tokens as one bucket")
     forward_weight: float = Field(1.0, ge=0, le=1, description="forward KL added to the reverse KL; 0 is the paper's loss (docs/method.md)")
-    learning_rate: float = Field(1.2e-3, gt=0, le=1)
+    learning_rate: float = Field(1.2e-3, gt=0, le=1, description="of LoRA; full fine-tuning wants about a tenth")
     lr_decay: float = Field(0.5, ge=0, le=1, description="last share of the steps, over which the learning rate falls linearly towards 0")
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -268,6 +269,21 @@ class Settings(_Section):
         if self.model.engine == "vllm" and self.distillation.processes > 1:
             raise ValueError(f"model.engine='vllm' samples for a training of one process, but distillation.processes={self.distillation.processes}. "
                              "Mend: distillation.processes=1, or model.engine='transformers'")
+        return self
+
+    @model_validator(mode="after")
+    def _full_fine_tuning_is_in_float32_and_by_one_process(self):
+        if self.distillation.tuning == "lora":
+            return self
+        if self.model.dtype != "float32":
+            raise ValueError(f"distillation.tuning='full' takes steps that are lost in the rounding of model.dtype={self.model.dtype!r}. "
+                             "Mend: model.dtype='float32', or distillation.tuning='lora'")
+        if self.model.engine == "vllm":
+            raise ValueError("distillation.tuning='full' makes no adapter, which is all that model.engine='vllm' takes over at each step. "
+                             "Mend: model.engine='transformers', or distillation.tuning='lora'")
+        if self.distillation.processes > 1:
+            raise ValueError(f"distillation.tuning='full' trains in one process, but distillation.processes={self.distillation.processes} exchange "
+                             "adapters alone. Mend: distillation.processes=1, or distillation.tuning='lora'")
         return self
 
     @model_validator(mode="after")

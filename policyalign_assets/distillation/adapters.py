@@ -37,6 +37,11 @@ def student_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if f".{STUDENT}." in n}
 
 
+def saved_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:
+    """The student's and the EMA teacher's."""
+    return {n: p for n, p in model.named_parameters() if f".{STUDENT}." in n or f".{EMA}." in n}
+
+
 def activate_student(model: PeftModel) -> None:
     model.set_adapter(STUDENT)
     for name, p in model.named_parameters():

@@ -44,26 +44,26 @@ class ReverseKL:
 
 def reverse_kl_top_k(student_hidden_MD: torch.Tensor, teacher_hidden_MD: torch.Tensor, head: Head, k: int, tail: bool = False,
                      temperature: float = 1.0, forward_weight: float = 0.0, parameters: tuple[torch.Tensor, ...] = (),
-                     chunk_elements: int | None = None) -> ReverseKL:
+                     teacher_head: Head | None = None, chunk_elements: int | None = None) -> ReverseKL:
     """Float32 throughout, whatever the model's dtype. `k` above the vocabulary size means the full vocabulary.
 
-    `head` maps hidden states to logits; the same one serves both. `parameters`: those of the head that are trained (none with
-    LoRA on the attention and MLP layers). The teacher carries no gradient.
+    `head` maps hidden states to logits; it serves the teacher too, unless that has a `teacher_head` of its own. `parameters`: those
+    of the head that are trained (none with LoRA on the attention and MLP layers). The teacher carries no gradient.
     """
     chunk_elements = chunk_elements or CHUNK_ELEMENTS.get(student_hidden_MD.device.type, CHUNK_ELEMENTS["cpu"])
-    out = _ChunkedReverseKL.apply(student_hidden_MD, teacher_hidden_MD.detach(), head, k, tail, temperature, forward_weight, chunk_elements,
-                                   *parameters)
+    out = _ChunkedReverseKL.apply(student_hidden_MD, teacher_hidden_MD.detach(), head, teacher_head or head, k, tail, temperature, forward_weight,
+                                  chunk_elements, *parameters)
     return ReverseKL(*out)
 
 
 class _ChunkedReverseKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, student_MD, teacher_MD, head, k, tail, temperature, forward_weight, chunk_elements, *parameters):
+    def forward(ctx, student_MD, teacher_MD, head, teacher_head, k, tail, temperature, forward_weight, chunk_elements, *parameters):
         needed = student_MD.requires_grad or any(p.requires_grad for p in parameters)
         grads = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
         grad_MD = torch.empty_like(student_MD)
         with torch.no_grad():
-            vocabulary = head(teacher_MD[:1]).shape[-1]
+            vocabulary = teacher_head(teacher_MD[:1]).shape[-1]
         rows = max(1, chunk_elements // vocabulary)
         parts = []
         for start in range(0, len(student_MD), rows):
@@ -72,7 +72,7 @@ class _ChunkedReverseKL(torch.autograd.Function):
                 chunk = student_MD[chosen].detach().requires_grad_(needed)
                 logits_MV = _tempered(head(chunk), temperature)
             with torch.no_grad():
-                values, grad_logits_MV = _closed_form(logits_MV.detach(), _tempered(head(teacher_MD[chosen]), temperature), k, tail,
+                values, grad_logits_MV = _closed_form(logits_MV.detach(), _tempered(teacher_head(teacher_MD[chosen]), temperature), k, tail,
                                                       forward_weight, needed)
             if needed:
                 grad_MD[chosen], *extra = torch.autograd.grad(logits_MV, [chunk, *parameters], grad_logits_MV)
@@ -88,7 +88,7 @@ class _ChunkedReverseKL(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, *_):
         grad_MD, *grads = ctx.saved_tensors
-        return grad_MD * grad_loss, *(None,) * 7, *((g * grad_loss).to(d) for g, d in zip(grads, ctx.dtypes))
+        return grad_MD * grad_loss, *(None,) * 8, *((g * grad_loss).to(d) for g, d in zip(grads, ctx.dtypes))
 
 
 def _tempered(logits_MV: torch.Tensor, temperature: float) -> torch.Tensor:

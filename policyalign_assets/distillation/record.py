@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,13 +13,15 @@ from policyalign_assets.files import Location
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`path` is relative to the data folder, so that the folder can move. `provenance` says what it was made from."""
+    """`path` is relative to the data folder, so that the folder can move. `provenance` says what it was made from.
+    `tuning`: an adapter, or a whole model."""
 
     checkpoint_id: str
     path: str
     model_id: str
     model_revision: str
     provenance: dict[str, Any]
+    tuning: Literal["lora", "full"] = "lora"  # older records do not say
 
 
 def training_table(checkpoint: Checkpoint, data_dir: Location) -> pa.Table:

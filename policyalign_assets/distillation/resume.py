@@ -1,4 +1,4 @@
-"""Saved training steps: adapters and optimizer state as safetensors, history as Parquet. No pickle anywhere."""
+"""Saved training steps: trained weights and optimizer state as safetensors, history as Parquet. No pickle anywhere."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from policyalign_assets.distillation.adapters import EMA, STUDENT
+from policyalign_assets.distillation.tuning import Tuning
 from policyalign_assets.files import new_directory
 from policyalign_assets.tables import TRAINING
 
@@ -22,11 +21,11 @@ def latest_step(work_dir: Path) -> Path | None:
     return max(work_dir.glob("step_*"), default=None)
 
 
-def save_step(work_dir: Path, step: int, model: PeftModel, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
+def save_step(work_dir: Path, step: int, tuning: Tuning, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
     """Writes `work_dir/step_NNNNNN` aside and renames it; then removes older steps."""
     final = work_dir / f"step_{step:06d}"
     with new_directory(final) as folder:
-        save_file({n: p.detach().contiguous() for n, p in _adapter_parameters(model).items()}, folder / "adapters.safetensors")
+        save_file({n: p.detach().contiguous() for n, p in tuning.saved().items()}, folder / "weights.safetensors")
         state = optimizer.state_dict()
         save_file({f"{i}.{k}": v.contiguous() for i, entry in state["state"].items() for k, v in entry.items()}, folder / "optimizer.safetensors")
         (folder / "optimizer.json").write_text(json.dumps(state["param_groups"]))
@@ -36,11 +35,11 @@ def save_step(work_dir: Path, step: int, model: PeftModel, optimizer: torch.opti
             shutil.rmtree(old)
 
 
-def load_step(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) -> list[dict]:
-    """Puts a saved step back into `model` and `optimizer`; returns its history, one entry per finished step."""
-    saved = load_file(folder / "adapters.safetensors")
+def load_step(folder: Path, tuning: Tuning, optimizer: torch.optim.Optimizer) -> list[dict]:
+    """Puts a saved step back into `tuning` and `optimizer`; returns its history, one entry per finished step."""
+    saved = load_file(folder / "weights.safetensors")
     with torch.no_grad():
-        for name, p in _adapter_parameters(model).items():
+        for name, p in tuning.saved().items():
             p.copy_(saved[name])
     entries: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(folder / "optimizer.safetensors").items():
@@ -48,7 +47,3 @@ def load_step(folder: Path, model: PeftModel, optimizer: torch.optim.Optimizer) 
         entries.setdefault(int(i), {})[name] = value
     optimizer.load_state_dict({"state": entries, "param_groups": json.loads((folder / "optimizer.json").read_text())})
     return pq.read_table(folder / "history.parquet").to_pylist()
-
-
-def _adapter_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:
-    return {n: p for n, p in model.named_parameters() if f".{STUDENT}." in n or f".{EMA}." in n}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from peft import PeftModel
 
-from policyalign_assets.distillation.adapters import teacher_weights
+from policyalign_assets.distillation.tuning import Tuning
 from policyalign_assets.engine.forward import forward_of
 from policyalign_assets.engine.scoring import prompt_prefix, response_hidden
 from policyalign_assets.settings import DistillationSettings
@@ -16,15 +15,15 @@ from policyalign_assets.settings import DistillationSettings
 class Teacher:
     """`prompts`: all that it will be asked with; they share the policy."""
 
-    def __init__(self, model: PeftModel, settings: DistillationSettings, prompts: Sequence[list[int]]):
-        self._model, self._settings, self._prompts = model, settings, prompts
-        self._forward, self._read = forward_of(model), False
+    def __init__(self, tuning: Tuning, settings: DistillationSettings, prompts: Sequence[list[int]]):
+        self._tuning, self._settings, self._prompts = tuning, settings, prompts
+        self._forward, self._read = forward_of(tuning.teacher, tuning.plain), False
 
     def follow(self) -> None:
         """Takes over the weights of now, and computes the policy's key/values with them. A frozen teacher does so once."""
         if self._read and self._settings.teacher == "frozen":
             return
-        with teacher_weights(self._model, self._settings):
+        with self._tuning.teaching():
             self._forward.read()
             self._prefix = prompt_prefix(self._forward, self._prompts)
         self._read = True
@@ -36,5 +35,8 @@ class Teacher:
 
     def hidden(self, prompts: Sequence[list[int]], responses: Sequence[Sequence[int]]) -> torch.Tensor:
         """As `response_hidden`."""
-        with torch.no_grad() if self._forward.copied else teacher_weights(self._model, self._settings):
+        with torch.no_grad() if self._forward.copied else self._tuning.teaching():
             return response_hidden(self._forward, prompts, responses, self._prefix)
+
+    def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
+        return self._forward.logits(hidden_MD)

@@ -5,7 +5,8 @@ as system message, gives its distribution on those very tokens; the student take
 
 Differences from the release: an optional share of forward KL (`loss.py`); log-probabilities in float32 (there
 bf16); a global token mean over each optimizer batch (there micro-batch means weighted by samples); two forward passes a step
-(there three); the teacher is the same set of weights with another or no adapter (there a second full copy).
+(there three); with LoRA the teacher is the same set of weights with another or no adapter (there, and here with full fine-tuning,
+a second copy).
 
 Every random choice is seeded by (seed, step), so a killed run continues from its last saved step to the same result.
 """
@@ -20,9 +21,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from peft import PeftModel
 
-from policyalign_assets.distillation.adapters import add_adapters, student_parameters, update_ema
 from policyalign_assets.distillation.batches import Instruction, batch_indices
 from policyalign_assets.distillation.budget import Budget, DistillationFailed
 from policyalign_assets.distillation.checkpointing import checkpointed
@@ -32,6 +31,7 @@ from policyalign_assets.distillation.processes import ALONE, Processes
 from policyalign_assets.distillation.resume import latest_step, load_step, save_step
 from policyalign_assets.distillation.rollouts import VllmRollouts
 from policyalign_assets.distillation.teacher import Teacher
+from policyalign_assets.distillation.tuning import Model, Tuning, tuning_of
 from policyalign_assets.engine.base import NotFinite, Sampling, chat
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
@@ -59,8 +59,9 @@ class Rollout:
 
 def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded: LoadedModel, settings: DistillationSettings, work_dir: Path,
             batch_tokens: int, report: Report = lambda _: None, processes: Processes = ALONE,
-            vllm: VllmEngine | None = None) -> tuple[PeftModel, pa.Table]:
-    """Trains an adapter on `loaded.model`. Returns the PEFT model (student active) and the TRAINING table, a row per step.
+            vllm: VllmEngine | None = None) -> tuple[Model, pa.Table]:
+    """Trains an adapter on `loaded.model` and returns the PEFT model (student active), or all of `loaded.model` and returns that
+    (`settings.tuning`); and the TRAINING table, a row per step.
 
     `work_dir` holds the saved steps; calling again with the same inputs and folder continues after the last one. With several
     `processes`, all call this alike and get the same back; the main one saves. `vllm` samples the rollouts, where it is given (to
@@ -76,17 +77,18 @@ def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded:
     if settings.top_k > loaded.model.config.vocab_size:
         raise ValueError(f"distillation.top_k={settings.top_k} is more than the model's vocabulary of {loaded.model.config.vocab_size}")
 
-    model = processes.shard(add_adapters(loaded.model, settings))
+    tuning = tuning_of(loaded.model, settings)
+    model = processes.shard(tuning.model)
     model.eval()  # no dropout anywhere: the student must be the same function in rollouts and updates
-    student = forward_of(model, plain=not settings.gradient_checkpointing)
-    teacher = Teacher(model, settings, teacher_prompts)
+    student = forward_of(model, plain=tuning.plain and not settings.gradient_checkpointing)
+    teacher = Teacher(tuning, settings, teacher_prompts)
     engine = VllmRollouts(vllm, model, report) if vllm else TransformersEngine(
         LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision), batch_tokens, student)
-    optimizer = torch.optim.AdamW(student_parameters(model).values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(tuning.trained().values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     history: list[dict] = []
     first = 0
     if (saved := latest_step(work_dir)) is not None:
-        history = load_step(saved, model, optimizer)
+        history = load_step(saved, tuning, optimizer)
         first = len(history)
         report(f"resumed after step {first} from its saved state")
 
@@ -107,7 +109,7 @@ def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded:
         rollouts = [Rollout(student_prompts[i], teacher_prompts[i], g.token_ids, g.finish == "stop") for i, g in zip(chosen, generations)]
         with phases("prefix"):
             teacher.follow()
-        row = {"step": step + 1, **_update(model, optimizer, rollouts, student, teacher, settings, budget, phases, processes)}
+        row = {"step": step + 1, **_update(tuning, optimizer, rollouts, student, teacher, settings, budget, phases, processes)}
         seconds = time.monotonic() - begun
         tokens, ended = processes.sum(torch.tensor([sum(len(r.response) for r in rollouts), sum(r.ended for r in rollouts)])).tolist()
         history.append(row | {"engine_mismatch": engine.mismatch if vllm else None, "seconds": seconds, "tokens_per_second": tokens / seconds,
@@ -117,7 +119,7 @@ def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded:
         report(f"step {step + 1}/{settings.steps}  loss {row['loss']:.4f}  length {tokens / settings.batch_size:.1f}  Q {row['top_k_mass']:.4f}  "
                f"{tokens / seconds:,.0f} tokens/s  ETA {left:,.0f} s")
         if processes.main and (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
-            save_step(work_dir, step + 1, model, optimizer, history)
+            save_step(work_dir, step + 1, tuning, optimizer, history)
     return model, pa.Table.from_pylist(history, schema=TRAINING)
 
 
@@ -127,7 +129,7 @@ def decay_factor(step: int, steps: int, share: float) -> float:
     return min(1.0, (steps - step) / last) if last else 1.0
 
 
-def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[Rollout], student: Forward, teacher: Teacher,
+def _update(tuning: Tuning, optimizer: torch.optim.Optimizer, rollouts: list[Rollout], student: Forward, teacher: Teacher,
             settings: DistillationSettings, budget: Budget, phases: Phases, processes: Processes) -> dict[str, float]:
     """The optimizer updates of one rollout batch, of which `rollouts` are this process's; returns token means over the whole batch."""
     sums = torch.zeros(4, dtype=torch.float64)  # loss, Q, teacher mass, entropy
@@ -140,22 +142,22 @@ def _update(model: PeftModel, optimizer: torch.optim.Optimizer, rollouts: list[R
         mini_tokens = int(processes.sum(torch.tensor(sum(len(r.response) for r in mini))))
         if not mini_tokens:
             raise DistillationFailed("every response of a batch is empty: the student has collapsed. Mend: lower the learning rate.")
-        part = budget.fitted(lambda: _gradients(model, optimizer, mini, mini_tokens, student, teacher, settings, budget, phases, processes))  # noqa: B023
+        part = budget.fitted(lambda: _gradients(tuning, optimizer, mini, mini_tokens, student, teacher, settings, budget, phases, processes))  # noqa: B023
         sums += processes.sum(part)
-        processes.sum_gradients(student_parameters(model).values())
-        norm = torch.nn.utils.clip_grad_norm_(student_parameters(model).values(), settings.max_grad_norm).item()
+        processes.sum_gradients(tuning.trained().values())
+        norm = torch.nn.utils.clip_grad_norm_(tuning.trained().values(), settings.max_grad_norm).item()
         if not math.isfinite(norm) or not math.isfinite(sums[0].item()):
             raise DistillationFailed(f"the loss or its gradient is not finite (loss sum {sums[0].item()}, gradient norm {norm}). {KEPT}")
         optimizer.step()
         norms.append(norm)
         tokens += mini_tokens
     if settings.teacher == "ema":
-        update_ema(model, settings.ema_decay)
+        tuning.update_ema()
     loss, mass, teacher_mass, entropy = (sums / tokens).tolist()
     return {"loss": loss, "top_k_mass": mass, "teacher_mass": teacher_mass, "entropy": entropy, "grad_norm": max(norms)}
 
 
-def _gradients(model: PeftModel, optimizer: torch.optim.Optimizer, mini: list[Rollout], mini_tokens: int, student: Forward, teacher: Teacher,
+def _gradients(tuning: Tuning, optimizer: torch.optim.Optimizer, mini: list[Rollout], mini_tokens: int, student: Forward, teacher: Teacher,
                settings: DistillationSettings, budget: Budget, phases: Phases, processes: Processes) -> torch.Tensor:
     """Sets the student's gradients of this process's share of an optimizer batch; returns the sums over its tokens."""
     optimizer.zero_grad(set_to_none=True)
@@ -166,10 +168,10 @@ def _gradients(model: PeftModel, optimizer: torch.optim.Optimizer, mini: list[Ro
         responses = [r.response for r in micro]
         with phases("teacher"):
             teacher_MD = teacher.hidden([r.teacher_prompt for r in micro], responses)
-        with phases("student"), student.applied(), checkpointed(model, settings.gradient_checkpointing):
+        with phases("student"), student.applied(), checkpointed(tuning.model, settings.gradient_checkpointing):
             student_MD = response_hidden(student, [r.student_prompt for r in micro], responses)
             out = reverse_kl_top_k(student_MD, teacher_MD, student.logits, settings.top_k, settings.tail, settings.temperature,
-                                   settings.forward_weight)
+                                   settings.forward_weight, tuning.head, teacher.logits)
             (weight * out.loss_sum / mini_tokens).backward()  # global token mean over the optimizer batch
         values = torch.stack([out.loss_sum.detach(), out.student_mass_M.sum(), out.teacher_mass_M.sum(), out.entropy_M.sum()])
         sums += weight * values.double().cpu()

@@ -108,7 +108,7 @@ def filtered_instructions(pipeline: Pipeline, violating_instructions: pa.Table, 
 @_stage("distilled_checkpoint", "model", {"pytorch", "safetensors"}, "records", pool="gpu", deps=["base_model"])
 def distilled_checkpoint(context: dg.AssetExecutionContext, pipeline: Pipeline, launcher: dg.ResourceParam[Launcher], policy_document: PolicyDocument,
                          filtered_instructions: pa.Table) -> dg.MaterializeResult[Checkpoint]:
-    """A LoRA adapter that makes the model follow the policy without seeing it (on-policy self-distillation).
+    """A LoRA adapter, or a whole model, that makes the model follow the policy without seeing it (on-policy self-distillation).
 
     A killed run continues from its last saved step. Refused while a blocking check of its data stands failed.
     """

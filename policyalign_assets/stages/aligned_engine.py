@@ -24,11 +24,14 @@ def base_and_aligned(settings: ModelSettings, base: LoadedModel, checkpoint: Che
                      data: Location) -> Iterator[tuple[Callable[[], Engine], Callable[[], Engine]]]:
     """Two functions. With vLLM both give the one engine, set to the model that is asked for: use one before you ask for the other.
 
-    Raises CheckpointChanged, from the function of the aligned model.
+    Raises CheckpointChanged and NotAnAdapter, from the function of the aligned model.
     """
     if settings.engine == "transformers":
-        yield (lambda: TransformersEngine(base, settings.batch_tokens),
-               lambda: TransformersEngine(load_aligned(checkpoint, load_model(settings), data), settings.batch_tokens))
+        def aligned() -> TransformersEngine:
+            below = load_model(settings) if checkpoint.tuning == "lora" else base  # an adapter is put onto the model that it is given
+            return TransformersEngine(load_aligned(checkpoint, below, data), settings.batch_tokens)
+
+        yield lambda: TransformersEngine(base, settings.batch_tokens), aligned
         return
     with ExitStack() as stack:
         @cache

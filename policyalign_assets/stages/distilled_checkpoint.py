@@ -1,4 +1,4 @@
-"""A LoRA adapter that makes the model follow the policy without seeing it."""
+"""A LoRA adapter, or a whole model, that makes the model follow the policy without seeing it."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def train(work: Work, policy_document: PolicyDocument, filtered_instructions: pa
     checkpoint = publish(model, loaded, training, work.data, provenance)
     last = training.to_pylist()[-1]
     return Made(checkpoint, checkpoint.checkpoint_id, {
-        "checkpoint": path(work.data / checkpoint.path), "instructions": chosen.num_rows, "everyday requests": len(extra), "final loss": last["loss"],
-        "top-k mass Q": last["top_k_mass"], "mean length": last["mean_length"], "training seconds": sum(training["seconds"].to_pylist()),
+        "checkpoint": path(work.data / checkpoint.path), "tuning": checkpoint.tuning, "instructions": chosen.num_rows,
+        "everyday requests": len(extra), "final loss": last["loss"], "top-k mass Q": last["top_k_mass"],
+        "mean length": last["mean_length"], "training seconds": sum(training["seconds"].to_pylist()),
         "training curves": image(training_plot(training.to_pydict()), "training curves")})

@@ -58,10 +58,11 @@ def _models(work: Work, loaded: LoadedModel, checkpoint: Checkpoint) -> Iterator
     identity = f"{loaded.model_id}@{loaded.revision} {settings.dtype} {settings.engine}"
     weights = Weights(model_path(settings), settings.dtype, loaded.device.type, settings.revision)
     folder = work.data / checkpoint.path
-    adapter = folder.absolute() if is_local(folder) else None
+    local = folder.absolute() if is_local(folder) else None
+    of_aligned = {"adapter": local} if checkpoint.tuning == "lora" else {"pretrained": str(local), "revision": None}
     with base_and_aligned(settings, loaded, checkpoint, work.data) as (base, aligned):
         yield (Model(identity, base, weights),
-               Model(f"{identity} + {checkpoint.checkpoint_id}", aligned, adapter and replace(weights, adapter=adapter)))
+               Model(f"{identity} + {checkpoint.checkpoint_id}", aligned, local and replace(weights, **of_aligned)))
 
 
 def _note(loaded: LoadedModel) -> str:
