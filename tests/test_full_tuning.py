@@ -105,8 +105,8 @@ def test_the_loss_is_measured_against_the_teachers_own_head():
         torch.testing.assert_close(ours, plain, atol=2e-5, rtol=1e-4)
 
 
-def in_plain_words(loaded, teacher: str, steps: int, decay: float) -> tuple[list[float], list[list[torch.Tensor]]]:
-    """The method with whole prompts, whole logits, recorded gradients and PyTorch's optimizer: loss and gradients of each step."""
+def in_plain_words(loaded, teacher: str, steps: int, decay: float, size: int) -> tuple[list[float], list[list[torch.Tensor]]]:
+    """The method with whole prompts, whole logits, recorded gradients and PyTorch's optimizer: loss of each step, gradients of each update."""
     model, tokenizer = loaded.model, loaded.tokenizer
     taught_by = model if teacher == "student" else deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
@@ -115,35 +115,39 @@ def in_plain_words(loaded, teacher: str, steps: int, decay: float) -> tuple[list
         chosen = [ASKED[i].text for i in batch_indices([""] * len(ASKED), SMALL.batch_size, step, SMALL.seed)]
         prompts = [render(tokenizer, chat(text)) for text in chosen]
         answers = TransformersEngine(loaded, 16_384, ModelForward(model)).generate_ids(prompts, Sampling(16, 1.0, SMALL.seed * 1_000_003 + step))
-        total = tokens = 0
-        for text, prompt, answer in zip(chosen, prompts, answers):
-            ids, taught = list(answer.token_ids), render(tokenizer, chat(text, medical_policy().prompt_text))
-            log_s = model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-            log_t = taught_by(input_ids=torch.tensor([taught + ids])).logits[0, len(taught) - 1 : -1].log_softmax(-1).detach()
-            log_s, top = log_s.topk(16, -1)
-            total, tokens = total + (log_s.exp() * (log_s - log_t.gather(-1, top))).sum(), tokens + len(ids)
-        optimizer.zero_grad()
-        (total / tokens).backward()
-        losses.append((total / tokens).item())
-        gradients.append([p.grad.clone() for p in model.parameters()])
-        optimizer.step()
+        rows, sums = list(zip(chosen, prompts, answers)), []
+        for mini in (rows[at : at + size] for at in range(0, len(rows), size)):
+            total = tokens = 0
+            for text, prompt, answer in mini:
+                ids, taught = list(answer.token_ids), render(tokenizer, chat(text, medical_policy().prompt_text))
+                log_s = model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+                log_t = taught_by(input_ids=torch.tensor([taught + ids])).logits[0, len(taught) - 1 : -1].log_softmax(-1).detach()
+                log_s, top = log_s.topk(16, -1)
+                total, tokens = total + (log_s.exp() * (log_s - log_t.gather(-1, top))).sum(), tokens + len(ids)
+            optimizer.zero_grad()
+            (total / tokens).backward()
+            sums.append((total.item(), tokens))
+            gradients.append([p.grad.clone() for p in model.parameters()])
+            optimizer.step()
+        losses.append(sum(total for total, _ in sums) / sum(tokens for _, tokens in sums))
         if teacher == "ema":
             for ema, p in zip(taught_by.parameters(), model.parameters()):
                 ema.data = decay * ema.data + (1 - decay) * p.data
     return losses, gradients
 
 
-@pytest.mark.parametrize(("teacher", "tied"), [("frozen", False), ("ema", True), ("ema", False), ("student", True)])
-def test_losses_and_gradients_are_those_of_the_method_in_plain_words(tmp_path, monkeypatch, teacher, tied):
+@pytest.mark.parametrize(("teacher", "tied", "size"), [("frozen", False, 4), ("ema", True, 4), ("ema", False, 2), ("student", True, 4),
+                                                       ("student", True, 2)])
+def test_losses_and_gradients_are_those_of_the_method_in_plain_words(tmp_path, monkeypatch, teacher, tied, size):
     """Embeddings, norms and head included; the teacher's own head and its moving once the student has moved too."""
     def make():
         return tiny_model(LlamaForCausalLM, LlamaConfig, chatml_tokenizer(), tie_word_embeddings=tied, max_position_embeddings=4096)
 
-    expected_losses, expected = in_plain_words(make(), teacher, 3, 0.5)
+    expected_losses, expected = in_plain_words(make(), teacher, 3, 0.5, size)
     given, real = [], torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: given.append([p.grad.clone() for p in self.param_groups[0]["params"]]) or real(self))
-    model, table, _ = run(tmp_path, loaded=make(), steps=3, teacher=teacher, ema_decay=0.5, forward_weight=0.0, top_k=16, max_grad_norm=1e9,
-                          learning_rate=1e-2, lr_decay=0.0)
+    model, table, _ = run(tmp_path, loaded=make(), steps=3, mini_batch_size=size, teacher=teacher, ema_decay=0.5, forward_weight=0.0, top_k=16,
+                          max_grad_norm=1e9, learning_rate=1e-2, lr_decay=0.0)
     assert table["loss"].to_pylist() == pytest.approx(expected_losses, rel=1e-3)
     for name, mine, plain in zip(weights(model), given[0], expected[0], strict=True):
         assert (mine - plain).norm() < 2e-3 * plain.norm(), name

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -25,6 +26,7 @@ class Teacher:
             return
         with self._tuning.teaching():
             self._forward.read()
+        with self._computing():
             self._prefix = prompt_prefix(self._forward, self._prompts)
         self._read = True
 
@@ -35,8 +37,13 @@ class Teacher:
 
     def hidden(self, prompts: Sequence[list[int]], responses: Sequence[Sequence[int]]) -> torch.Tensor:
         """As `response_hidden`."""
-        with torch.no_grad() if self._forward.copied else self._tuning.teaching():
+        with self._computing():
             return response_hidden(self._forward, prompts, responses, self._prefix)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with torch.no_grad() if self._forward.copied else self._tuning.teaching(), self._forward.applied():
+            yield
 
     def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
         return self._forward.logits(hidden_MD)

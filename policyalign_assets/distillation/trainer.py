@@ -138,6 +138,9 @@ def _update(tuning: Tuning, optimizer: torch.optim.Optimizer, rollouts: list[Rol
     for at in range(0, len(rollouts), size):
         if at:
             student.read()
+            if settings.teacher == "student":  # it has moved with the student
+                with phases("prefix"):
+                    teacher.follow()
         mini = [r for r in rollouts[at : at + size] if r.response]
         mini_tokens = int(processes.sum(torch.tensor(sum(len(r.response) for r in mini))))
         if not mini_tokens:
