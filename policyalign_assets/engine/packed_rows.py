@@ -1,7 +1,8 @@
-"""Rows of different lengths go through a model packed one after another, without padding; they are padded for attention alone.
+"""Rows of different lengths go through a model packed one after another, without padding.
 
-Causal attention never looks to the right, where a row's padding stands, so it needs no mask, and PyTorch's flash kernels, which
-take none, can serve it. Everything else in a layer (all of its weights) is applied to real tokens only.
+All weights of a layer are applied to real tokens only. Attention is by kernels that take rows of any length, where a GPU has them
+(`varlen_attention.py`). Elsewhere rows are padded for attention alone: it never looks to the right, where a row's padding stands,
+so it needs no mask.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from transformers import AttentionInterface
 from policyalign_assets.engine.padding import Padding
 from policyalign_assets.engine.plain_ops import causal_attention
 from policyalign_assets.engine.shared_prefix import Prefix, attend
+from policyalign_assets.engine.varlen_attention import KeyValues, serves, varlen_attention
 
 NAME = "policyalign_packed_rows"  # no mask is registered under it, so transformers makes none
 UNKNOWN = ("s_aux", "softcap", "position_bias", "sliding_window")  # what an attention may ask for besides, and would not get
@@ -31,12 +33,21 @@ class Rows:
 
     def attention(self, layer: int, q_MHD: torch.Tensor, k_MGD: torch.Tensor, v_MGD: torch.Tensor, scaling: float) -> torch.Tensor:
         """Each token attends to the prefix, to those before it in its row, and to itself: out_MHD."""
-        q_BHTD, k_BGTD, v_BGTD = (self.padding.pad(x).transpose(1, 2) for x in (q_MHD, k_MGD, v_MGD))
-        if self.prefix:
-            out_BHTD = attend(q_BHTD, k_BGTD, v_BGTD, self.prefix.layers[layer], scaling, causal=True)
-        else:
-            out_BHTD = causal_attention(q_BHTD, k_BGTD, v_BGTD, scaling)
-        return self.padding.pack(out_BHTD.transpose(1, 2))
+        prefix = self.prefix.layers[layer] if self.prefix else None
+        if serves(q_MHD.device, q_MHD.dtype, q_MHD.shape[1], *k_MGD.shape[1:], _padded_example):
+            return varlen_attention(q_MHD, k_MGD, v_MGD, self.padding.bounds_b, self.padding.shape[1], scaling, prefix)
+        return _padded(self.padding, q_MHD, k_MGD, v_MGD, prefix, scaling)
+
+
+def _padded(padding: Padding, q_MHD: torch.Tensor, k_MGD: torch.Tensor, v_MGD: torch.Tensor, prefix: KeyValues | None,
+            scaling: float) -> torch.Tensor:
+    q_BHTD, k_BGTD, v_BGTD = (padding.pad(x).transpose(1, 2) for x in (q_MHD, k_MGD, v_MGD))
+    out_BHTD = attend(q_BHTD, k_BGTD, v_BGTD, prefix, scaling, causal=True) if prefix else causal_attention(q_BHTD, k_BGTD, v_BGTD, scaling)
+    return padding.pack(out_BHTD.transpose(1, 2))
+
+
+def _padded_example(lengths: Sequence[int], q_MHD: torch.Tensor, *others) -> torch.Tensor:
+    return _padded(Padding(lengths, q_MHD.device), q_MHD, *others)
 
 
 def packed_tokens(rows: Sequence[Sequence[int]], wanted: Sequence[slice], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,9 @@ class Padding:
         lengths_B1 = torch.tensor(lengths, device=device)[:, None]
         steps_T = torch.arange(width, device=device)
         self.real_BT = steps_T < lengths_B1
-        starts_B1 = lengths_B1.cumsum(0) - lengths_B1
+        ends_B1 = lengths_B1.cumsum(0)
+        starts_B1 = ends_B1 - lengths_B1
+        self.bounds_b = torch.cat([starts_B1[:1], ends_B1])[:, 0].int()  # where each row starts, and the last one ends
         self.positions_M = steps_T.expand(batch, width)[self.real_BT]
         if self.needed:
             self._from_N = torch.where(self.real_BT, starts_B1 + steps_T, 0).flatten()
