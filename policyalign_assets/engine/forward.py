@@ -33,7 +33,8 @@ class Decoding(Protocol):
 
 
 class Forward(Protocol):
-    """Computes with `model`'s weights, the active adapter (PEFT) included, as they were when `read` was last called."""
+    """Computes with `model`'s weights and the adapter (PEFT) that was active when `read` was last called, as it was then. Base weights
+    that change later may go unseen."""
 
     model: torch.nn.Module
     copied: bool  # whether it computes with copies, whatever adapter `model` has active by now

@@ -62,7 +62,7 @@ class _Layer:
 
 
 class PlainLlama:
-    """A `Forward`: `read` copies the weights, the active adapter folded in; all else computes with the copies."""
+    """A `Forward` that computes with copies: of the base weights as they are when it is made, and of the active adapter when it is `read`."""
 
     copied = True
 

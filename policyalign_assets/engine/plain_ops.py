@@ -7,6 +7,7 @@ and B, nothing else.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -37,31 +38,34 @@ class Adapter(NamedTuple):
 
 
 class Linear:
-    """Linear layers side by side that read the same input. `read` takes over their weights as they are at that time."""
+    """Linear layers side by side that read the same input. Their weights are copied once; `read` folds in their adapters of now."""
 
     def __init__(self, *parts: Part):
-        bases = [p.base for p in parts]
-        self._parts = parts
-        self._bias_O = torch.cat([p.base.bias.detach()[p.order_O] for p in parts]) if bases[0].bias is not None else None
+        self._parts, ends = parts, list(itertools.accumulate(p.base.out_features for p in parts))
+        self._outputs = [slice(end - p.base.out_features, end) for p, end in zip(parts, ends)]
         # transposed: for the few rows of a decoding step a product with weights laid out so takes half the time
-        self.weight_IO = torch.empty(bases[0].in_features, sum(b.out_features for b in bases))
+        self._base_IO = torch.cat([p.base.weight.detach()[p.order_O] for p in parts]).T.contiguous()
+        self._bias_O = torch.cat([p.base.bias.detach()[p.order_O] for p in parts]) if parts[0].base.bias is not None else None
+        self.weight_IO = self._base_IO
         self.adapters: list[Adapter] = []
         self._trained: list[torch.Tensor] = []  # A and B of each adapter
 
     @torch.no_grad()
     def read(self) -> None:
-        self.adapters, self._trained, start = [], [], 0
-        for part in self._parts:
-            outputs = slice(start, start + part.base.out_features)
-            start, weight_IO, layer = outputs.stop, self.weight_IO[:, outputs], part.layer
-            weight_IO.copy_(part.base.weight[part.order_O].T)
-            if isinstance(layer, LoraLinear) and not layer.disable_adapters:
-                (name,) = layer.active_adapters
-                a_RI, b_OR = layer.lora_A[name].weight, layer.lora_B[name].weight
-                self._trained += [a_RI, b_OR]
-                adapter = Adapter(part, outputs, a_RI.detach(), b_OR.detach()[part.order_O], layer.scaling[name])
-                weight_IO.addmm_(adapter.a_RI.T, adapter.b_OR.T, alpha=adapter.scaling)
-                self.adapters.append(adapter)
+        active = [(p, o) for p, o in zip(self._parts, self._outputs) if isinstance(p.layer, LoraLinear) and not p.layer.disable_adapters]
+        if not active:
+            self.weight_IO, self.adapters, self._trained = self._base_IO, [], []
+            return
+        if self.weight_IO is self._base_IO:
+            self.weight_IO = self._base_IO.clone()
+        self.adapters, self._trained = [], []
+        for part, outputs in active:
+            (name,) = part.layer.active_adapters
+            a_RI, b_OR = part.layer.lora_A[name].weight, part.layer.lora_B[name].weight
+            self._trained += [a_RI, b_OR]
+            adapter = Adapter(part, outputs, a_RI.detach(), b_OR.detach()[part.order_O], part.layer.scaling[name])
+            torch.addmm(self._base_IO[:, outputs], adapter.a_RI.T, adapter.b_OR.T, alpha=adapter.scaling, out=self.weight_IO[:, outputs])
+            self.adapters.append(adapter)
 
     def __call__(self, x_MI: torch.Tensor, residual_MO: torch.Tensor | None = None) -> torch.Tensor:
         """x W + bias + residual. Without gradients the residual's memory becomes the result's."""
@@ -165,12 +169,13 @@ def pairs_first(heads: int, dim: int) -> torch.Tensor:
 
 
 def rotated_heads(qkv_MN: torch.Tensor, turns_M1F: torch.Tensor, heads: int, groups: int) -> tuple[torch.Tensor, ...]:
-    """(queries_MHD, keys_MGD, values_MGD). Each pair of a query or key is multiplied by its complex number, which turns it by its
-    token's angle (F = D/2 pairs, in the order of `pairs_first`)."""
+    """(queries_MHD, keys_MGD, values_MGD), in place. Each pair of a query or key is multiplied by its complex number, which turns it by
+    its token's angle (F = D/2 pairs, in the order of `pairs_first`)."""
     if torch.is_grad_enabled():
         return _RotatedHeads.apply(qkv_MN, turns_M1F, heads, groups)
-    qk_MND, v_MGD = qkv_MN.unflatten(1, (heads + 2 * groups, -1)).split((heads + groups, groups), 1)
-    return *torch.view_as_real(_pairs(qk_MND) * turns_M1F).flatten(-2).split((heads, groups), 1), v_MGD
+    qkv_MND = qkv_MN.unflatten(1, (heads + 2 * groups, -1))
+    _pairs(qkv_MND[:, : heads + groups]).mul_(turns_M1F)
+    return qkv_MND.split((heads, groups, groups), 1)
 
 
 def _pairs(x_MND: torch.Tensor) -> torch.Tensor:
@@ -182,7 +187,7 @@ class _RotatedHeads(torch.autograd.Function):
     def forward(ctx, qkv_MN, turns_M1F, heads, groups):
         ctx.save_for_backward(turns_M1F)
         ctx.turned = heads + groups
-        return rotated_heads(qkv_MN, turns_M1F, heads, groups)
+        return rotated_heads(qkv_MN.clone(), turns_M1F, heads, groups)
 
     @staticmethod
     def backward(ctx, *grads):
