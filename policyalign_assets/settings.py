@@ -124,7 +124,7 @@ class DistillationSettings(_Section):
     top_k: int = Field(256, ge=1, description="student's top tokens in the reverse KL; not renormalised (method.md)")
     tail: bool = Field(False, description="add all other tokens as one bucket")
     forward_weight: float = Field(1.0, ge=0, le=1, description="forward KL added to the reverse KL; 0 is the paper's loss (docs/method.md)")
-    learning_rate: float = Field(1.2e-3, gt=0, le=1, description="of LoRA; full fine-tuning wants about a tenth")
+    learning_rate: float = Field(1.2e-3, gt=0, le=1, description="with tuning='full' 1.2e-4 if not set")
     lr_decay: float = Field(0.5, ge=0, le=1, description="last share of the steps, over which the learning rate falls linearly towards 0")
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -144,6 +144,11 @@ class DistillationSettings(_Section):
     processes: int = Field(1, ge=1, description="that train together, a GPU each (docs/deploy.md)")
     accelerate_config: str | None = Field(None, description="YAML of `accelerate launch`, for FSDP2; none: DDP")
     seed: int = Field(13, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _full_fine_tuning_wants_smaller_steps(cls, data):
+        return {"learning_rate": 1.2e-4, **data} if isinstance(data, dict) and data.get("tuning") == "full" else data
 
     @model_validator(mode="after")
     def _batches_nest(self):

@@ -133,3 +133,9 @@ def test_importing_settings_loads_no_torch():
 def test_overrides_cannot_choose_the_profile():
     with pytest.raises(SettingsError, match=r"qwen2\.5-7b.*POLICYALIGN_PROFILE"):
         load_settings(overrides={"profile": "qwen2.5-7b"}, environ={})
+
+
+def test_full_fine_tuning_takes_smaller_steps_unless_told_otherwise():
+    rates = [load_settings(environ={f"POLICYALIGN_DISTILLATION__{k}": v for k, v in asked.items()}).distillation.learning_rate
+             for asked in ({}, {"TUNING": "full"}, {"TUNING": "full", "LEARNING_RATE": "3e-5"}, {"TUNING": "lora"})]
+    assert rates == [1.2e-3, 1.2e-4, 3e-5, 1.2e-3]
