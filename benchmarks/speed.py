@@ -18,9 +18,8 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,9 +135,11 @@ def step(a: argparse.Namespace) -> list[Line]:
     ours, trl, lent = [], [], []
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as elsewhere:  # TRL as its users run it
         for _ in range(a.repeats + 1):
-            with tempfile.TemporaryDirectory() as work, peak_memory(a) as memory:
+            if a.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            with tempfile.TemporaryDirectory() as work:
                 aligned, history = distill(policy, [Instruction(p) for p in prompts], model(a), settings, Path(work), BATCH_TOKENS)
-            flops = update_flops(aligned.config, a)
+            flops, memory = update_flops(aligned.config, a), torch.cuda.max_memory_allocated() if a.device == "cuda" else 0
             del aligned
             assert history["mean_length"].to_pylist() == [a.response] * a.steps
             ours += history.to_pylist()[1:]
@@ -159,19 +160,8 @@ def step(a: argparse.Namespace) -> list[Line]:
     if a.device == "cpu":
         lines.append(Line("LoRA step", whole, "the same with our memory setting", statistics.median(lent)))
     else:
-        lines.append(Line("LoRA step: peak memory", memory[0] / 2**20, "TRL SDFTTrainer, top-k", trl_memory / 2**20, "MiB"))
+        lines.append(Line("LoRA step: peak memory", memory / 2**20, "TRL SDFTTrainer, top-k", trl_memory / 2**20, "MiB"))
     return lines
-
-
-@contextmanager
-def peak_memory(a: argparse.Namespace) -> Iterator[list[int]]:
-    """Bytes on the GPU, in a list that is filled at the end."""
-    bytes_: list[int] = []
-    if a.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    yield bytes_
-    if a.device == "cuda":
-        bytes_.append(torch.cuda.max_memory_allocated())
 
 
 def teacher(a: argparse.Namespace) -> list[Line]:
