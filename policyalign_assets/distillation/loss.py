@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 25}  # logits of one side at a time (32 and 128 MiB in float32)
+CACHED_ELEMENTS = 1 << 19
 BLOCK = 32
 SMALLEST = 1e-12
 
@@ -65,6 +66,8 @@ class _ChunkedReverseKL(torch.autograd.Function):
         with torch.no_grad():
             vocabulary = teacher_head(teacher_MD[:1]).shape[-1]
         rows = max(1, chunk_elements // vocabulary)
+        # what is done number by number is done while the numbers are in the processor's cache
+        few = max(1, CACHED_ELEMENTS // vocabulary) if student_MD.device.type == "cpu" else rows
         parts = []
         for start in range(0, len(student_MD), rows):
             chosen = slice(start, start + rows)
@@ -72,13 +75,18 @@ class _ChunkedReverseKL(torch.autograd.Function):
                 chunk = student_MD[chosen].detach().requires_grad_(needed)
                 logits_MV = _tempered(head(chunk), temperature)
             with torch.no_grad():
-                values, grad_logits_MV = _closed_form(logits_MV.detach(), _tempered(teacher_head(teacher_MD[chosen]), temperature), k, tail,
-                                                      forward_weight, needed)
+                teacher_MV = _tempered(teacher_head(teacher_MD[chosen]), temperature)
+                grad_logits_MV = torch.empty_like(teacher_MV) if needed else None
+                for at in range(0, len(chunk), few):
+                    some = slice(at, at + few)
+                    values, grad_some = _closed_form(logits_MV.detach()[some], teacher_MV[some], k, tail, forward_weight, needed)
+                    parts.append(values)
+                    if needed:
+                        grad_logits_MV[some] = grad_some
             if needed:
                 grad_MD[chosen], *extra = torch.autograd.grad(logits_MV, [chunk, *parameters], grad_logits_MV)
                 for total, grad in zip(grads, extra, strict=True):
                     total += grad
-            parts.append(values)
         ctx.save_for_backward(grad_MD, *grads)
         ctx.dtypes = [p.dtype for p in parameters]
         loss_M, mass_M, teacher_mass_M, entropy_M = (torch.cat(p) for p in zip(*parts))
@@ -122,16 +130,15 @@ def _selected(values_MN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
 def _closed_form(student_MV: torch.Tensor, teacher_MV: torch.Tensor, k: int, tail: bool, forward_weight: float, gradient: bool):
     """(loss_M, Q_M, teacher's mass_M, entropy_M) and the gradient of the summed loss by `student_MV`."""
     whole = k >= student_MV.shape[-1]
-    log_s_MV, log_t_MV = student_MV.log_softmax(-1), teacher_MV.log_softmax(-1)
-    if whole:
-        log_s_MK, log_t_MK = log_s_MV, log_t_MV
-    else:
+    log_s_MK, log_t_MK = log_s_MV, log_t_MV = student_MV.log_softmax(-1), teacher_MV.log_softmax(-1)
+    if not whole:
         log_s_MK, indices_MK = top(log_s_MV, k)
         log_t_MK = log_t_MV.gather(-1, indices_MK)
     s_MK, ratio_MK = log_s_MK.exp(), log_s_MK - log_t_MK
-    loss_M1, mass_M1 = (s_MK * ratio_MK).sum(-1, keepdim=True), s_MK.sum(-1, keepdim=True)
-    t_MK = log_t_MK.exp()
-    teacher_mass_M1 = t_MK.sum(-1, keepdim=True)
+    loss_M1, entropy_M1 = _dot(s_MK, ratio_MK), -_dot(s_MK, log_s_MK)
+    # over the whole vocabulary both masses are 1
+    t_MK = log_t_MK.exp() if forward_weight or not whole else None
+    mass_M1, teacher_mass_M1 = (torch.ones_like(loss_M1) if whole else x.sum(-1, keepdim=True) for x in (s_MK, t_MK))
     q_M1 = torch.zeros_like(loss_M1)
     total_M1 = loss_M1
     if tail and not whole:
@@ -139,13 +146,19 @@ def _closed_form(student_MV: torch.Tensor, teacher_MV: torch.Tensor, k: int, tai
         log_ratio = rest_s.clamp_min(SMALLEST).log() - rest_t.log()
         total_M1 = loss_M1 + rest_s.clamp_min(SMALLEST) * log_ratio
         q_M1 = torch.where(rest_s > SMALLEST, -(log_ratio + 1), 0.0)
-    total_M1 = total_M1 - forward_weight * (t_MK * ratio_MK).sum(-1, keepdim=True)
-    values = tuple(x.squeeze(-1) for x in (total_M1, mass_M1, teacher_mass_M1, -(s_MK * log_s_MK).sum(-1, keepdim=True)))
+    if forward_weight:
+        total_M1 = total_M1 - forward_weight * _dot(t_MK, ratio_MK)
+    values = tuple(x.squeeze(-1) for x in (total_M1, mass_M1, teacher_mass_M1, entropy_M1))
     if not gradient:
         return values, None
-    on_top_MK = s_MK * (ratio_MK + 1 + q_M1) - forward_weight * t_MK
     everywhere_M1 = loss_M1 + mass_M1 * (1 + q_M1) - forward_weight * teacher_mass_M1
     if whole:
-        return values, on_top_MK - s_MK * everywhere_M1
+        grad_MV = ratio_MK.add_(1 - everywhere_M1).mul_(s_MK)
+        return values, grad_MV.sub_(t_MK, alpha=forward_weight) if forward_weight else grad_MV
+    on_top_MK = s_MK * (ratio_MK + 1 + q_M1) - forward_weight * t_MK
     grad_MV = log_s_MV.exp_().mul_(-everywhere_M1)
     return values, grad_MV.scatter_add_(-1, indices_MK, on_top_MK)
+
+
+def _dot(a_MK: torch.Tensor, b_MK: torch.Tensor) -> torch.Tensor:
+    return (a_MK * b_MK).sum(-1, keepdim=True)
