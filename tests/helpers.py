@@ -31,6 +31,11 @@ LLAMA3 = (
     "{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}")
 
+# token ids: requests of different lengths that begin with one policy, and answers to them
+POLICY = list(range(20, 60))
+PROMPTS = [POLICY + [5 + 3 * n + i for i in range(length)] for n, length in enumerate((3, 9, 1, 6))]
+RESPONSES = [[7 + n + i for i in range(length)] for n, length in enumerate((4, 1, 6, 2))]
+
 
 def tiny_tokenizer(template: str | None, eos: str, special: Sequence[str], bos: str | None = None) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with `special` as control tokens."""

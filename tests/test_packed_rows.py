@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import chatml_tokenizer, one_thread, tiny_model
+from helpers import POLICY, PROMPTS, RESPONSES, chatml_tokenizer, one_thread, tiny_model
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -21,9 +21,6 @@ from policyalign_assets.engine.scoring import prompt_prefix, response_hidden
 from policyalign_assets.settings import DistillationSettings
 
 TOKENIZER = chatml_tokenizer()
-COMMON = list(range(20, 40))
-PROMPTS = [COMMON + [5 + 3 * n + i for i in range(length)] for n, length in enumerate((3, 9, 1, 6))]
-RESPONSES = [[7 + n + i for i in range(length)] for n, length in enumerate((4, 1, 6, 2))]
 FAMILIES = {
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
     "gemma": (GemmaForCausalLM, GemmaConfig, {"head_dim": 16, "num_key_value_heads": 1}),
@@ -100,7 +97,7 @@ def test_no_layer_computes_a_token_that_is_not_there(shared):
         layer.mlp.register_forward_hook(lambda _, inputs, __: seen.add(inputs[0].shape[:-1].numel()))
     with torch.no_grad():
         response_hidden(forward, PROMPTS, RESPONSES, prefix)
-    assert seen == {sum(len(p) + len(r) for p, r in zip(PROMPTS, RESPONSES)) - len(PROMPTS) * (len(COMMON) if shared else 0)}
+    assert seen == {sum(len(p) + len(r) for p, r in zip(PROMPTS, RESPONSES)) - len(PROMPTS) * (len(POLICY) if shared else 0)}
 
 
 def test_an_attention_that_asks_for_more_is_refused_rather_than_computed_without_it():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import chatml_tokenizer, one_thread, tiny_model
+from helpers import POLICY, PROMPTS, RESPONSES, chatml_tokenizer, one_thread, tiny_model
 from peft import LoraConfig, get_peft_model
 from transformers import (
     GemmaConfig,
@@ -25,9 +25,6 @@ from policyalign_assets.engine.transformers_engine import TransformersEngine
 from policyalign_assets.settings import DistillationSettings
 
 TOKENIZER = chatml_tokenizer()
-COMMON = list(range(20, 60))
-PROMPTS = [COMMON + [5 + 3 * n + i for i in range(length)] for n, length in enumerate((3, 9, 1, 6))]
-RESPONSES = [[7 + n + i for i in range(length)] for n, length in enumerate((4, 1, 6, 2))]
 EMA = DistillationSettings(lora_rank=4, lora_alpha=12, teacher="ema")
 
 PLAIN = {
@@ -94,7 +91,7 @@ def test_log_probabilities_are_those_of_the_modules_with_and_without_a_prefix_wh
             plain.read()
             expected = response_logits(modules, PROMPTS, RESPONSES).log_softmax(-1)
         prefix = prompt_prefix(plain, PROMPTS)
-        assert prefix.length == len(COMMON)
+        assert prefix.length == len(POLICY)
         with torch.no_grad():  # and the weights stay those that were read
             given[name] = response_logits(plain, PROMPTS, RESPONSES, prefix).log_softmax(-1)
             torch.testing.assert_close(given[name], expected, atol=1e-4, rtol=0)

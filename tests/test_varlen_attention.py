@@ -5,7 +5,7 @@ So what is tested is what this project asks of the kernel and makes of its answe
 
 import pytest
 import torch
-from helpers import chatml_tokenizer, one_thread, tiny_model
+from helpers import POLICY, PROMPTS, RESPONSES, chatml_tokenizer, one_thread, tiny_model
 from transformers import GraniteConfig, GraniteForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from policyalign_assets.engine import varlen_attention
@@ -13,9 +13,6 @@ from policyalign_assets.engine.forward import ModelForward
 from policyalign_assets.engine.scoring import prompt_prefix, response_hidden
 
 TOKENIZER = chatml_tokenizer()
-COMMON = list(range(20, 40))
-PROMPTS = [COMMON + [5 + 3 * n + i for i in range(length)] for n, length in enumerate((3, 9, 1, 6))]
-RESPONSES = [[7 + n + i for i in range(length)] for n, length in enumerate((4, 1, 6, 2))]
 FAMILIES = {"qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
             "granite": (GraniteForCausalLM, GraniteConfig, {"attention_multiplier": 0.3, "num_key_value_heads": 4})}
 
@@ -75,7 +72,7 @@ def test_what_is_asked_of_the_kernels_and_made_of_their_answer_is_attention(fami
     monkeypatch.setattr(varlen_attention, "varlen_attn", lambda q, *rest, **options: asked.append(len(q)) or kernel(q, *rest, **options))
     given = computed(family, with_prefix)
     assert not caplog.records
-    real = sum(len(p) + len(r) - with_prefix * len(COMMON) for p, r in zip(PROMPTS, RESPONSES))
+    real = sum(len(p) + len(r) - with_prefix * len(POLICY) for p, r in zip(PROMPTS, RESPONSES))
     assert asked.count(real) == 2 * (1 + with_prefix)  # layers; no token that is padding
     for ours, theirs in zip(given, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

@@ -19,7 +19,7 @@ import torch
 from policyalign_assets.engine.base import Progress, Sampling, TokenEngine, chat
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
-from policyalign_assets.engine.forward import forward_of
+from policyalign_assets.engine.forward import Forward, forward_of
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.engine.responses import check_lengths
 from policyalign_assets.engine.scoring import prompt_prefix, response_hidden
@@ -44,12 +44,14 @@ def score_instructions(policy: PolicyDocument, instructions: pa.Table, loaded: L
     def prompts(texts: Sequence[str], system: str | None = None) -> list[list[int]]:
         return [render(loaded.tokenizer, chat(t, system)) for t in texts]
 
-    parts = parts or Parts()
+    parts, forward = parts or Parts(), forward_of(loaded.model)
+    forward.read()
     longest = max(instructions["text"].to_pylist(), key=len, default="")
     check_lengths(prompts([longest], policy.prompt_text), settings.max_new_tokens, loaded.context)
     for start, part in parts.left(instructions):
         texts = part["text"].to_pylist()
-        rows = _scored(part, prompts(texts), prompts(texts, policy.prompt_text), start, loaded, engine, judge, settings, batch_tokens)
+        rows = _scored(part, prompts(texts), prompts(texts, policy.prompt_text), start, loaded, forward, engine, judge, settings,
+                       batch_tokens)
         parts.keep(start, pa.Table.from_pylist(rows, schema=SENSITIVITY))
         if progress:
             progress(start + part.num_rows, instructions.num_rows)
@@ -57,14 +59,14 @@ def score_instructions(policy: PolicyDocument, instructions: pa.Table, loaded: L
 
 
 def _scored(part: pa.Table, student_prompts: list[list[int]], teacher_prompts: list[list[int]], start: int, loaded: LoadedModel,
-            engine: TokenEngine, judge: RuleBasedJudge, settings: SensitivitySettings, batch_tokens: int) -> list[dict]:
+            forward: Forward, engine: TokenEngine, judge: RuleBasedJudge, settings: SensitivitySettings, batch_tokens: int) -> list[dict]:
     n = part.num_rows
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed)
     numbers = range(start, start + n)  # a row's samples do not depend on where parts begin
     students = engine.generate_ids(student_prompts, sampling, rows=numbers)
     teachers = engine.generate_ids(teacher_prompts, sampling, rows=numbers)
     # the divergences of a response need the logits of both sides on it: one pass of each side over both responses
-    divergences = _divergences(loaded, student_prompts * 2, teacher_prompts * 2, [g.token_ids for g in (*students, *teachers)], batch_tokens)
+    divergences = _divergences(forward, student_prompts * 2, teacher_prompts * 2, [g.token_ids for g in (*students, *teachers)], batch_tokens)
     rows = []
     for i, row in enumerate(part.select(["instruction_id", "rule_id", "kind", "text", "policy_hash"]).to_pylist()):
         s, t = judge.judge(students[i].text).refused, judge.judge(teachers[i].text).refused
@@ -83,15 +85,13 @@ def _scored(part: pa.Table, student_prompts: list[list[int]], teacher_prompts: l
 
 
 @torch.inference_mode()
-def _divergences(loaded: LoadedModel, student_prompts: Sequence[list[int]], teacher_prompts: Sequence[list[int]],
+def _divergences(forward: Forward, student_prompts: Sequence[list[int]], teacher_prompts: Sequence[list[int]],
                  responses: Sequence[Sequence[int]], batch_tokens: int) -> list[TokenDivergences | None]:
     """Per response; None for an empty one."""
     results: list[TokenDivergences | None] = [None] * len(responses)
     todo = [i for i, r in enumerate(responses) if r]
-    forward = forward_of(loaded.model)
-    forward.read()
     prefix = prompt_prefix(forward, teacher_prompts)
-    step = max(1, LOGITS // loaded.model.config.get_text_config().vocab_size)
+    step = max(1, LOGITS // forward.model.config.get_text_config().vocab_size)
     for batch in by_length([len(teacher_prompts[i]) - (prefix.length if prefix else 0) + len(responses[i]) for i in todo], batch_tokens):
         rows = [todo[j] for j in batch]
         tokens = [responses[i] for i in rows]
