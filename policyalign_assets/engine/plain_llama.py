@@ -25,7 +25,7 @@ from policyalign_assets.engine.shared_prefix import Prefix, attend, can_share
 
 ARCHITECTURES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
 ROTARY = ("default", "linear", "llama3", "yarn")  # angles that do not depend on how long the text is
-MOST_PARAMETERS = 1 << 27  # the copies cost as much memory again; answers take half the time at 5 M, three quarters at 69 M, no less at 630 M
+MOST_PARAMETERS = 1 << 27  # the copies cost as much memory again; answers take half the time at 5 M, three quarters at 69 M, more at 630 M
 
 Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # (layer, q_MHD, k_MGD, v_MGD) -> out_MHD
 
