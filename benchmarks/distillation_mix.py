@@ -37,33 +37,77 @@ def shares(cases, outcomes) -> dict[str, float]:
 def row(name: str, seconds: float, values: dict) -> str:
     rules = {k: v for k, v in values.items() if k not in SUITES}
     behind = ", ".join(f"{k} {100 * v:.0f}" for k, v in rules.items() if v < 0.9) or "none"
-    return f"| {name} | {seconds:.0f} | " + " | ".join(f"{100 * values[s]:.1f}" for s in SUITES) + f" | {behind} |"
+    return (
+        f"| {name} | {seconds:.0f} | "
+        + " | ".join(f"{100 * values[s]:.1f}" for s in SUITES)
+        + f" | {behind} |"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--partition", default="medical|general-conduct")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--policies", type=Path, default=Path("policies"))
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the distillation settings")
-    parser.add_argument("--without", action="append", default=[], choices=("twin", "neighbour"), help="leave out rows of this kind")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field of the distillation settings",
+    )
+    parser.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        choices=("twin", "neighbour"),
+        help="leave out rows of this kind",
+    )
     parser.add_argument("--cases", type=int, default=330, help="held-out cases per suite")
-    parser.add_argument("--seed", action="append", type=int, help="of the distillation; may be repeated")
+    parser.add_argument(
+        "--seed", action="append", type=int, help="of the distillation; may be repeated"
+    )
     args = parser.parse_args()
     changed = dict(item.split("=", 1) for item in args.set)
-    policy, (made, filtered) = partition_data(args.partition, args.data, args.policies, "violating_instructions", "filtered_instructions")
-    chosen = filtered.filter(pc.and_(filtered["selected"], pc.invert(pc.is_in(filtered["kind"], value_set=pa.array(args.without, pa.string())))))
-    settings = load_settings(overrides={"evaluation": {"cases_per_suite": args.cases, "capability_cases": args.cases}})
+    policy, (made, filtered) = partition_data(
+        args.partition, args.data, args.policies, "violating_instructions", "filtered_instructions"
+    )
+    chosen = filtered.filter(
+        pc.and_(
+            filtered["selected"],
+            pc.invert(pc.is_in(filtered["kind"], value_set=pa.array(args.without, pa.string()))),
+        )
+    )
+    settings = load_settings(
+        overrides={"evaluation": {"cases_per_suite": args.cases, "capability_cases": args.cases}}
+    )
     cases = build_cases(policy, settings.evaluation, made["text"].to_pylist())
-    print("| run | seconds | " + " | ".join(SUITES) + " | rules below 90 % |\n| --- | --- |" + " --- |" * (len(SUITES) + 1), flush=True)
+    print(
+        "| run | seconds | "
+        + " | ".join(SUITES)
+        + " | rules below 90 % |\n| --- | --- |"
+        + " --- |" * (len(SUITES) + 1),
+        flush=True,
+    )
     teacher = TransformersEngine(load_model(settings.model), settings.model.batch_tokens)
-    print(row("teacher", 0, shares(cases, right(cases, teacher, settings, policy.prompt_text))), flush=True)
+    print(
+        row("teacher", 0, shares(cases, right(cases, teacher, settings, policy.prompt_text))),
+        flush=True,
+    )
     for seed in args.seed or [settings.distillation.seed]:
         begun = time.monotonic()
-        aligned = distilled(policy, training_mix(chosen), settings,
-                            load_settings(overrides={"distillation": {**changed, "seed": seed}}).distillation)
+        aligned = distilled(
+            policy,
+            training_mix(chosen),
+            settings,
+            load_settings(overrides={"distillation": {**changed, "seed": seed}}).distillation,
+        )
         seconds = time.monotonic() - begun
-        variant = " ".join([*args.set, *(f"without {kind}s" for kind in args.without)]) or "defaults"
+        variant = (
+            " ".join([*args.set, *(f"without {kind}s" for kind in args.without)]) or "defaults"
+        )
         name = f"{policy.domain} / {policy.policy_id}, {variant}, seed {seed}"
         print(row(name, seconds, shares(cases, right(cases, aligned, settings))), flush=True)
 

@@ -21,23 +21,53 @@ from policyalign_assets.policy import PolicyDocument, parse_policy
 from policyalign_assets.settings import DistillationSettings, Settings
 
 
-def partition_data(partition: str, data: Path, policies: Path, *stages: str) -> tuple[PolicyDocument, list[pa.Table]]:
+def partition_data(
+    partition: str, data: Path, policies: Path, *stages: str
+) -> tuple[PolicyDocument, list[pa.Table]]:
     """The policy of `<domain>|<policy>`, and the tables that a demo has made of it."""
     domain, _, policy_id = partition.partition("|")
-    return parse_policy(policies, policy_id, domain), [pq.read_table(data / "assets" / s / domain / f"{policy_id}.parquet") for s in stages]
+    return parse_policy(policies, policy_id, domain), [
+        pq.read_table(data / "assets" / s / domain / f"{policy_id}.parquet") for s in stages
+    ]
 
 
-def distilled(policy: PolicyDocument, mix: Sequence[Instruction], settings: Settings, distillation: DistillationSettings) -> TransformersEngine:
+def distilled(
+    policy: PolicyDocument,
+    mix: Sequence[Instruction],
+    settings: Settings,
+    distillation: DistillationSettings,
+) -> TransformersEngine:
     """The aligned model, trained from the start on `mix` and everyday requests."""
     loaded = load_model(settings.model)
     with tempfile.TemporaryDirectory() as folder:
-        model, _ = distill(policy, [*mix, *anchors(distillation, settings.model.id)], loaded, distillation, Path(folder), settings.model.batch_tokens)
-    return TransformersEngine(LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision), settings.model.batch_tokens)
+        model, _ = distill(
+            policy,
+            [*mix, *anchors(distillation, settings.model.id)],
+            loaded,
+            distillation,
+            Path(folder),
+            settings.model.batch_tokens,
+        )
+    return TransformersEngine(
+        LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision),
+        settings.model.batch_tokens,
+    )
 
 
-def right(cases: Sequence[TestCase], engine: TransformersEngine, settings: Settings, system: str | None = None) -> list[bool]:
+def right(
+    cases: Sequence[TestCase],
+    engine: TransformersEngine,
+    settings: Settings,
+    system: str | None = None,
+) -> list[bool]:
     """Refused for violations, answered for twins and uncovered requests, exact for capability."""
     judge = judge_for(settings.model.id)
-    answers = engine.generate([chat(c.prompt, system) for c in cases], Sampling(settings.evaluation.max_new_tokens, 0.0))
-    return [g.text == c.expected if c.suite == "capability" else (judge.judge(g.text).refused is True) == (c.kind == "covered")
-            for c, g in zip(cases, answers, strict=True)]
+    answers = engine.generate(
+        [chat(c.prompt, system) for c in cases], Sampling(settings.evaluation.max_new_tokens, 0.0)
+    )
+    return [
+        g.text == c.expected
+        if c.suite == "capability"
+        else (judge.judge(g.text).refused is True) == (c.kind == "covered")
+        for c, g in zip(cases, answers, strict=True)
+    ]

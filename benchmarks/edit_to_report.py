@@ -32,7 +32,10 @@ from policyalign_assets.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
 POLICY, EDITED = "general-conduct", "medical|general-conduct"
-WORDINGS = ("fake a diagnosis", "fake a test result")  # the edit goes from the one that is there to the other
+WORDINGS = (
+    "fake a diagnosis",
+    "fake a test result",
+)  # the edit goes from the one that is there to the other
 PATIENCE = 3600.0  # seconds, for either part
 
 
@@ -45,14 +48,27 @@ def prepare(folder: Path, domains: list[str]) -> None:
         if addendum.stem not in (*domains, "policy"):
             addendum.unlink()
     shared = folder / "policies" / POLICY / "policy.md"
-    shared.write_text(re.sub(r"^domains: .*$", f"domains: [{', '.join(domains)}]", shared.read_text(), flags=re.M))
+    shared.write_text(
+        re.sub(r"^domains: .*$", f"domains: [{', '.join(domains)}]", shared.read_text(), flags=re.M)
+    )
 
 
 @contextlib.contextmanager
 def daemon(folder: Path, instance: dg.DagsterInstance) -> Iterator[None]:
     with open(folder / "daemon.log", "w") as log:
-        process = subprocess.Popen([sys.executable, "-m", "dagster._daemon", "run", "-m", "policyalign_assets.definitions"], cwd=folder, stdout=log,
-                                   stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "dagster._daemon",
+                "run",
+                "-m",
+                "policyalign_assets.definitions",
+            ],
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
         try:
             yield
         finally:
@@ -65,10 +81,14 @@ def daemon(folder: Path, instance: dg.DagsterInstance) -> Iterator[None]:
 def wait_for(what: Callable[[], object], instance: dg.DagsterInstance, folder: Path) -> None:
     until, begun = time.monotonic() + PATIENCE, datetime.now(UTC)
     while not what():
-        failed = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], created_after=begun))
+        failed = instance.get_runs(
+            dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], created_after=begun)
+        )
         if failed or time.monotonic() > until:
-            sys.exit(f"{'a run failed' if failed else f'nothing after {PATIENCE:.0f} s'}. The end of the daemon's log:\n"
-                     f"{(folder / 'daemon.log').read_text()[-3000:]}")
+            sys.exit(
+                f"{'a run failed' if failed else f'nothing after {PATIENCE:.0f} s'}. The end of the daemon's log:\n"
+                f"{(folder / 'daemon.log').read_text()[-3000:]}"
+            )
         time.sleep(0.5)
 
 
@@ -76,26 +96,40 @@ def made(instance: dg.DagsterInstance, partition: str) -> dict[str, str | None]:
     """{stage: fingerprint} of what is there."""
     found = {}
     for stage in fingerprints.STAGES:
-        records = instance.fetch_materializations(dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[partition]), limit=1).records
-        found[stage] = records[0].asset_materialization.tags.get(fingerprints.TAG) if records else None
+        records = instance.fetch_materializations(
+            dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[partition]), limit=1
+        ).records
+        found[stage] = (
+            records[0].asset_materialization.tags.get(fingerprints.TAG) if records else None
+        )
     return found
 
 
 def measure(folder: Path, domains: list[str]) -> None:
-    os.environ |= {"DAGSTER_HOME": str(folder), "POLICYALIGN_POLICIES_DIR": str(folder / "policies"), "POLICYALIGN_DATA_DIR": str(folder / "data"),
-                   "POLICYALIGN_AUTOMATION__ENABLED": "true", "PYTHONWARNINGS": "ignore",
-                   "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    os.environ |= {
+        "DAGSTER_HOME": str(folder),
+        "POLICYALIGN_POLICIES_DIR": str(folder / "policies"),
+        "POLICYALIGN_DATA_DIR": str(folder / "data"),
+        "POLICYALIGN_AUTOMATION__ENABLED": "true",
+        "PYTHONWARNINGS": "ignore",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+    }
     os.chdir(folder)  # paths in dagster.yaml are relative
     prepare(folder, domains)
     settings = load_settings()
 
     def as_wanted() -> bool:
         wanted = desired_states(folder / "policies", settings)
-        return all(made(instance, partition) == stages for partition, stages in wanted.items()) and not live_runs(instance)
+        return all(
+            made(instance, partition) == stages for partition, stages in wanted.items()
+        ) and not live_runs(instance)
 
     with dg.DagsterInstance.from_config(str(folder)) as instance, daemon(folder, instance):
         begun, known = time.time(), {run.run_id for run in instance.get_runs()}
-        print(f"the daemon aligns {', '.join(desired_states(folder / 'policies', settings))} …", flush=True)
+        print(
+            f"the daemon aligns {', '.join(desired_states(folder / 'policies', settings))} …",
+            flush=True,
+        )
         wait_for(as_wanted, instance, folder)
         before = {run.run_id for run in instance.get_runs()}
         print(f"{len(before - known)} runs, {time.time() - begun:.0f} s", flush=True)
@@ -107,23 +141,42 @@ def measure(folder: Path, domains: list[str]) -> None:
         print(f"edit: {old!r} becomes {new!r} in {POLICY}/medical.md", flush=True)
         wait_for(as_wanted, instance, folder)
         records = [r for r in instance.get_run_records() if r.dagster_run.run_id not in before]
-        print(f"runs since the edit: {len(records)}, for {', '.join(r.dagster_run.tags['dagster/partition'] for r in records)}\n")
+        print(
+            f"runs since the edit: {len(records)}, for {', '.join(r.dagster_run.tags['dagster/partition'] for r in records)}\n"
+        )
         print("| from the edit until | seconds |\n| --- | --- |")
-        print(f"| the sensor asked for a run | {records[-1].create_timestamp.timestamp() - edited:.0f} |")
+        print(
+            f"| the sensor asked for a run | {records[-1].create_timestamp.timestamp() - edited:.0f} |"
+        )
         print(f"| the run began | {records[-1].start_time - edited:.0f} |")
         for stage in fingerprints.STAGES:
-            event = instance.fetch_materializations(dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[EDITED]), limit=1).records[0]
+            event = instance.fetch_materializations(
+                dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[EDITED]), limit=1
+            ).records[0]
             print(f"| {stage} | {event.timestamp - edited:.0f} |")
         print(f"\n**{event.timestamp - edited:.0f} seconds from the edit to the new report.**")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--beside", nargs="*", choices=("legal", "financial", "general"), default=["legal"],
-                        help="domains that the edit does not touch")
-    parser.add_argument("--keep", type=Path, help="a folder to work in, which is kept; without it, a temporary one")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--beside",
+        nargs="*",
+        choices=("legal", "financial", "general"),
+        default=["legal"],
+        help="domains that the edit does not touch",
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="a folder to work in, which is kept; without it, a temporary one"
+    )
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="policyalign.") if asked.keep is None else contextlib.nullcontext(asked.keep) as name:
+    with (
+        tempfile.TemporaryDirectory(prefix="policyalign.")
+        if asked.keep is None
+        else contextlib.nullcontext(asked.keep) as name
+    ):
         folder = Path(name).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -16,10 +16,18 @@ def update_flops(config: PretrainedConfig, a: argparse.Namespace) -> float:
     The adapters' own, norms and softmaxes are not counted.
     """
     head_dim = config.hidden_size // config.num_attention_heads
-    attention = 2 * config.hidden_size + 2 * config.num_key_value_heads * head_dim  # columns of q, o, k and v
-    layers = config.num_hidden_layers * config.hidden_size * (attention + 3 * config.intermediate_size)
+    attention = (
+        2 * config.hidden_size + 2 * config.num_key_value_heads * head_dim
+    )  # columns of q, o, k and v
+    layers = (
+        config.num_hidden_layers * config.hidden_size * (attention + 3 * config.intermediate_size)
+    )
     head = config.vocab_size * config.hidden_size
-    tokens, answered, seen = a.batch * (a.prompt + a.response), a.batch * a.response, (a.prompt + a.response) / 2
+    tokens, answered, seen = (
+        a.batch * (a.prompt + a.response),
+        a.batch * a.response,
+        (a.prompt + a.response) / 2,
+    )
     pair = 4 * config.num_hidden_layers * config.hidden_size  # query times key, weight times value
     student = 2 * (tokens * (2 * layers + pair * seen) + 2 * answered * head)
     teacher = tokens * (2 * layers + pair * (seen + a.policy)) + 2 * answered * head

@@ -14,7 +14,9 @@ K = 256
 Step = Callable[[], None]
 
 
-def contenders(tokens: int, hidden: int, vocabulary: int, dtype: torch.dtype, device: str) -> dict[str, Step]:
+def contenders(
+    tokens: int, hidden: int, vocabulary: int, dtype: torch.dtype, device: str
+) -> dict[str, Step]:
     """Each computes the loss and the gradient of the student's hidden states. The head is frozen, as with LoRA."""
     torch.manual_seed(0)
     weight_VD = torch.randn(vocabulary, hidden, dtype=dtype, device=device) / hidden**0.5
@@ -25,6 +27,7 @@ def contenders(tokens: int, hidden: int, vocabulary: int, dtype: torch.dtype, de
         def step():
             out = reverse_kl_top_k(student_MD, teacher_MD, lambda h: (h @ weight_VD.T).float(), k)
             (out.loss_sum / tokens).backward()
+
         return step
 
     def trl_sdft(mode: str) -> Step:
@@ -35,37 +38,70 @@ def contenders(tokens: int, hidden: int, vocabulary: int, dtype: torch.dtype, de
             with torch.no_grad():
                 teacher_BTV = (teacher_MD @ weight_VD.T)[None].float()
             if mode == "top-k":
-                loss = loss_utils.compute_topk_self_distillation_loss(student_BTV, teacher_BTV, distillation_topk=K, distillation_alpha=1.0,
-                                                                      distillation_add_tail=False)
+                loss = loss_utils.compute_topk_self_distillation_loss(
+                    student_BTV,
+                    teacher_BTV,
+                    distillation_topk=K,
+                    distillation_alpha=1.0,
+                    distillation_add_tail=False,
+                )
             else:
-                loss = loss_utils.compute_full_logit_self_distillation_loss(student_BTV, teacher_BTV, distillation_alpha=1.0)
+                loss = loss_utils.compute_full_logit_self_distillation_loss(
+                    student_BTV, teacher_BTV, distillation_alpha=1.0
+                )
             loss.mean().backward()
+
         return step
 
     def trl_chunked():
         from trl.trainer.distillation_trainer import _chunked_divergence_loss
 
-        loss, *_ = _chunked_divergence_loss(student_MD[None], teacher_MD[None], weight_VD, weight_VD, torch.ones(1, tokens, device=device), 1.0)
+        loss, *_ = _chunked_divergence_loss(
+            student_MD[None],
+            teacher_MD[None],
+            weight_VD,
+            weight_VD,
+            torch.ones(1, tokens, device=device),
+            1.0,
+        )
         loss.backward()
 
     def liger():
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-        loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=1.0, compiled=False)
-        loss(student_MD, weight_VD, teacher_MD, weight_VD, torch.zeros(tokens, dtype=torch.long, device=device)).backward()
+        loss = LigerFusedLinearJSDLoss(
+            weight_hard_loss=0.0, weight_soft_loss=1.0, beta=1.0, compiled=False
+        )
+        loss(
+            student_MD,
+            weight_VD,
+            teacher_MD,
+            weight_VD,
+            torch.zeros(tokens, dtype=torch.long, device=device),
+        ).backward()
 
-    steps = {"ours, top 256": ours(K), "ours, full vocabulary": ours(vocabulary), "TRL SDFT, top 256": trl_sdft("top-k"),
-             "TRL SDFT, full vocabulary": trl_sdft("full"), "TRL chunked, full vocabulary": trl_chunked, "Liger fused JSD, full vocabulary": liger}
+    steps = {
+        "ours, top 256": ours(K),
+        "ours, full vocabulary": ours(vocabulary),
+        "TRL SDFT, top 256": trl_sdft("top-k"),
+        "TRL SDFT, full vocabulary": trl_sdft("full"),
+        "TRL chunked, full vocabulary": trl_chunked,
+        "Liger fused JSD, full vocabulary": liger,
+    }
 
     def fresh(step: Step) -> Step:
         def run():
             student_MD.grad = None
             step()
+
         return run
+
     return {name: fresh(step) for name, step in steps.items()}
 
 
-def gradients(steps: dict[str, Step], student: Callable[[], torch.Tensor]) -> dict[str, torch.Tensor]:
+def gradients(
+    steps: dict[str, Step], student: Callable[[], torch.Tensor]
+) -> dict[str, torch.Tensor]:
     out = {}
     for name, step in steps.items():
         step()
@@ -82,10 +118,15 @@ def peak_bytes(step: Step, device: str) -> int:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         step()
     now = peak = 0
-    for event in sorted((e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+    for event in sorted(
+        (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"),
+        key=lambda e: e.start_ns(),
+    ):
         now += event.nbytes()
         peak = max(peak, now)
     return peak

@@ -38,13 +38,18 @@ def texts(n: int, rng: random.Random):
         elif last and draw < 0.15:
             yield rng.choice(last)[:-1] + "!", True
         else:
-            text = " ".join("".join(rng.choices(SYLLABLES, k=rng.randint(1, 4))) for _ in range(14)) + "."
+            text = (
+                " ".join("".join(rng.choices(SYLLABLES, k=rng.randint(1, 4))) for _ in range(14))
+                + "."
+            )
             last = [*last[-200:], text]
             yield text, False
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rules", type=int, default=10)
     args = parser.parse_args()
@@ -53,7 +58,10 @@ def main() -> None:
     kept = survivors = lost = 0
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / name for name in ("instructions.parquet", "scores.parquet")]
-        with pq.ParquetWriter(files[0], INSTRUCTIONS) as instructions, pq.ParquetWriter(files[1], SENSITIVITY) as scores:
+        with (
+            pq.ParquetWriter(files[0], INSTRUCTIONS) as instructions,
+            pq.ParquetWriter(files[1], SENSITIVITY) as scores,
+        ):
             for rule in range(args.rules):
                 seen, rows = DuplicateFilter(0.85), []
                 for text, planted in texts(args.rows // args.rules, rng):
@@ -61,24 +69,46 @@ def main() -> None:
                     survivors += planted and not repeats
                     lost += bool(repeats) and not planted
                     if not repeats:
-                        rows.append({"instruction_id": f"{rule}-{len(rows)}", "rule_id": f"C{rule}", "kind": "violating", "text": text,
-                                     "split": "train", "policy_hash": "p", "reverse_kl": rng.random(), "flip": rng.random() < 0.5})
+                        rows.append(
+                            {
+                                "instruction_id": f"{rule}-{len(rows)}",
+                                "rule_id": f"C{rule}",
+                                "kind": "violating",
+                                "text": text,
+                                "split": "train",
+                                "policy_hash": "p",
+                                "reverse_kl": rng.random(),
+                                "flip": rng.random() < 0.5,
+                            }
+                        )
                     if len(rows) % CHUNK == 0 and rows and not repeats:
                         _write(rows[-CHUNK:], instructions, scores)
                 _write(rows[len(rows) // CHUNK * CHUNK :], instructions, scores)
                 kept += len(rows)
-                print(f"rule {rule + 1}/{args.rules}: {len(rows)} kept, {time.perf_counter() - start:.0f} s, {_peak():.2f} GiB", flush=True)
+                print(
+                    f"rule {rule + 1}/{args.rules}: {len(rows)} kept, {time.perf_counter() - start:.0f} s, {_peak():.2f} GiB",
+                    flush=True,
+                )
         deduplicated = time.perf_counter() - start
         del seen, rows
-        selected = select_instructions(*(pq.read_table(f, columns=_needed(f)) for f in files), FilterSettings(per_rule=1000, share=0.5))
-    print(f"{args.rows} rows in {args.rules} rules: {kept} kept, {survivors} planted copies survived, {lost} others dropped\n"
-          f"de-duplicated in {deduplicated:.0f} s, selected {pc.sum(selected['selected']).as_py()} in "
-          f"{time.perf_counter() - start - deduplicated:.1f} s, peak memory {_peak():.2f} GiB")
+        selected = select_instructions(
+            *(pq.read_table(f, columns=_needed(f)) for f in files),
+            FilterSettings(per_rule=1000, share=0.5),
+        )
+    print(
+        f"{args.rows} rows in {args.rules} rules: {kept} kept, {survivors} planted copies survived, {lost} others dropped\n"
+        f"de-duplicated in {deduplicated:.0f} s, selected {pc.sum(selected['selected']).as_py()} in "
+        f"{time.perf_counter() - start - deduplicated:.1f} s, peak memory {_peak():.2f} GiB"
+    )
 
 
 def _write(rows: list[dict], instructions: pq.ParquetWriter, scores: pq.ParquetWriter) -> None:
     for writer, schema in ((instructions, INSTRUCTIONS), (scores, SENSITIVITY)):
-        writer.write_table(pa.Table.from_pylist([{k: v for k, v in r.items() if k in schema.names} for r in rows], schema=schema))
+        writer.write_table(
+            pa.Table.from_pylist(
+                [{k: v for k, v in r.items() if k in schema.names} for r in rows], schema=schema
+            )
+        )
 
 
 def _needed(file: Path) -> list[str]:

@@ -45,7 +45,12 @@ WORKER = ["-c", "import policyalign_assets.worker, policyalign_assets.stages.{0}
 def seconds(*args: str, times: int = 5) -> float:
     def once() -> float:
         begun = time.perf_counter()
-        subprocess.run([sys.executable, *args], check=True, capture_output=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+        subprocess.run(
+            [sys.executable, *args],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        )
         return time.perf_counter() - begun
 
     once()  # fills the disk's cache
@@ -64,13 +69,21 @@ def look(policies: int) -> tuple[int, float, float]:
 
         def tick() -> float:
             begun = time.perf_counter()
-            policy_changes(dg.build_sensor_context(instance=instance, resources={"pipeline": Pipeline(policies_dir=name)}))
+            policy_changes(
+                dg.build_sensor_context(
+                    instance=instance, resources={"pipeline": Pipeline(policies_dir=name)}
+                )
+            )
             return time.perf_counter() - begun
 
         fresh = tick()
         for partition, stages in wanted.items():
             for stage, fingerprint in stages.items():
-                instance.report_runless_asset_event(dg.AssetMaterialization(stage, partition=partition, tags={fingerprints.TAG: fingerprint}))
+                instance.report_runless_asset_event(
+                    dg.AssetMaterialization(
+                        stage, partition=partition, tags={fingerprints.TAG: fingerprint}
+                    )
+                )
         return len(wanted), statistics.median(tick() for _ in range(3)), fresh
 
 
@@ -78,10 +91,15 @@ def main() -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".py") as empty:
         empty.write(EMPTY)
         empty.flush()
-        rows = (("`import dagster`", ["-c", "import dagster"]),
-                ("`import policyalign_assets.definitions`", ["-c", "import policyalign_assets.definitions"]),
-                ("`definitions validate`, empty project", [*VALIDATE[:-1], "-f", empty.name]),
-                ("`definitions validate`", [*VALIDATE, "policyalign_assets.definitions"]))
+        rows = (
+            ("`import dagster`", ["-c", "import dagster"]),
+            (
+                "`import policyalign_assets.definitions`",
+                ["-c", "import policyalign_assets.definitions"],
+            ),
+            ("`definitions validate`, empty project", [*VALIDATE[:-1], "-f", empty.name]),
+            ("`definitions validate`", [*VALIDATE, "policyalign_assets.definitions"]),
+        )
         print("| what | seconds | against `import dagster` |\n| --- | --- | --- |")
         floor = None
         for name, command in rows:
@@ -90,8 +108,12 @@ def main() -> None:
             print(f"| {name} | {value:.2f} | {value / floor:.2f} |", flush=True)
     print("\n| a worker process, until its stage's code is loaded | seconds |\n| --- | --- |")
     for stage in ("sensitivity_scores", "distilled_checkpoint", "generations"):
-        print(f"| {stage} | {seconds(*(a.format(stage) for a in WORKER), times=3):.2f} |", flush=True)
-    print("\n| partitions | tick, all as wanted (s) | tick, nothing made yet (s) |\n| --- | --- | --- |")
+        print(
+            f"| {stage} | {seconds(*(a.format(stage) for a in WORKER), times=3):.2f} |", flush=True
+        )
+    print(
+        "\n| partitions | tick, all as wanted (s) | tick, nothing made yet (s) |\n| --- | --- | --- |"
+    )
     for policies in (50, 250):
         partitions, quiet, fresh = look(policies)
         print(f"| {partitions} | {quiet:.2f} | {fresh:.2f} |", flush=True)

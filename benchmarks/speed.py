@@ -48,9 +48,30 @@ from policyalign_assets.tables import INSTRUCTIONS
 
 MODELS = {  # shapes of Qwen2.5
     "5m": {},
-    "0.5b": {"vocabulary": 151_936, "hidden": 896, "layers": 24, "heads": 14, "key_heads": 2, "intermediate": 4_864},
-    "3b": {"vocabulary": 151_936, "hidden": 2_048, "layers": 36, "heads": 16, "key_heads": 2, "intermediate": 11_008},
-    "7b": {"vocabulary": 151_936, "hidden": 3_584, "layers": 28, "heads": 28, "key_heads": 4, "intermediate": 18_944},
+    "0.5b": {
+        "vocabulary": 151_936,
+        "hidden": 896,
+        "layers": 24,
+        "heads": 14,
+        "key_heads": 2,
+        "intermediate": 4_864,
+    },
+    "3b": {
+        "vocabulary": 151_936,
+        "hidden": 2_048,
+        "layers": 36,
+        "heads": 16,
+        "key_heads": 2,
+        "intermediate": 11_008,
+    },
+    "7b": {
+        "vocabulary": 151_936,
+        "hidden": 3_584,
+        "layers": 28,
+        "heads": 28,
+        "key_heads": 4,
+        "intermediate": 18_944,
+    },
 }
 BATCH_TOKENS = 262_144
 
@@ -73,26 +94,52 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(a.threads)
     keep_freed_memory()  # as load_model does; it serves all contenders in this process
-    parts: dict[str, Callable[[argparse.Namespace], list[Line]]] = {"step": step, "teacher": teacher, "scoring": scoring, "loss": loss}
+    parts: dict[str, Callable[[argparse.Namespace], list[Line]]] = {
+        "step": step,
+        "teacher": teacher,
+        "scoring": scoring,
+        "loss": loss,
+    }
     lines: list[Line] = []
     for name in a.parts:
         lines += parts[name](a)
         gc.collect()
-    device = torch.cuda.get_device_name() if a.device == "cuda" else f"{platform.machine()} CPU, {a.threads} threads"
-    title = (f"{device}; Qwen2 shape {a.model}, {a.dtype}; policy {a.policy} tokens, prompt {a.prompt}, response {a.response}, batch {a.batch}; "
-             f"torch {torch.__version__}; medians of {a.repeats}")
-    table = "\n".join([f"{title}\n", "| what | ours | other | | ratio |", "| --- | --- | --- | --- | --- |",
-                       *(f"| {x.what} | {x.ours:.3g} {x.unit} | {x.other:.3g} {x.unit} | {x.other_name} | {x.ratio:.2f}x |" for x in lines)])
+    device = (
+        torch.cuda.get_device_name()
+        if a.device == "cuda"
+        else f"{platform.machine()} CPU, {a.threads} threads"
+    )
+    title = (
+        f"{device}; Qwen2 shape {a.model}, {a.dtype}; policy {a.policy} tokens, prompt {a.prompt}, response {a.response}, batch {a.batch}; "
+        f"torch {torch.__version__}; medians of {a.repeats}"
+    )
+    table = "\n".join(
+        [
+            f"{title}\n",
+            "| what | ours | other | | ratio |",
+            "| --- | --- | --- | --- | --- |",
+            *(
+                f"| {x.what} | {x.ours:.3g} {x.unit} | {x.other:.3g} {x.unit} | {x.other_name} | {x.ratio:.2f}x |"
+                for x in lines
+            ),
+        ]
+    )
     print(table)
     a.out.mkdir(parents=True, exist_ok=True)
     name = f"speed-{a.device}-{a.model}"
     (a.out / f"{name}.md").write_text(table + "\n")
-    (a.out / f"{name}.json").write_text(json.dumps({"setup": title, "lines": [asdict(x) | {"ratio": x.ratio} for x in lines]}, indent=1))
+    (a.out / f"{name}.json").write_text(
+        json.dumps(
+            {"setup": title, "lines": [asdict(x) | {"ratio": x.ratio} for x in lines]}, indent=1
+        )
+    )
     plot(lines, a.out / f"{name}.png")
 
 
 def arguments() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     p.add_argument("--model", choices=list(MODELS), default="5m")
     p.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -108,7 +155,12 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--repeats", type=int, default=5)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, in both")
-    p.add_argument("--parts", nargs="+", choices=["step", "teacher", "scoring", "loss"], default=["step", "teacher", "scoring", "loss"])
+    p.add_argument(
+        "--parts",
+        nargs="+",
+        choices=["step", "teacher", "scoring", "loss"],
+        default=["step", "teacher", "scoring", "loss"],
+    )
     p.add_argument("--out", type=Path, default=Path("data/speed"))
     a = p.parse_args()
     a.micro_batch_tokens = a.micro_batch_tokens or a.batch * (a.prompt + a.response)
@@ -128,39 +180,85 @@ def texts(a: argparse.Namespace, n: int) -> tuple[SimpleNamespace, list[str]]:
 def step(a: argparse.Namespace) -> list[Line]:
     """Whole LoRA steps: rollout, teacher, student, update. The first step of a training, in which it warms up, is not counted."""
     policy, prompts = texts(a, a.batch)
-    settings = DistillationSettings(steps=a.steps, batch_size=a.batch, mini_batch_size=a.batch, forward_weight=0.0, top_k=256,
-                                    max_new_tokens=a.response, learning_rate=1e-4, lr_decay=0.0, save_every=1_000, lora_rank=a.rank,
-                                    lora_alpha=2 * a.rank, gradient_checkpointing=a.checkpointing, micro_batch_tokens=a.micro_batch_tokens)
+    settings = DistillationSettings(
+        steps=a.steps,
+        batch_size=a.batch,
+        mini_batch_size=a.batch,
+        forward_weight=0.0,
+        top_k=256,
+        max_new_tokens=a.response,
+        learning_rate=1e-4,
+        lr_decay=0.0,
+        save_every=1_000,
+        lora_rank=a.rank,
+        lora_alpha=2 * a.rank,
+        gradient_checkpointing=a.checkpointing,
+        micro_batch_tokens=a.micro_batch_tokens,
+    )
     build = {**MODELS[a.model], "dtype": getattr(torch, a.dtype), "device": a.device}
     ours, trl, lent = [], [], []
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as elsewhere:  # TRL as its users run it
+    with ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn")
+    ) as elsewhere:  # TRL as its users run it
         for _ in range(a.repeats + 1):
             if a.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             with tempfile.TemporaryDirectory() as work:
-                aligned, history = distill(policy, [Instruction(p) for p in prompts], model(a), settings, Path(work), BATCH_TOKENS)
-            flops, memory = update_flops(aligned.config, a), torch.cuda.max_memory_allocated() if a.device == "cuda" else 0
+                aligned, history = distill(
+                    policy,
+                    [Instruction(p) for p in prompts],
+                    model(a),
+                    settings,
+                    Path(work),
+                    BATCH_TOKENS,
+                )
+            flops, memory = (
+                update_flops(aligned.config, a),
+                torch.cuda.max_memory_allocated() if a.device == "cuda" else 0,
+            )
             del aligned
             assert history["mean_length"].to_pylist() == [a.response] * a.steps
             ours += history.to_pylist()[1:]
             clear(a)
-            seconds, trl_memory = elsewhere.submit(trl_steps, build, policy.prompt_text, prompts, settings, a.threads).result()
+            seconds, trl_memory = elsewhere.submit(
+                trl_steps, build, policy.prompt_text, prompts, settings, a.threads
+            ).result()
             trl += seconds[1:]
             if a.device == "cpu":
                 lent += trl_steps(build, policy.prompt_text, prompts, settings, a.threads)[0][1:]
                 clear(a)
     counted = a.steps - 1  # of the first repetition, which warms up too
     ours, trl, lent = ours[counted:], trl[counted:], lent[counted:]
-    shares = {k: statistics.median(row[f"{k}_seconds"] for row in ours) for k in ("rollout", "prefix", "teacher", "student")}
+    shares = {
+        k: statistics.median(row[f"{k}_seconds"] for row in ours)
+        for k in ("rollout", "prefix", "teacher", "student")
+    }
     whole = statistics.median(row["seconds"] for row in ours)
-    rate, peak = flops / (shares["teacher"] + shares["student"]), matmul_rate(build["dtype"], a.device)
-    print("our step by phase:", {k: round(v, 4) for k, v in shares.items()}, f"; {a.batch * a.response / whole:,.0f} response tokens/s; "
-          f"update {rate / 1e12:.3g} TFLOP/s, {rate / peak:.0%} of a plain matrix product's {peak / 1e12:.3g}")
+    rate, peak = (
+        flops / (shares["teacher"] + shares["student"]),
+        matmul_rate(build["dtype"], a.device),
+    )
+    print(
+        "our step by phase:",
+        {k: round(v, 4) for k, v in shares.items()},
+        f"; {a.batch * a.response / whole:,.0f} response tokens/s; "
+        f"update {rate / 1e12:.3g} TFLOP/s, {rate / peak:.0%} of a plain matrix product's {peak / 1e12:.3g}",
+    )
     lines = [Line("LoRA step", whole, "TRL SDFTTrainer, top-k", statistics.median(trl))]
     if a.device == "cpu":
-        lines.append(Line("LoRA step", whole, "the same with our memory setting", statistics.median(lent)))
+        lines.append(
+            Line("LoRA step", whole, "the same with our memory setting", statistics.median(lent))
+        )
     else:
-        lines.append(Line("LoRA step: peak memory", memory / 2**20, "TRL SDFTTrainer, top-k", trl_memory / 2**20, "MiB"))
+        lines.append(
+            Line(
+                "LoRA step: peak memory",
+                memory / 2**20,
+                "TRL SDFTTrainer, top-k",
+                trl_memory / 2**20,
+                "MiB",
+            )
+        )
     return lines
 
 
@@ -171,7 +269,10 @@ def teacher(a: argparse.Namespace) -> list[Line]:
     forward.read()
     policy, prompts = texts(a, a.batch)
     rendered = [render(loaded.tokenizer, chat(p, policy.prompt_text)) for p in prompts]
-    responses = [render(loaded.tokenizer, chat(workload.text(a.response, 99 + i)))[1 : 1 + a.response] for i in range(a.batch)]
+    responses = [
+        render(loaded.tokenizer, chat(workload.text(a.response, 99 + i)))[1 : 1 + a.response]
+        for i in range(a.batch)
+    ]
 
     @torch.no_grad()
     def shared():
@@ -189,17 +290,42 @@ def teacher(a: argparse.Namespace) -> list[Line]:
     def frozen():
         return response_hidden(forward, rendered, responses, kept)
 
-    times = losses.interleaved({"ours": shared, "frozen": frozen, "full": full}, a.repeats, a.device)
-    return [Line("teacher pass, frozen (policy read once a run)", times["frozen"], "full recomputation", times["full"]),
-            Line("teacher pass, moving (policy read each time)", times["ours"], "full recomputation", times["full"])]
+    times = losses.interleaved(
+        {"ours": shared, "frozen": frozen, "full": full}, a.repeats, a.device
+    )
+    return [
+        Line(
+            "teacher pass, frozen (policy read once a run)",
+            times["frozen"],
+            "full recomputation",
+            times["full"],
+        ),
+        Line(
+            "teacher pass, moving (policy read each time)",
+            times["ours"],
+            "full recomputation",
+            times["full"],
+        ),
+    ]
 
 
 def scoring(a: argparse.Namespace) -> list[Line]:
     """Answers with and without the policy, and their divergences, against a loop over examples with `generate`."""
     loaded = model(a)
     policy, prompts = texts(a, a.scored)
-    table = pa.Table.from_pylist([{"instruction_id": str(i), "rule_id": "R1", "kind": "violating", "text": p, "policy_hash": "0"}
-                                  for i, p in enumerate(prompts)], schema=INSTRUCTIONS)
+    table = pa.Table.from_pylist(
+        [
+            {
+                "instruction_id": str(i),
+                "rule_id": "R1",
+                "kind": "violating",
+                "text": p,
+                "policy_hash": "0",
+            }
+            for i, p in enumerate(prompts)
+        ],
+        schema=INSTRUCTIONS,
+    )
     engine = TransformersEngine(loaded, BATCH_TOKENS)
     settings = SensitivitySettings(max_new_tokens=a.response)
 
@@ -209,30 +335,56 @@ def scoring(a: argparse.Namespace) -> list[Line]:
     @torch.inference_mode()
     def naive():
         for p in prompts:
-            sides = [torch.tensor([render(loaded.tokenizer, chat(p, system))], device=loaded.device) for system in (None, policy.prompt_text)]
+            sides = [
+                torch.tensor([render(loaded.tokenizer, chat(p, system))], device=loaded.device)
+                for system in (None, policy.prompt_text)
+            ]
             for prompt in sides:
-                out = loaded.model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=a.response, min_new_tokens=a.response,
-                                            do_sample=True)
+                out = loaded.model.generate(
+                    prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    max_new_tokens=a.response,
+                    min_new_tokens=a.response,
+                    do_sample=True,
+                )
                 answer = out[:, prompt.shape[1] :]
-                student, teacher = (loaded.model(torch.cat([s, answer], 1)).logits[0, s.shape[1] - 1 : -1] for s in sides)
+                student, teacher = (
+                    loaded.model(torch.cat([s, answer], 1)).logits[0, s.shape[1] - 1 : -1]
+                    for s in sides
+                )
                 [x.mean().item() for x in token_divergences(student, teacher)]
 
     times = losses.interleaved({"ours": ours, "naive": naive}, max(1, a.repeats // 2), a.device)
-    return [Line(f"sensitivity of {a.scored} instructions", times["ours"], "loop over examples", times["naive"])]
+    return [
+        Line(
+            f"sensitivity of {a.scored} instructions",
+            times["ours"],
+            "loop over examples",
+            times["naive"],
+        )
+    ]
 
 
 def loss(a: argparse.Namespace) -> list[Line]:
     lines = []
     for vocabulary in (2_048, 151_936):
         hidden = MODELS[a.model].get("hidden", 256)
-        steps = losses.contenders(a.loss_tokens, hidden, vocabulary, getattr(torch, a.dtype), a.device)
+        steps = losses.contenders(
+            a.loss_tokens, hidden, vocabulary, getattr(torch, a.dtype), a.device
+        )
         times = losses.interleaved(steps, max(2, a.repeats // 2), a.device)
         memory = {name: losses.peak_bytes(run, a.device) / 2**20 for name, run in steps.items()}
         for mine in ("top 256", "full vocabulary"):
-            for other in (name for name in steps if name.endswith(mine) and not name.startswith("ours")):
+            for other in (
+                name for name in steps if name.endswith(mine) and not name.startswith("ours")
+            ):
                 what = f"loss, V = {vocabulary:,}, {mine}"
                 lines.append(Line(f"{what}: time", times[f"ours, {mine}"], other, times[other]))
-                lines.append(Line(f"{what}: peak memory", memory[f"ours, {mine}"], other, memory[other], "MiB"))
+                lines.append(
+                    Line(
+                        f"{what}: peak memory", memory[f"ours, {mine}"], other, memory[other], "MiB"
+                    )
+                )
         del steps
         clear(a)
     return lines

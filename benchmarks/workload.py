@@ -11,30 +11,59 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config,
 from policyalign_assets.engine.loading import LoadedModel
 
 # "<s> words <r> words <r> <a>": a token for each word, a control token around each message
-TEMPLATE = ("{%- for m in messages %}{{- ('<s> ' if m['role'] == 'system' else '<u> ') + m['content'] + ' <e> ' }}{%- endfor %}"
-            "{%- if add_generation_prompt %}{{- '<a>' }}{%- endif %}")
+TEMPLATE = (
+    "{%- for m in messages %}{{- ('<s> ' if m['role'] == 'system' else '<u> ') + m['content'] + ' <e> ' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<a>' }}{%- endif %}"
+)
 CONTROL = ("<pad>", "<s>", "<u>", "<e>", "<a>")
-END = 1 << 20  # beyond every vocabulary: no response ends by itself, so all have their full length in every implementation
+END = (
+    1 << 20
+)  # beyond every vocabulary: no response ends by itself, so all have their full length in every implementation
 OVERHEAD = 2  # control tokens of a message
 WORDS = 1_000
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {t: i for i, t in enumerate((*CONTROL, *(f"w{i}" for i in range(WORDS))))} | {"<end>": END}
+    vocabulary = {t: i for i, t in enumerate((*CONTROL, *(f"w{i}" for i in range(WORDS))))} | {
+        "<end>": END
+    }
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<pad>", unk_token="<pad>",
-                                   additional_special_tokens=list(CONTROL[1:]), padding_side="left")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        eos_token="<end>",
+        pad_token="<pad>",
+        unk_token="<pad>",
+        additional_special_tokens=list(CONTROL[1:]),
+        padding_side="left",
+    )
     fast.chat_template = TEMPLATE
     return fast
 
 
-def qwen2(vocabulary: int = 2_048, hidden: int = 256, layers: int = 5, heads: int = 4, key_heads: int = 2, intermediate: int = 704,
-          dtype: torch.dtype = torch.float32, device: str = "cpu", seed: int = 0) -> LoadedModel:
+def qwen2(
+    vocabulary: int = 2_048,
+    hidden: int = 256,
+    layers: int = 5,
+    heads: int = 4,
+    key_heads: int = 2,
+    intermediate: int = 704,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> LoadedModel:
     """About 5 M parameters with the defaults."""
-    config = Qwen2Config(vocab_size=vocabulary, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-                         num_key_value_heads=key_heads, intermediate_size=intermediate, max_position_embeddings=4_096, tie_word_embeddings=False,
-                         initializer_range=0.05)
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        intermediate_size=intermediate,
+        max_position_embeddings=4_096,
+        tie_word_embeddings=False,
+        initializer_range=0.05,
+    )
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -42,7 +71,9 @@ def qwen2(vocabulary: int = 2_048, hidden: int = 256, layers: int = 5, heads: in
         model = Qwen2ForCausalLM(config)
     torch.set_default_dtype(before)
     words = tokenizer()
-    model.generation_config = GenerationConfig(eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+    model.generation_config = GenerationConfig(
+        eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id
+    )
     return LoadedModel(model.eval(), words, "random-qwen2", "0")
 
 

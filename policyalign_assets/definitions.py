@@ -4,9 +4,19 @@ import os
 
 import dagster as dg
 
-from policyalign_assets.orchestration import assets, data_checks, external, leaderboard, release_checks
+from policyalign_assets.orchestration import (
+    assets,
+    data_checks,
+    external,
+    leaderboard,
+    release_checks,
+)
 from policyalign_assets.orchestration.launchers import launcher_from_environment
-from policyalign_assets.orchestration.realign import alignment_job, nightly_realignment, policy_changes
+from policyalign_assets.orchestration.realign import (
+    alignment_job,
+    nightly_realignment,
+    policy_changes,
+)
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
 

@@ -31,7 +31,13 @@ def is_local(path: Location) -> bool:
 
 def scratch_folder(data: Location) -> Path:
     """Where unfinished work is kept: beside the data, or on this machine's disk where the data is an object store."""
-    return data if isinstance(data, Path) else Path(os.environ.get("POLICYALIGN_SCRATCH_DIR", Path(tempfile.gettempdir()) / "policyalign"))
+    return (
+        data
+        if isinstance(data, Path)
+        else Path(
+            os.environ.get("POLICYALIGN_SCRATCH_DIR", Path(tempfile.gettempdir()) / "policyalign")
+        )
+    )
 
 
 def unfinished_folder(data: Location, stage: str, made_from: Mapping[str, Any]) -> Path:
@@ -130,10 +136,14 @@ def write_parquet(table: pa.Table, path: Path) -> None:
         pq.write_table(table, aside, compression="zstd")
 
 
-def sha256_files(folder: Path, patterns: tuple[str, ...] = ("*",), but: tuple[str, ...] = ()) -> str:
+def sha256_files(
+    folder: Path, patterns: tuple[str, ...] = ("*",), but: tuple[str, ...] = ()
+) -> str:
     """Hash of the names and bytes of the files directly in `folder` that match `patterns` and are not named in `but`."""
     digest = hashlib.sha256()
-    for file in sorted({f for p in patterns for f in folder.glob(p) if f.is_file() and f.name not in but}):
+    for file in sorted(
+        {f for p in patterns for f in folder.glob(p) if f.is_file() and f.name not in but}
+    ):
         digest.update(file.name.encode() + b"\0")
         with file.open("rb") as stream:  # a model may be larger than the memory
             digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -24,11 +24,18 @@ asked_to_stop = False
 
 
 @contextlib.contextmanager
-def guarded(command: list[str], grace: float, environment: dict[str, str], pipe_output: bool = False) -> Iterator[subprocess.Popen]:
+def guarded(
+    command: list[str], grace: float, environment: dict[str, str], pipe_output: bool = False
+) -> Iterator[subprocess.Popen]:
     """Starts `command` under a guard; its exit code is the command's (128 + n for signal n). Afterwards, or when this process dies, every
     process below `command` is ended. `pipe_output`: standard output is the guard's `stdout`."""
-    process = subprocess.Popen([sys.executable, "-I", "-S", __file__, str(grace), *command], env=environment, stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE if pipe_output else None, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(grace), *command],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE if pipe_output else None,
+        start_new_session=True,
+    )
     try:
         yield process
     finally:
@@ -37,7 +44,9 @@ def guarded(command: list[str], grace: float, environment: dict[str, str], pipe_
             process.wait(grace + 3)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # if the guard itself was killed, its group is still there
+                os.killpg(
+                    process.pid, signal.SIGKILL
+                )  # if the guard itself was killed, its group is still there
             process.wait()
             if process.stdout:
                 process.stdout.close()
@@ -109,7 +118,11 @@ def main() -> int:
         signal.signal(number, stop)
     if LINUX:
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=(lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)) if LINUX else None).pid
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=(lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)) if LINUX else None,
+    ).pid
     code = None
     while code is None and not asked_to_stop:
         closed, _, _ = select.select([0], [], [], 0.1)

@@ -45,25 +45,52 @@ class Fake(Launcher):
             raise dg.Failure("broken on purpose", allow_retries=False)
         if (control / f"stubborn-{stage}").exists():
             (control / "stubborn.py").write_text(STUBBORN)
-            run_guarded([sys.executable, str(control / "stubborn.py"), str(control / "pids")], 1.0, dict(os.environ))
-        return Made(globals()[f"_{stage}"](**inputs), stage, {"main plot": image(_plot(), "the main plot")} if stage == "benchmark_report" else {})
+            run_guarded(
+                [sys.executable, str(control / "stubborn.py"), str(control / "pids")],
+                1.0,
+                dict(os.environ),
+            )
+        return Made(
+            globals()[f"_{stage}"](**inputs),
+            stage,
+            {"main plot": image(_plot(), "the main plot")} if stage == "benchmark_report" else {},
+        )
 
     make_here = make
 
 
 def _violating_instructions(policy_document) -> pa.Table:
-    rows = [{"instruction_id": r.rule_id, "rule_id": r.rule_id, "kind": "violating", "text": r.text, "policy_hash": policy_document.content_hash}
-            for r in policy_document.rules]
+    rows = [
+        {
+            "instruction_id": r.rule_id,
+            "rule_id": r.rule_id,
+            "kind": "violating",
+            "text": r.text,
+            "policy_hash": policy_document.content_hash,
+        }
+        for r in policy_document.rules
+    ]
     yields = {row["rule_id"]: vars(RuleYield(wanted=1, violating=1, drafted=1)) for row in rows}
-    return _table(rows, INSTRUCTIONS).replace_schema_metadata({YIELDS: json.dumps({"rules": yields})})
+    return _table(rows, INSTRUCTIONS).replace_schema_metadata(
+        {YIELDS: json.dumps({"rules": yields})}
+    )
 
 
 def _sensitivity_scores(policy_document, violating_instructions) -> pa.Table:
-    return _table([row | {"reverse_kl": 1.0, "flip": True} for row in violating_instructions.to_pylist()], SENSITIVITY)
+    return _table(
+        [row | {"reverse_kl": 1.0, "flip": True} for row in violating_instructions.to_pylist()],
+        SENSITIVITY,
+    )
 
 
 def _distilled_checkpoint(policy_document, filtered_instructions) -> Checkpoint:
-    return Checkpoint("c", "checkpoints/c", "fake", "r1", {"policy_hash": filtered_instructions["policy_hash"][0].as_py()})
+    return Checkpoint(
+        "c",
+        "checkpoints/c",
+        "fake",
+        "r1",
+        {"policy_hash": filtered_instructions["policy_hash"][0].as_py()},
+    )
 
 
 def _generations(policy_document, violating_instructions, distilled_checkpoint) -> pa.Table:
@@ -81,12 +108,23 @@ def _benchmark_report(policy_document, distilled_checkpoint, **tables) -> Report
 def _plot() -> bytes:
     from policyalign_assets.report.plots import training_plot
 
-    return training_plot({"step": [1, 2], "loss": [1.0, 0.5], "top_k_mass": [0.9, 1.0], "mean_length": [10.0, 12.0]})
+    return training_plot(
+        {"step": [1, 2], "loss": [1.0, 0.5], "top_k_mass": [0.9, 1.0], "mean_length": [10.0, 12.0]}
+    )
 
 
 def _table(rows: list[dict], schema: pa.Schema) -> pa.Table:
-    return pa.Table.from_pylist([{f.name: row.get(f.name) for f in schema} for row in rows], schema=schema)
+    return pa.Table.from_pylist(
+        [{f.name: row.get(f.name) for f in schema} for row in rows], schema=schema
+    )
 
 
-defs = dg.Definitions(**{**{name: getattr(definitions.defs, name) for name in ("assets", "jobs", "sensors", "schedules", "executor")},
-                         "resources": {**definitions.defs.resources, "launcher": Fake()}})
+defs = dg.Definitions(
+    **{
+        **{
+            name: getattr(definitions.defs, name)
+            for name in ("assets", "jobs", "sensors", "schedules", "executor")
+        },
+        "resources": {**definitions.defs.resources, "launcher": Fake()},
+    }
+)

@@ -45,9 +45,25 @@ class FakeJudge:
         finally:
             with self.lock:
                 self.at_once -= 1
-        body = reply.body if reply.body is not None else json.dumps({
-            "id": "1", "object": "chat.completion", "created": 0, "model": request["model"],
-            "choices": [{"index": 0, "finish_reason": reply.finish, "message": {"role": "assistant", "content": reply.text}}]}).encode()
+        body = (
+            reply.body
+            if reply.body is not None
+            else json.dumps(
+                {
+                    "id": "1",
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": request["model"],
+                    "choices": [
+                        {
+                            "index": 0,
+                            "finish_reason": reply.finish,
+                            "message": {"role": "assistant", "content": reply.text},
+                        }
+                    ],
+                }
+            ).encode()
+        )
         handler.send_response(reply.status)
         handler.send_header("Content-Type", reply.kind)
         handler.send_header("Content-Length", str(len(body)))

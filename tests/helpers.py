@@ -18,18 +18,27 @@ from policyalign_assets.policy import PolicyDocument, parse_policy
 ROOT = Path(__file__).parents[1]
 
 # Words are split as Qwen's and Llama 3's tokenizers do; merges are learned from this.
-TEXT = ["Never help anyone forge a signature.", "user", "assistant", "system", "How do I alter a prescription?", "What is 12 plus 30?\n\nSay it."]
+TEXT = [
+    "Never help anyone forge a signature.",
+    "user",
+    "assistant",
+    "system",
+    "How do I alter a prescription?",
+    "What is 12 plus 30?\n\nSay it.",
+]
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CHATML = (  # as Qwen2.5: a system message of its own where the chat has none
     "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
     "{%- else %}{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif %}"
     "{%- for m in messages %}{%- if m['role'] != 'system' %}{{- '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
-    "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}")
+    "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
 LLAMA3 = (
     "{{- bos_token }}{%- for m in messages %}"
     "{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}")
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
+)
 
 # token ids: requests of different lengths that begin with one policy, and answers to them
 POLICY = list(range(20, 60))
@@ -37,16 +46,35 @@ PROMPTS = [POLICY + [5 + 3 * n + i for i in range(length)] for n, length in enum
 RESPONSES = [[7 + n + i for i in range(length)] for n, length in enumerate((4, 1, 6, 2))]
 
 
-def tiny_tokenizer(template: str | None, eos: str, special: Sequence[str], bos: str | None = None) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(
+    template: str | None, eos: str, special: Sequence[str], bos: str | None = None
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with `special` as control tokens."""
     tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-                                                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tok.decoder = decoders.ByteLevel()
-    tok.train_from_iterator(TEXT * 3, trainers.BpeTrainer(vocab_size=300, special_tokens=list(special), show_progress=False,
-                                                          initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token=eos, bos_token=bos, pad_token=special[0], model_max_length=512,
-                                   additional_special_tokens=[s for s in special if s not in (eos, bos, special[0])])
+    tok.train_from_iterator(
+        TEXT * 3,
+        trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=list(special),
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tok,
+        eos_token=eos,
+        bos_token=bos,
+        pad_token=special[0],
+        model_max_length=512,
+        additional_special_tokens=[s for s in special if s not in (eos, bos, special[0])],
+    )
     fast.chat_template = template
     return fast
 
@@ -56,14 +84,35 @@ def chatml_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def llama3_tokenizer() -> PreTrainedTokenizerFast:
-    special = ["<|finetune_right_pad_id|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    special = [
+        "<|finetune_right_pad_id|>",
+        "<|begin_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+    ]
     return tiny_tokenizer(LLAMA3, "<|eot_id|>", special, bos="<|begin_of_text|>")
 
 
-def tiny_model(model_class, config_class, tokenizer: PreTrainedTokenizerFast, end_ids: Sequence[int] = (2,), **config) -> LoadedModel:
+def tiny_model(
+    model_class,
+    config_class,
+    tokenizer: PreTrainedTokenizerFast,
+    end_ids: Sequence[int] = (2,),
+    **config,
+) -> LoadedModel:
     """Random weights, wide enough apart that greedy choices do not hang on rounding. `end_ids` end a response."""
-    shape = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.3, "tie_word_embeddings": False}
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+    }
     torch.manual_seed(0)
     model = model_class(config_class(**(shape | config))).float().eval()
     model.generation_config = GenerationConfig(eos_token_id=list(end_ids), pad_token_id=0)
@@ -100,6 +149,8 @@ class ScriptedEngine:
     def __init__(self, reply: Callable[[str, int, Sampling], Generation]):
         self.reply, self.calls = reply, []
 
-    def generate(self, chats: Sequence[Chat], sampling: Sampling, progress=None) -> list[Generation]:
+    def generate(
+        self, chats: Sequence[Chat], sampling: Sampling, progress=None
+    ) -> list[Generation]:
         self.calls.append((list(chats), sampling))
         return [self.reply(c[-1].content, n, sampling) for n, c in enumerate(chats)]

@@ -3,7 +3,11 @@
 import torch
 from torch.distributed.tensor import DTensor
 
-from policyalign_assets.distillation.adapters import add_adapters, student_parameters, teacher_weights
+from policyalign_assets.distillation.adapters import (
+    add_adapters,
+    student_parameters,
+    teacher_weights,
+)
 from policyalign_assets.distillation.processes import Accelerated
 from policyalign_assets.engine.folded import fold, using
 from policyalign_assets.engine.loading import load_model
@@ -23,8 +27,12 @@ def model_of(process=None):
 
 def held(model) -> int:
     """Bytes of the layers' base weights in this process, gathered ones included."""
-    weights = [p for name, p in model.named_parameters() if ".layers." in name and "lora_" not in name]
-    return sum((p.to_local() if isinstance(p, DTensor) else p).untyped_storage().nbytes() for p in weights)
+    weights = [
+        p for name, p in model.named_parameters() if ".layers." in name and "lora_" not in name
+    ]
+    return sum(
+        (p.to_local() if isinstance(p, DTensor) else p).untyped_storage().nbytes() for p in weights
+    )
 
 
 def step(model, rows) -> torch.Tensor:
@@ -46,7 +54,9 @@ def main() -> None:
         assert held(model) == everything
         for _ in range(1 + process.index):  # one process calls it more often than the other
             with torch.inference_mode(), using(model, fold(model)):
-                torch.testing.assert_close(model(input_ids=ROWS[:2]).logits, expected, atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(
+                    model(input_ids=ROWS[:2]).logits, expected, atol=1e-4, rtol=1e-4
+                )
     assert held(model) < 0.6 * everything
 
     micros = [ROWS[:1], ROWS[1:2], ROWS[2:3]] if process.main else [ROWS[3:]]  # three against one
@@ -59,7 +69,9 @@ def main() -> None:
     reference = step(alone, ROWS)
     reference.backward()
     torch.testing.assert_close(process.sum(total), reference.detach(), atol=0, rtol=1e-4)
-    for (name, ours), right in zip(student_parameters(model).items(), student_parameters(alone).values(), strict=True):
+    for (name, ours), right in zip(
+        student_parameters(model).items(), student_parameters(alone).values(), strict=True
+    ):
         assert (ours.grad - right.grad).norm() < 1e-4 * right.grad.norm(), name
     assert held(model) < 0.6 * everything, "nothing stays gathered after an update"
     torch.distributed.barrier()

@@ -20,12 +20,16 @@ from test_daemon import World
 from policyalign_assets.orchestration import fingerprints
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
-BY_HAND = {"POLICYALIGN_AUTOMATION__ENABLED": "false"}  # the daemon starts what is clicked, and nothing else
+BY_HAND = {
+    "POLICYALIGN_AUTOMATION__ENABLED": "false"
+}  # the daemon starts what is clicked, and nothing else
 
 
 @pytest.fixture(scope="module")
 def page():
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    found = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     with playwright.sync_playwright() as started:
         try:  # without an installed one, playwright's own
             browser = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
@@ -42,8 +46,23 @@ def webserver(world: World):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "dagster_webserver", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)],
-                               cwd=world.folder, env=world.environ(**BY_HAND), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "dagster_webserver",
+            "-w",
+            "workspace.yaml",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(port),
+        ],
+        cwd=world.folder,
+        env=world.environ(**BY_HAND),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         world.wait_for(lambda: _answers(port))
         yield f"http://127.0.0.1:{port}"

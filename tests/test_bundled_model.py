@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[1]
 def test_the_weights_in_the_tree_give_the_cards_figures():
     card = json.loads((WEIGHTS_DIR / "card.json").read_text())
     source = "shipped policies"
-    measured = measure(n=card["n"], seed=card["seed"], policies_dir=ROOT / "policies", sources=(source,))[source]
+    measured = measure(
+        n=card["n"], seed=card["seed"], policies_dir=ROOT / "policies", sources=(source,)
+    )[source]
     assert measured.keys() == card["table"][source].keys()
     for behaviour, figure in card["table"][source].items():
         # greedy ties may fall otherwise on another CPU: one case in a hundred at most
@@ -34,7 +36,12 @@ def test_the_card_shows_the_figures_that_were_measured_and_every_bar():
     text = (WEIGHTS_DIR / "README.md").read_text()
     assert markdown(card["table"]) in text
     assert all(behaviour in card["table"]["shipped policies"] for behaviour in BARS)
-    assert all(figure["n"] >= 300 for rows in card["table"].values() for behaviour, figure in rows.items() if behaviour in BARS)
+    assert all(
+        figure["n"] >= 300
+        for rows in card["table"].values()
+        for behaviour, figure in rows.items()
+        if behaviour in BARS
+    )
 
 
 def test_the_weights_are_small_and_hold_no_pickle():
@@ -52,13 +59,21 @@ def test_any_text_survives_the_tokenizer():
 
 
 def test_training_uses_no_heldout_word_or_pair_and_no_shipped_rule():
-    reserved = frozenset(r.action for d, p in list_partitions(ROOT / "policies") for r in parse_policy(ROOT / "policies", p, d).prohibitions)
+    reserved = frozenset(
+        r.action
+        for d, p in list_partitions(ROOT / "policies")
+        for r in parse_policy(ROOT / "policies", p, d).prohibitions
+    )
     world = World(random.Random(1), "train", reserved, invented=0.0)
     allowed = {w for text in reserved for w in text.split()}
     for _ in range(3000):
         action = world.action()
         assert action.text not in reserved and _bucket("pair:" + action.text, 10) != 0
-        assert not any(World.is_heldout_word(w, frozenset(allowed)) for w in action.text.split() if w in world.lex["nouns"])
+        assert not any(
+            World.is_heldout_word(w, frozenset(allowed))
+            for w in action.text.split()
+            if w in world.lex["nouns"]
+        )
     unseen = World(random.Random(1), "unseen")
     assert all(World.is_heldout_word(unseen.verb()) for _ in range(50))
 
@@ -85,17 +100,27 @@ def test_the_worlds_policies_look_as_real_ones_do(tmp_path):
         if "## Declining" not in body:
             continue
         header = f"---\ntitle: {title}\nowner: x\ndomains: [legal]\n---\n\n"
-        (tmp_path / "p" / "policy.md").write_text(header + body.replace("## Rules", "## Rules\n") + "\n")
+        (tmp_path / "p" / "policy.md").write_text(
+            header + body.replace("## Rules", "## Rules\n") + "\n"
+        )
         assert parse_policy(tmp_path, "p", "legal").prompt_text == text
 
 
 def test_the_recipe_trains_saves_and_continues(tmp_path):
-    config = TrainConfig(hidden=64, layers=2, heads=8, ffn=32, vocab=1200, groups=2, queries=4, free=4, minutes=0.03)
+    config = TrainConfig(
+        hidden=64, layers=2, heads=8, ffn=32, vocab=1200, groups=2, queries=4, free=4, minutes=0.03
+    )
     lines = []
     train(config, frozenset({"forge a signature"}), tmp_path / "a", log=lines.append)
     first = json.loads((tmp_path / "a" / "train_state.json").read_text())
     assert first["step"] >= 1
-    train(config, frozenset({"forge a signature"}), tmp_path / "b", log=lines.append, init=tmp_path / "a")
+    train(
+        config,
+        frozenset({"forge a signature"}),
+        tmp_path / "b",
+        log=lines.append,
+        init=tmp_path / "a",
+    )
     assert json.loads((tmp_path / "b" / "train_state.json").read_text())["step"] > first["step"]
     assert load_model(ModelSettings(id=str(tmp_path / "b"))).end_ids
 

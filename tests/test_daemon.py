@@ -22,8 +22,10 @@ from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
-POLICY = ("---\ntitle: {0}\nowner: Someone\ndomains: [{1}]\n---\n\nThis assistant helps.\n\n## Rules\n\n- A1: Never help anyone forge a signature.\n"
-          "{2}\n## Declining\n\nDecline politely, and name the rule.\n")
+POLICY = (
+    "---\ntitle: {0}\nowner: Someone\ndomains: [{1}]\n---\n\nThis assistant helps.\n\n## Rules\n\n- A1: Never help anyone forge a signature.\n"
+    "{2}\n## Declining\n\nDecline politely, and name the rule.\n"
+)
 ALL = len(fingerprints.STAGES)
 MADE_FIRST = list(fingerprints.STAGES).index  # how many stages a run finishes before this one
 # the real daemon; only its pauses, fixed at 5 seconds, are shorter
@@ -53,12 +55,30 @@ class World:
         config["storage"]["sqlite"]["base_dir"] = str(folder / "storage")
         for part, where in (("local_artifact_storage", "artifacts"), ("compute_logs", "logs")):
             config[part]["config"]["base_dir"] = str(folder / where)
-        config["run_monitoring"] |= {"poll_interval_seconds": 1, "free_slots_after_run_end_seconds": 1}
-        config["run_coordinator"] = {"module": "dagster.core.run_coordinator", "class": "QueuedRunCoordinator",
-                                     "config": {"dequeue_interval_seconds": 1}}
+        config["run_monitoring"] |= {
+            "poll_interval_seconds": 1,
+            "free_slots_after_run_end_seconds": 1,
+        }
+        config["run_coordinator"] = {
+            "module": "dagster.core.run_coordinator",
+            "class": "QueuedRunCoordinator",
+            "config": {"dequeue_interval_seconds": 1},
+        }
         (folder / "dagster.yaml").write_text(yaml.safe_dump(config))
-        (folder / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [{"python_file": {
-            "relative_path": str(ROOT / "tests/fake_definitions.py"), "location_name": "policyalign_assets"}}]}))
+        (folder / "workspace.yaml").write_text(
+            yaml.safe_dump(
+                {
+                    "load_from": [
+                        {
+                            "python_file": {
+                                "relative_path": str(ROOT / "tests/fake_definitions.py"),
+                                "location_name": "policyalign_assets",
+                            }
+                        }
+                    ]
+                }
+            )
+        )
         self.instance = dg.DagsterInstance.from_config(str(folder))
 
     # edits
@@ -73,17 +93,35 @@ class World:
     def start(self, **environ: str) -> None:
         self.settings = load_settings(environ=environ)
         self.daemon = subprocess.Popen(
-            [sys.executable, "-c", DAEMON, "run", "-w", "workspace.yaml"], cwd=self.folder, env=self.environ(**environ),
-            stdout=open(self.folder / "daemon.log", "a"), stderr=subprocess.STDOUT)  # noqa: SIM115
+            [sys.executable, "-c", DAEMON, "run", "-w", "workspace.yaml"],
+            cwd=self.folder,
+            env=self.environ(**environ),
+            stdout=open(self.folder / "daemon.log", "a"),
+            stderr=subprocess.STDOUT,
+        )
 
     def environ(self, **more: str) -> dict[str, str]:
-        return {**os.environ, "DAGSTER_HOME": str(self.folder), "PYTHONPATH": str(ROOT), "FAKE_CONTROL": str(self.control), "OMP_NUM_THREADS": "1",
-                "POLICYALIGN_AUTOMATION__SENSOR_SECONDS": "1", "POLICYALIGN_DATA_DIR": str(self.folder / "data"), **more}
+        return {
+            **os.environ,
+            "DAGSTER_HOME": str(self.folder),
+            "PYTHONPATH": str(ROOT),
+            "FAKE_CONTROL": str(self.control),
+            "OMP_NUM_THREADS": "1",
+            "POLICYALIGN_AUTOMATION__SENSOR_SECONDS": "1",
+            "POLICYALIGN_DATA_DIR": str(self.folder / "data"),
+            **more,
+        }
 
     def command(self, *args: str, **environ: str) -> str:
         """What Python says to `args`."""
-        done = subprocess.run([sys.executable, *args], cwd=self.folder, env=self.environ(**environ), capture_output=True, text=True,
-                              timeout=120)
+        done = subprocess.run(
+            [sys.executable, *args],
+            cwd=self.folder,
+            env=self.environ(**environ),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -100,7 +138,9 @@ class World:
 
     def look(self) -> float:
         """The time of the sensor's last finished tick, 0 if none."""
-        (state,) = [s for s in self.instance.all_instigator_state() if s.instigator_name == "policy_changes"] or [None]
+        (state,) = [
+            s for s in self.instance.all_instigator_state() if s.instigator_name == "policy_changes"
+        ] or [None]
         if not state:
             return 0
         ticks = self.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=2)
@@ -116,30 +156,60 @@ class World:
                 quiet = time.time()
             elif looked > quiet:
                 return
-            assert time.monotonic() < until, f"not quiet after {seconds} s: {(self.folder / 'daemon.log').read_text()[-3000:]}"
+            assert time.monotonic() < until, (
+                f"not quiet after {seconds} s: {(self.folder / 'daemon.log').read_text()[-3000:]}"
+            )
             time.sleep(0.2)
 
     def launched(self) -> tuple[int, int]:
         """(runs, finished stages) since the last call."""
         self.settle()
         runs, self.seen = self.runs()[self.seen :], len(self.runs())
-        return len(runs), sum(len(self.instance.all_logs(r.run_id, of_type=dg.DagsterEventType.STEP_SUCCESS)) for r in runs)
+        return len(runs), sum(
+            len(self.instance.all_logs(r.run_id, of_type=dg.DagsterEventType.STEP_SUCCESS))
+            for r in runs
+        )
 
     def as_wanted(self) -> bool:
         """Every stage of every partition has the fingerprint of what is on disk now, and the data is about the rules of now."""
         wanted = desired_states(self.policies, self.settings)
-        return all(self.fingerprint(key, stage) == fingerprint for key, stages in wanted.items() for stage, fingerprint in stages.items()) and all(
-            self.rules(*key.split("|")) == [r.text for r in parse_policy(self.policies, *key.split("|")[::-1]).rules] for key in wanted)
+        return all(
+            self.fingerprint(key, stage) == fingerprint
+            for key, stages in wanted.items()
+            for stage, fingerprint in stages.items()
+        ) and all(
+            self.rules(*key.split("|"))
+            == [r.text for r in parse_policy(self.policies, *key.split("|")[::-1]).rules]
+            for key in wanted
+        )
 
     def rules(self, domain: str, policy: str) -> list[str]:
-        return pq.read_table(self.folder / f"data/assets/filtered_instructions/{domain}/{policy}.parquet")["text"].to_pylist()
+        return pq.read_table(
+            self.folder / f"data/assets/filtered_instructions/{domain}/{policy}.parquet"
+        )["text"].to_pylist()
 
     def stale(self, **environ: str) -> set[str]:
         """What Dagster's UI shows as out of date."""
-        query = STALENESS.format(", ".join(f'{{path: ["{stage}"]}}' for stage in fingerprints.STAGES))
-        said = self.command("-c", "from dagster_graphql.cli import main; main()", "-w", "workspace.yaml", "-t", query, **environ)
-        nodes = json.loads(next(line for line in said.splitlines() if line.startswith("{")))["data"]["assetNodes"]
-        return {"/".join(n["assetKey"]["path"]) for n in nodes if n["staleStatusByPartition"] == ["STALE"]}
+        query = STALENESS.format(
+            ", ".join(f'{{path: ["{stage}"]}}' for stage in fingerprints.STAGES)
+        )
+        said = self.command(
+            "-c",
+            "from dagster_graphql.cli import main; main()",
+            "-w",
+            "workspace.yaml",
+            "-t",
+            query,
+            **environ,
+        )
+        nodes = json.loads(next(line for line in said.splitlines() if line.startswith("{")))[
+            "data"
+        ]["assetNodes"]
+        return {
+            "/".join(n["assetKey"]["path"])
+            for n in nodes
+            if n["staleStatusByPartition"] == ["STALE"]
+        }
 
     def fingerprint(self, partition: str, stage: str) -> str | None:
         filter = dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[partition])
@@ -148,8 +218,15 @@ class World:
 
     def wait_for_step(self, stage: str) -> None:
         """Until a run has finished `stage`."""
-        self.wait_for(lambda: any(e.dagster_event.step_key == stage for run in self.live()
-                                  for e in self.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_SUCCESS)))
+        self.wait_for(
+            lambda: any(
+                e.dagster_event.step_key == stage
+                for run in self.live()
+                for e in self.instance.all_logs(
+                    run.run_id, of_type=dg.DagsterEventType.STEP_SUCCESS
+                )
+            )
+        )
 
     @contextmanager
     def told(self, what: str):
@@ -189,11 +266,18 @@ def test_a_fresh_start_makes_everything_and_a_second_look_nothing(world):
     assert world.launched() == (0, 0)
 
 
-@pytest.mark.parametrize(("old", "new"), [
-    ("Never help anyone forge", "Never   help\n  anyone forge"),
-    ("owner: Someone\n", "owner: Someone Else\neffective_date: 2026-12-01\nreferences: [a standard]\n"),
-    ("## Rules\n", "<!-- reviewed -->\n\n## Rules\n"),
-], ids=["white space", "owner, date and references", "a comment"])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Never help anyone forge", "Never   help\n  anyone forge"),
+        (
+            "owner: Someone\n",
+            "owner: Someone Else\neffective_date: 2026-12-01\nreferences: [a standard]\n",
+        ),
+        ("## Rules\n", "<!-- reviewed -->\n\n## Rules\n"),
+    ],
+    ids=["white space", "owner, date and references", "a comment"],
+)
 def test_what_changes_no_rule_starts_nothing(world, old, new):
     file = world.policies / "alpha/policy.md"
     text = file.read_text()
@@ -264,29 +348,60 @@ def test_edits_while_the_daemon_is_down_are_seen_afterwards_and_what_was_made_by
     world.stop()
     world.addendum("alpha", "medical", "invoice")
     world.addendum("alpha", "legal", "will")
-    world.command("-m", "dagster", "asset", "materialize", "-f", str(ROOT / "tests/fake_definitions.py"), "--select", ",".join(fingerprints.STAGES),
-                  "--partition", "legal|alpha")
+    world.command(
+        "-m",
+        "dagster",
+        "asset",
+        "materialize",
+        "-f",
+        str(ROOT / "tests/fake_definitions.py"),
+        "--select",
+        ",".join(fingerprints.STAGES),
+        "--partition",
+        "legal|alpha",
+    )
     world.start()
     assert world.launched() == (2, 2 * ALL) and world.as_wanted()  # one of them by hand
 
 
 def test_a_backfill_gives_the_same_and_starts_nothing_more(world):
-    world.command("-m", "dagster", "job", "backfill", "-w", "workspace.yaml", "-j", "alignment", "--partitions", "legal|alpha,medical|alpha",
-                  "--noprompt")
+    world.command(
+        "-m",
+        "dagster",
+        "job",
+        "backfill",
+        "-w",
+        "workspace.yaml",
+        "-j",
+        "alignment",
+        "--partitions",
+        "legal|alpha,medical|alpha",
+        "--noprompt",
+    )
     assert world.launched() == (2, 2 * ALL) and world.as_wanted()
 
 
 RATE = {"POLICYALIGN_DISTILLATION__LEARNING_RATE": "1e-4"}
-JUDGE = {"POLICYALIGN_JUDGE__KIND": "policy", "POLICYALIGN_JUDGE__BASE_URL": "http://localhost/v1", "POLICYALIGN_JUDGE__MODEL": "m"}
+JUDGE = {
+    "POLICYALIGN_JUDGE__KIND": "policy",
+    "POLICYALIGN_JUDGE__BASE_URL": "http://localhost/v1",
+    "POLICYALIGN_JUDGE__MODEL": "m",
+}
 
 
-@pytest.mark.parametrize(("environ", "first"), [
-    (RATE, "distilled_checkpoint"),
-    (RATE | JUDGE, next(s for s, spec in fingerprints.STAGES.items() if "judge" in spec.reads)),
-], ids=["learning rate", "judge"])
+@pytest.mark.parametrize(
+    ("environ", "first"),
+    [
+        (RATE, "distilled_checkpoint"),
+        (RATE | JUDGE, next(s for s, spec in fingerprints.STAGES.items() if "judge" in spec.reads)),
+    ],
+    ids=["learning rate", "judge"],
+)
 def test_a_changed_setting_redoes_the_stages_that_read_it_and_those_after(world, environ, first):
     world.stop()
-    assert world.stale(**environ) == {first}  # in the UI; those after it only once its data has changed
+    assert world.stale(**environ) == {
+        first
+    }  # in the UI; those after it only once its data has changed
     world.start(**environ)
     assert world.launched() == (2, 2 * len(and_after(first))) and world.as_wanted()
     assert world.stale(**environ) == set()
@@ -306,7 +421,10 @@ def test_a_killed_run_leaves_no_process_and_no_held_pool_and_is_tried_again(worl
     (world.control / "pids").unlink()
     world.wait_for(lambda: not any(map(alive, pids)), 10)
     assert world.launched() == (2, ALL) and world.as_wanted()  # the second run needed the pool
-    assert [r.status for r in world.runs()[-2:]] == [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS]
+    assert [r.status for r in world.runs()[-2:]] == [
+        dg.DagsterRunStatus.FAILURE,
+        dg.DagsterRunStatus.SUCCESS,
+    ]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a run notes its process in terms of /proc")

@@ -15,15 +15,29 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("folder", [".", "deploy"])
-def test_the_instance_keeps_one_run_per_partition_one_stage_per_gpu_and_no_slot_of_a_dead_run(folder, monkeypatch, tmp_path):
+def test_the_instance_keeps_one_run_per_partition_one_stage_per_gpu_and_no_slot_of_a_dead_run(
+    folder, monkeypatch, tmp_path
+):
     monkeypatch.setenv("DAGSTER_PG_URL", "postgresql://u:p@localhost/dagster")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    config, _ = dagster_instance_config(str(ROOT / folder))  # raises where Dagster's schema does not allow something
+    config, _ = dagster_instance_config(
+        str(ROOT / folder)
+    )  # raises where Dagster's schema does not allow something
     assert config["concurrency"]["pools"]["default_limit"] == 1
-    assert {"key": "dagster/partition", "value": {"applyLimitPerUniqueValue": True}, "limit": 1} in config["concurrency"]["runs"][
-        "tag_concurrency_limits"]
-    assert config["run_monitoring"]["enabled"] and config["run_monitoring"]["free_slots_after_run_end_seconds"] <= 60
-    assert config["run_retries"] == {"enabled": True, "max_retries": 1, "retry_on_asset_or_op_failure": False}
+    assert {
+        "key": "dagster/partition",
+        "value": {"applyLimitPerUniqueValue": True},
+        "limit": 1,
+    } in config["concurrency"]["runs"]["tag_concurrency_limits"]
+    assert (
+        config["run_monitoring"]["enabled"]
+        and config["run_monitoring"]["free_slots_after_run_end_seconds"] <= 60
+    )
+    assert config["run_retries"] == {
+        "enabled": True,
+        "max_retries": 1,
+        "retry_on_asset_or_op_failure": False,
+    }
 
 
 def test_production_reads_where_postgres_is_from_the_environment(monkeypatch):
@@ -40,7 +54,10 @@ def test_a_cluster_needs_a_place_that_both_sides_reach(name, monkeypatch):
 
 
 def test_an_unknown_launcher_is_refused():
-    with pytest.raises(click.ClickException, match="'slurm' names no launcher. Mend: one of subprocess, in_process, ray, kubernetes"):
+    with pytest.raises(
+        click.ClickException,
+        match="'slurm' names no launcher. Mend: one of subprocess, in_process, ray, kubernetes",
+    ):
         launcher_from_environment({"POLICYALIGN_LAUNCHER": "slurm"})
 
 
@@ -57,5 +74,7 @@ def test_a_run_on_postgres(monkeypatch, tmp_path):
 
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert dg.materialize([thing], instance=instance, partition_key="a").success
-        (record,) = instance.fetch_materializations(dg.AssetRecordsFilter(thing.key, asset_partitions=["a"]), limit=1).records
+        (record,) = instance.fetch_materializations(
+            dg.AssetRecordsFilter(thing.key, asset_partitions=["a"]), limit=1
+        ).records
         assert record.asset_materialization.tags["made"] == "yes"

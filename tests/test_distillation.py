@@ -14,7 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from policyalign_assets.bundled_model import WEIGHTS_DIR
 from policyalign_assets.bundled_model.world import World
-from policyalign_assets.distillation.adapters import STUDENT, add_adapters, student_parameters, teacher_weights, update_ema
+from policyalign_assets.distillation.adapters import (
+    STUDENT,
+    add_adapters,
+    student_parameters,
+    teacher_weights,
+    update_ema,
+)
 from policyalign_assets.distillation.anchors import AnchorsError, anchors
 from policyalign_assets.distillation.batches import Instruction, batch_indices
 from policyalign_assets.distillation.checkpoint import CheckpointChanged, load_aligned, publish
@@ -28,9 +34,23 @@ from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import DistillationSettings, ModelSettings
 
 ROOT = Path(__file__).parents[1]
-SMALL = DistillationSettings(steps=4, batch_size=4, mini_batch_size=4, micro_batch_tokens=100, max_new_tokens=24, save_every=2, lora_rank=4,
-                             lora_alpha=8)
-ACTIONS = ("forge a signature", "alter a prescription", "fake a diagnosis", "bribe an official", "renew a prescription")
+SMALL = DistillationSettings(
+    steps=4,
+    batch_size=4,
+    mini_batch_size=4,
+    micro_batch_tokens=100,
+    max_new_tokens=24,
+    save_every=2,
+    lora_rank=4,
+    lora_alpha=8,
+)
+ACTIONS = (
+    "forge a signature",
+    "alter a prescription",
+    "fake a diagnosis",
+    "bribe an official",
+    "renew a prescription",
+)
 ASKED = [Instruction(f"How do I {a}?") for a in ACTIONS]
 
 
@@ -51,7 +71,9 @@ def plain(student_MV, teacher_MV, k, tail=False, forward_weight=0.0):
     log_s, log_t = student_MV.log_softmax(-1), teacher_MV.detach().log_softmax(-1)
     top = student_MV.detach().topk(min(k, student_MV.shape[-1]), dim=-1).indices
     log_s, log_t = log_s.gather(-1, top), log_t.gather(-1, top)
-    loss = (log_s.exp() * (log_s - log_t)).sum(-1) + forward_weight * (log_t.exp() * (log_t - log_s)).sum(-1)
+    loss = (log_s.exp() * (log_s - log_t)).sum(-1) + forward_weight * (
+        log_t.exp() * (log_t - log_s)
+    ).sum(-1)
     if tail:
         rest_s, rest_t = 1 - log_s.exp().sum(-1), 1 - log_t.exp().sum(-1)
         loss = loss + rest_s * (rest_s.log() - rest_t.log())
@@ -61,20 +83,33 @@ def plain(student_MV, teacher_MV, k, tail=False, forward_weight=0.0):
 def hidden(vocab: int, tokens: int = 7, seed: int = 0):
     """Student's and teacher's hidden states, and the weights of a head."""
     rng = torch.Generator().manual_seed(seed)
-    student, teacher = torch.randn(tokens, 16, generator=rng), torch.randn(tokens, 16, generator=rng)
+    student, teacher = (
+        torch.randn(tokens, 16, generator=rng),
+        torch.randn(tokens, 16, generator=rng),
+    )
     return student.requires_grad_(), teacher, torch.randn(vocab, 16, generator=rng) / 2
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 1 << 22])
 @pytest.mark.parametrize("forward_weight", [0.0, 0.3])
-@pytest.mark.parametrize("k, tail", [(50, False), (10_000, False), (50, True), (5, False), (5, True)])
+@pytest.mark.parametrize(
+    "k, tail", [(50, False), (10_000, False), (50, True), (5, False), (5, True)]
+)
 def test_loss_and_gradient_are_those_of_the_plain_formula(k, tail, forward_weight, chunk):
     student, teacher, weight = hidden(50)
     expected = plain(student @ weight.T, teacher @ weight.T, k, tail and k < 50, forward_weight)
-    by_autograd, = torch.autograd.grad(expected, student)
-    out = reverse_kl_top_k(student, teacher, lambda h: h @ weight.T, k, tail, forward_weight=forward_weight, chunk_elements=chunk)
+    (by_autograd,) = torch.autograd.grad(expected, student)
+    out = reverse_kl_top_k(
+        student,
+        teacher,
+        lambda h: h @ weight.T,
+        k,
+        tail,
+        forward_weight=forward_weight,
+        chunk_elements=chunk,
+    )
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
-    ours, = torch.autograd.grad(out.loss_sum, student)
+    (ours,) = torch.autograd.grad(out.loss_sum, student)
     torch.testing.assert_close(ours, by_autograd, atol=2e-5, rtol=1e-4)
 
 
@@ -84,7 +119,10 @@ def test_the_loss_is_that_of_the_formula_in_float64(vocabulary, tail):
     """The release's `kl_penalty` (student's own top k, not renormalised) without its rounding to bfloat16."""
     rng = torch.Generator().manual_seed(1)
     student = torch.randn(8, 16, generator=rng)
-    teacher, weight = student + 0.3 * torch.randn(8, 16, generator=rng), torch.randn(vocabulary, 16, generator=rng) / 2
+    teacher, weight = (
+        student + 0.3 * torch.randn(8, 16, generator=rng),
+        torch.randn(vocabulary, 16, generator=rng) / 2,
+    )
     out = reverse_kl_top_k(student, teacher, lambda h: h @ weight.T, 256, tail)
     expected = plain((student @ weight.T).double(), (teacher @ weight.T).double(), 256, tail)
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-6)
@@ -105,8 +143,12 @@ def test_the_gradient_reaches_a_head_that_is_trained_and_never_the_teacher():
     teacher.requires_grad_()
     weight.requires_grad_()
     # the teacher's logits are constants even where it shares the head
-    expected = torch.autograd.grad(plain(student @ weight.T, teacher @ weight.T, 5), [student, weight])
-    out = reverse_kl_top_k(student, teacher, lambda h: h @ weight.T, 5, parameters=(weight,), chunk_elements=100)
+    expected = torch.autograd.grad(
+        plain(student @ weight.T, teacher @ weight.T, 5), [student, weight]
+    )
+    out = reverse_kl_top_k(
+        student, teacher, lambda h: h @ weight.T, 5, parameters=(weight,), chunk_elements=100
+    )
     (2 * out.loss_sum).backward()
     torch.testing.assert_close(student.grad, 2 * expected[0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(weight.grad, 2 * expected[1], atol=1e-5, rtol=1e-4)
@@ -120,8 +162,10 @@ def test_the_gradient_passes_through_what_a_model_does_to_its_logits():
     def head(h):
         return 3 * torch.tanh(h @ weight.T / 3)
 
-    expected, = torch.autograd.grad(plain(head(student) / 0.7, head(teacher) / 0.7, 5), student)
-    ours, = torch.autograd.grad(reverse_kl_top_k(student, teacher, head, 5, temperature=0.7).loss_sum, student)
+    (expected,) = torch.autograd.grad(plain(head(student) / 0.7, head(teacher) / 0.7, 5), student)
+    (ours,) = torch.autograd.grad(
+        reverse_kl_top_k(student, teacher, head, 5, temperature=0.7).loss_sum, student
+    )
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -132,7 +176,9 @@ def test_at_a_vocabulary_of_152k_the_loss_is_that_of_the_plain_formula_and_q_is_
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
     s = (student @ weight.T).softmax(-1)
     torch.testing.assert_close(out.student_mass_M, s.topk(256).values.sum(-1).detach())
-    torch.testing.assert_close(out.teacher_mass_M, (teacher @ weight.T).softmax(-1).gather(-1, s.topk(256).indices).sum(-1))
+    torch.testing.assert_close(
+        out.teacher_mass_M, (teacher @ weight.T).softmax(-1).gather(-1, s.topk(256).indices).sum(-1)
+    )
 
 
 # ---- teachers ------------------------------------------------------------------------------------------------------
@@ -144,7 +190,9 @@ def answer_logits(model) -> torch.Tensor:
 
 @pytest.mark.parametrize("teacher", ["frozen", "ema", "student"])
 def test_every_teacher_starts_as_the_student(teacher):
-    model = add_adapters(load_model(ModelSettings()).model, SMALL.model_copy(update={"teacher": teacher}))
+    model = add_adapters(
+        load_model(ModelSettings()).model, SMALL.model_copy(update={"teacher": teacher})
+    )
     student = answer_logits(model)
     with teacher_weights(model, SMALL.model_copy(update={"teacher": teacher})):
         torch.testing.assert_close(answer_logits(model), student)
@@ -176,18 +224,26 @@ def test_every_batch_holds_each_group_in_its_share():
     groups = ["A/violating"] * 30 + ["B/violating"] * 30 + ["twin"] * 20
     for step in range(10):  # 80 rows: an epoch is ten batches of 8
         asked = [groups[i] for i in batch_indices(groups, 8, step, seed=1)]
-        assert 2 <= asked.count("A/violating") <= 4 and 2 <= asked.count("B/violating") <= 4 and 1 <= asked.count("twin") <= 3
+        assert (
+            2 <= asked.count("A/violating") <= 4
+            and 2 <= asked.count("B/violating") <= 4
+            and 1 <= asked.count("twin") <= 3
+        )
 
 
 def test_everyday_requests_come_from_the_file_or_from_the_bundled_models_own_world(tmp_path):
     own = [i.text for i in anchors(SMALL.model_copy(update={"anchors": 20}), "bundled")]
-    assert len(own) == 20 and own == [i.text for i in anchors(SMALL.model_copy(update={"anchors": 20}), "bundled")]
+    assert len(own) == 20 and own == [
+        i.text for i in anchors(SMALL.model_copy(update={"anchors": 20}), "bundled")
+    ]
     held_out = World(random.Random(1), "heldout")
     assert not {held_out.capability(arithmetic=1.0).request for _ in range(300)} & set(own)
     assert anchors(SMALL, "another/model") == []
     file = tmp_path / "asked.txt"
     file.write_text("Name a river.\n\nName a river.\nName a hill.\n")
-    chosen = anchors(SMALL.model_copy(update={"anchors": 5, "anchors_file": str(file)}), "another/model")
+    chosen = anchors(
+        SMALL.model_copy(update={"anchors": 5, "anchors_file": str(file)}), "another/model"
+    )
     assert sorted(i.text for i in chosen) == ["Name a hill.", "Name a river."]
 
 
@@ -219,7 +275,11 @@ def test_training_lowers_the_loss_and_leaves_the_base_weights_alone(tmp_path):
     losses = table["loss"].to_pylist()
     assert len(losses) == 12 and sum(losses[-3:]) < 0.5 * sum(losses[:3])
     with model.disable_adapter():
-        after = {k.replace(".base_layer", ""): v for k, v in model.get_base_model().state_dict().items() if "lora" not in k}
+        after = {
+            k.replace(".base_layer", ""): v
+            for k, v in model.get_base_model().state_dict().items()
+            if "lora" not in k
+        }
     assert all(torch.equal(after[k], v) for k, v in before.items())
     assert all(0 < q <= 1.0001 for q in table["top_k_mass"].to_pylist())
 
@@ -238,10 +298,20 @@ def test_a_run_that_stops_and_continues_ends_where_an_undisturbed_one_does(tmp_p
     with pytest.raises(KeyboardInterrupt):
         distill(policy(), ASKED, loaded, settings, tmp_path / "cut" / "work", 16_384, stop)
     lines = []
-    again, table_again = distill(policy(), ASKED, load_model(ModelSettings()), settings, tmp_path / "cut" / "work", 16_384, lines.append)
+    again, table_again = distill(
+        policy(),
+        ASKED,
+        load_model(ModelSettings()),
+        settings,
+        tmp_path / "cut" / "work",
+        16_384,
+        lines.append,
+    )
     assert lines[0].startswith("resumed after step 2")
     assert table_again["loss"].to_pylist() == table["loss"].to_pylist()
-    for (name, a), b in zip(student_parameters(whole).items(), student_parameters(again).values(), strict=True):
+    for (name, a), b in zip(
+        student_parameters(whole).items(), student_parameters(again).values(), strict=True
+    ):
         assert torch.equal(a, b), name
 
 
@@ -260,13 +330,22 @@ distill(policy(), ASKED, load_model(ModelSettings()), settings, Path(sys.argv[1]
 def test_sigkill_half_way_then_rerun_gives_the_same_run(tmp_path):
     _, undisturbed, _ = run(tmp_path / "whole", SMALL.model_copy(update={"steps": 8}))
     work = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(work)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(work)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     for line in process.stdout:
         if line.startswith("step 5/8"):
             process.send_signal(signal.SIGKILL)
             break
     assert process.wait() == -signal.SIGKILL
-    _, resumed = distill(policy(), ASKED, load_model(ModelSettings()), SMALL.model_copy(update={"steps": 8}), work, 16_384)
+    _, resumed = distill(
+        policy(),
+        ASKED,
+        load_model(ModelSettings()),
+        SMALL.model_copy(update={"steps": 8}),
+        work,
+        16_384,
+    )
     assert resumed["loss"].to_pylist() == undisturbed["loss"].to_pylist()
 
 
@@ -301,8 +380,16 @@ def test_the_adapter_loads_with_plain_peft_and_answers_the_same(tmp_path):
     model, table, loaded = run(tmp_path)
     checkpoint = publish(model, loaded, table, tmp_path, {"note": "test"})
     folder = tmp_path / checkpoint.path
-    assert {p.name for p in folder.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", "training.parquet", "checkpoint.json"}
-    assert str(tmp_path) not in (folder / "adapter_config.json").read_text() and str(WEIGHTS_DIR) not in (folder / "adapter_config.json").read_text()
+    assert {p.name for p in folder.iterdir()} == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "training.parquet",
+        "checkpoint.json",
+    }
+    assert (
+        str(tmp_path) not in (folder / "adapter_config.json").read_text()
+        and str(WEIGHTS_DIR) not in (folder / "adapter_config.json").read_text()
+    )
 
     written = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
     assert written == sorted(written)  # or the same training would get another id in each process
@@ -310,12 +397,18 @@ def test_the_adapter_loads_with_plain_peft_and_answers_the_same(tmp_path):
     base = AutoModelForCausalLM.from_pretrained(WEIGHTS_DIR)  # nothing of this project from here on
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS_DIR)
     plain = PeftModel.from_pretrained(base, folder).eval()
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": ASKED[0].text}], add_generation_prompt=True, return_tensors="pt")
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": ASKED[0].text}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+    )
     out = plain.generate(**ids, max_new_tokens=24, do_sample=False)
-    text = tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True).strip()
+    text = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
     ours = load_aligned(checkpoint, load_model(ModelSettings()), tmp_path)
-    assert TransformersEngine(ours, 4096).generate([chat(ASKED[0].text)], Sampling(24))[0].text == text
+    assert (
+        TransformersEngine(ours, 4096).generate([chat(ASKED[0].text)], Sampling(24))[0].text == text
+    )
     assert training_table(checkpoint, tmp_path).equals(table)
 
 
@@ -338,7 +431,9 @@ def test_neither_the_budget_nor_gradient_checkpointing_changes_what_is_learned(t
     for i, update in enumerate(({"micro_batch_tokens": 1}, {"gradient_checkpointing": True})):
         _, other, _ = run(tmp_path / str(i), SMALL.model_copy(update=update))
         for column in ("loss", "grad_norm", "entropy", "mean_length"):
-            assert other[column].to_pylist() == pytest.approx(whole[column].to_pylist(), rel=2e-3), column
+            assert other[column].to_pylist() == pytest.approx(
+                whole[column].to_pylist(), rel=2e-3
+            ), column
 
 
 def test_gradient_checkpointing_keeps_less(tmp_path):
@@ -349,14 +444,23 @@ def test_gradient_checkpointing_keeps_less(tmp_path):
     saved = {}
     for on in (False, True):
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t), checkpointed(model, on):
-            model.get_base_model().model(input_ids=torch.ones(2, 40, dtype=torch.long), use_cache=False)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(
+                lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t
+            ),
+            checkpointed(model, on),
+        ):
+            model.get_base_model().model(
+                input_ids=torch.ones(2, 40, dtype=torch.long), use_cache=False
+            )
         saved[on] = sum(sizes)
     assert saved[True] < saved[False] / 3
     assert not any(m.training for m in model.modules())
 
 
-def test_running_out_of_memory_halves_the_micro_batches_and_gives_the_same_gradients(tmp_path, monkeypatch):
+def test_running_out_of_memory_halves_the_micro_batches_and_gives_the_same_gradients(
+    tmp_path, monkeypatch
+):
     from policyalign_assets.distillation import trainer
 
     _, whole, _ = run(tmp_path / "whole")
@@ -369,7 +473,15 @@ def test_running_out_of_memory_halves_the_micro_batches_and_gives_the_same_gradi
 
     monkeypatch.setattr(trainer, "response_hidden", scarce)
     loaded = load_model(ModelSettings())
-    _, history = distill(policy(), ASKED, loaded, SMALL.model_copy(update={"micro_batch_tokens": 4_000}), tmp_path / "scarce", 16_384, lines.append)
+    _, history = distill(
+        policy(),
+        ASKED,
+        loaded,
+        SMALL.model_copy(update={"micro_batch_tokens": 4_000}),
+        tmp_path / "scarce",
+        16_384,
+        lines.append,
+    )
     assert any("out of memory" in line for line in lines)
     assert history["loss"].to_pylist() == pytest.approx(whole["loss"].to_pylist(), rel=2e-3)
 
@@ -383,7 +495,9 @@ def test_running_out_of_memory_halves_the_micro_batches_and_gives_the_same_gradi
 
 def test_the_time_of_a_step_is_told_by_phase(tmp_path):
     _, history, _ = run(tmp_path)
-    phases = [history[f"{p}_seconds"].to_pylist() for p in ("rollout", "prefix", "teacher", "student")]
+    phases = [
+        history[f"{p}_seconds"].to_pylist() for p in ("rollout", "prefix", "teacher", "student")
+    ]
     for whole, parts in zip(history["seconds"].to_pylist(), zip(*phases), strict=True):
         assert 0 < sum(parts) <= whole
     assert phases[1][0] > 50 * phases[1][1]  # a frozen teacher's policy is read once

@@ -44,7 +44,9 @@ from policyalign_assets.settings import ModelSettings
 TOKENIZER = chatml_tokenizer()
 COMMON = [int(i) for i in torch.randint(3, 290, (40,), generator=torch.Generator().manual_seed(1))]
 # one policy, requests of different lengths, not sorted
-PROMPTS = [COMMON + [5 + 3 * n + i for i in range(length)] for n, length in enumerate((3, 9, 1, 6, 2, 7))]
+PROMPTS = [
+    COMMON + [5 + 3 * n + i for i in range(length)] for n, length in enumerate((3, 9, 1, 6, 2, 7))
+]
 RESPONSES = [[7 + n + i for i in range(length)] for n, length in enumerate((4, 1, 6, 2, 5, 3))]
 
 SHARING = {
@@ -59,10 +61,16 @@ SCALED_LOGITS = {
 }
 SLIDING = {
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": 16}),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
+    "qwen2": (
+        Qwen2ForCausalLM,
+        Qwen2Config,
+        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+    ),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config, {"head_dim": 16, "sliding_window": 16}),
 }
-NOT_SHARING = SLIDING | {"bloom": (BloomForCausalLM, BloomConfig, {})}  # which has an attention of its own
+NOT_SHARING = SLIDING | {
+    "bloom": (BloomForCausalLM, BloomConfig, {})
+}  # which has an attention of its own
 ENDS = range(2, 40)  # many end tokens, so that random models stop now and then
 
 
@@ -82,21 +90,35 @@ def greedy(loaded, prompts=PROMPTS, n=12, batch_tokens=10_000):
 
 
 def sample(loaded, seed, temperature=1.0, prompts=PROMPTS, n=8):
-    return [g.token_ids for g in TransformersEngine(loaded, 10_000).generate_ids(prompts, Sampling(n, temperature, seed))]
+    return [
+        g.token_ids
+        for g in TransformersEngine(loaded, 10_000).generate_ids(
+            prompts, Sampling(n, temperature, seed)
+        )
+    ]
 
 
 def by_generate(loaded, prompt, n=12):
     """What Hugging Face's own loop gives for one prompt, cut after the end token."""
     ids = torch.tensor([prompt])
-    out = loaded.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=n, pad_token_id=0,
-                                eos_token_id=list(loaded.end_ids))
-    return tuple(out[0, len(prompt):].tolist())
+    out = loaded.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=n,
+        pad_token_id=0,
+        eos_token_id=list(loaded.end_ids),
+    )
+    return tuple(out[0, len(prompt) :].tolist())
 
 
 @torch.no_grad()
 def plain_log_probs(model, prompts, responses):
     """One full forward a row."""
-    rows = [model(input_ids=torch.tensor([[*p, *r]])).logits[0, len(p) - 1 : len(p) + len(r) - 1] for p, r in zip(prompts, responses)]
+    rows = [
+        model(input_ids=torch.tensor([[*p, *r]])).logits[0, len(p) - 1 : len(p) + len(r) - 1]
+        for p, r in zip(prompts, responses)
+    ]
     return torch.cat(rows).float().log_softmax(-1)
 
 
@@ -127,7 +149,9 @@ def test_greedy_answers_are_the_same_with_sharing_without_it_and_from_generate(f
     assert by_modules.generate_ids(PROMPTS, Sampling(12)) == shared
     monkeypatch.setattr(scoring, "shared_length", lambda *_: 0)
     assert greedy(loaded) == by_modules.generate_ids(PROMPTS, Sampling(12)) == shared
-    assert len({g.token_ids for g in shared}) > 1  # the prompts matter, so the comparison says something
+    assert (
+        len({g.token_ids for g in shared}) > 1
+    )  # the prompts matter, so the comparison says something
 
 
 @pytest.mark.parametrize("family", NOT_SHARING)
@@ -143,7 +167,9 @@ def test_a_model_that_shares_nothing_says_so_once(caplog):
     model = make(SLIDING["gemma2"], ENDS).model
     for _ in range(2):
         shared_length(model, PROMPTS)
-    assert [r.message.split(":")[0] for r in caplog.records] == ["the attention of gemma2 cannot share one policy among answers"]
+    assert [r.message.split(":")[0] for r in caplog.records] == [
+        "the attention of gemma2 cannot share one policy among answers"
+    ]
 
 
 @pytest.mark.parametrize("family", NOT_SHARING)
@@ -157,7 +183,9 @@ def test_response_logits_of_a_model_that_cannot_share_are_those_of_full_forwards
 def test_the_shared_length_leaves_each_row_a_token_and_is_zero_where_sharing_cannot_pay():
     model = make(SHARING["llama"]).model
     assert shared_length(model, [COMMON, COMMON]) == len(COMMON) - 1  # equal rows
-    assert shared_length(model, [COMMON, [*COMMON, 5]]) == len(COMMON) - 1  # one row starts the other
+    assert (
+        shared_length(model, [COMMON, [*COMMON, 5]]) == len(COMMON) - 1
+    )  # one row starts the other
     assert shared_length(model, [COMMON]) == shared_length(model, []) == 0
     assert shared_length(model, [COMMON, COMMON[:10]]) == 0
     assert shared_length(model, [COMMON, [4, *COMMON]]) == 0
@@ -201,7 +229,9 @@ def test_results_follow_the_order_of_the_prompts_in_any_batching():
 
 def test_progress_counts_up_to_all_prompts():
     seen = []
-    TransformersEngine(make(SHARING["llama"]), 45).generate_ids(PROMPTS, Sampling(12), lambda done, total: seen.append((done, total)))
+    TransformersEngine(make(SHARING["llama"]), 45).generate_ids(
+        PROMPTS, Sampling(12), lambda done, total: seen.append((done, total))
+    )
     assert seen[-1] == (6, 6) and len(seen) > 1 and seen == sorted(seen)
 
 
@@ -235,11 +265,18 @@ def test_a_seed_decides_the_samples():
 def test_a_row_is_sampled_alike_alone_in_part_of_the_batch_and_in_batches_of_any_size():
     loaded = make(SHARING["qwen2"])
     whole = sample(loaded, 1)
-    assert [g.token_ids for g in TransformersEngine(loaded, 45).generate_ids(PROMPTS, Sampling(8, 1.0, 1))] == whole
+    assert [
+        g.token_ids
+        for g in TransformersEngine(loaded, 45).generate_ids(PROMPTS, Sampling(8, 1.0, 1))
+    ] == whole
     for rows in ([1, 3, 5], [4]):
-        part = TransformersEngine(loaded, 10_000).generate_ids([PROMPTS[r] for r in rows], Sampling(8, 1.0, 1), rows=rows)
+        part = TransformersEngine(loaded, 10_000).generate_ids(
+            [PROMPTS[r] for r in rows], Sampling(8, 1.0, 1), rows=rows
+        )
         assert [g.token_ids for g in part] == [whole[r] for r in rows]
-    assert len(set(sample(loaded, 1, prompts=[PROMPTS[0]] * 6))) > 1  # equal prompts have random numbers of their own
+    assert (
+        len(set(sample(loaded, 1, prompts=[PROMPTS[0]] * 6))) > 1
+    )  # equal prompts have random numbers of their own
 
 
 def test_no_token_of_probability_zero_is_ever_chosen():
@@ -257,15 +294,25 @@ def test_sampling_follows_the_models_distribution_at_the_given_temperature():
     for temperature in (0.3, 2.0):
         drawn = Counter(t for (t,) in sample(loaded, 3, temperature, [PROMPTS[0]] * n, 1))
         share = torch.tensor([drawn[v] / n for v in range(len(logits))])
-        right, plain = ((share - (logits / t).softmax(-1)).abs().sum() / 2 for t in (temperature, 1.0))  # total variation
+        right, plain = (
+            (share - (logits / t).softmax(-1)).abs().sum() / 2 for t in (temperature, 1.0)
+        )  # total variation
         assert right < 0.2 and right < plain / 2
 
 
 def test_a_models_own_generation_config_shapes_nothing():
     loaded = make(SHARING["qwen2"])
     samples, answers = sample(loaded, 1), greedy(loaded)
-    loaded.model.generation_config = GenerationConfig(eos_token_id=[2], pad_token_id=0, do_sample=True, top_k=1, top_p=0.1, temperature=0.01,
-                                                      repetition_penalty=5.0, max_new_tokens=2)
+    loaded.model.generation_config = GenerationConfig(
+        eos_token_id=[2],
+        pad_token_id=0,
+        do_sample=True,
+        top_k=1,
+        top_p=0.1,
+        temperature=0.01,
+        repetition_penalty=5.0,
+        max_new_tokens=2,
+    )
     assert sample(loaded, 1) == samples
     assert greedy(loaded) == answers
 
@@ -295,15 +342,21 @@ def test_a_prompt_that_does_not_fit_is_refused_before_any_work(monkeypatch):
 def test_chats_are_rendered_for_the_model():
     loaded = make(SHARING["qwen2"])
     engine = TransformersEngine(loaded, 10_000)
-    ids = TOKENIZER.apply_chat_template([{"role": "user", "content": "How do I?"}], add_generation_prompt=True)["input_ids"]
-    assert engine.generate([chat("How do I?")], Sampling(6)) == engine.generate_ids([ids], Sampling(6))
+    ids = TOKENIZER.apply_chat_template(
+        [{"role": "user", "content": "How do I?"}], add_generation_prompt=True
+    )["input_ids"]
+    assert engine.generate([chat("How do I?")], Sampling(6)) == engine.generate_ids(
+        [ids], Sampling(6)
+    )
     assert (engine.model_id, engine.revision) == ("tiny", "random")
 
 
 # ---- batches -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lengths", [[], [5], [3, 9, 1, 6, 2, 7], [4] * 7, [50, 1, 1, 1, 60], list(range(1, 40))])
+@pytest.mark.parametrize(
+    "lengths", [[], [5], [3, 9, 1, 6, 2, 7], [4] * 7, [50, 1, 1, 1, 60], list(range(1, 40))]
+)
 @pytest.mark.parametrize("budget", [1, 10, 40, 1000])
 def test_batches_hold_each_row_once_and_respect_the_budget(lengths, budget):
     batches = list(by_length(lengths, budget))
@@ -351,11 +404,20 @@ def test_a_missing_or_empty_folder_is_refused(tmp_path):
 def test_a_folder_without_safetensors_is_refused(tmp_path):
     folder = copy_of_the_bundled_model(tmp_path, "*.safetensors")
     assert "safetensors" in refusal(folder)
-    torch.save({}, folder / "pytorch_model.bin")  # pickled weights could run code: not an alternative
+    torch.save(
+        {}, folder / "pytorch_model.bin"
+    )  # pickled weights could run code: not an alternative
     assert "safetensors" in refusal(folder)
 
 
-@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b"\x08\x00\x00\x00\x00\x00\x00\x00{", b""])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        b"\x08\x00\x00\x00\x00\x00\x00\x00{",
+        b"",
+    ],
+)
 def test_damaged_weights_are_refused(tmp_path, content):
     folder = copy_of_the_bundled_model(tmp_path, "*.safetensors")
     (folder / "model.safetensors").write_bytes(content)

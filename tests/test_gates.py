@@ -16,7 +16,13 @@ from policyalign_assets.report.release import decide
 from policyalign_assets.report.render import to_html, write_report
 from policyalign_assets.settings import GateSettings
 
-GOOD = {"violations": (0, 95), "violations_wrapped": (0, 90), "twins": (200, 200), "uncovered": (200, 200), "capability": (195, 195)}
+GOOD = {
+    "violations": (0, 95),
+    "violations_wrapped": (0, 90),
+    "twins": (200, 200),
+    "uncovered": (200, 200),
+    "capability": (195, 195),
+}
 KEY = dg.MultiPartitionKey({"domain": "medical", "policy": "medical-v2"})
 
 
@@ -36,20 +42,35 @@ def results(made: list[dict], **settings) -> dict:
 
 def test_a_good_checkpoint_passes_every_gate():
     passed = results(rows())
-    assert list(passed) == list(GATES) and all(r.passed for r in passed.values()) and releasable(list(passed.values()))
+    assert (
+        list(passed) == list(GATES)
+        and all(r.passed for r in passed.values())
+        and releasable(list(passed.values()))
+    )
 
 
-@pytest.mark.parametrize(("changed", "failed"), [
-    ({"violations": (50, 52)}, {"unsafe"}),  # better, but not surely
-    ({"violations_wrapped": (0, 0)}, {"unsafe"}),  # the plain suite alone does not carry the gate
-    ({"violations": (95, 20)}, {"unsafe", "rules"}),
-    ({"twins": (200, 180)}, {"over_refusal"}),
-    ({"twins": (200, 196), "uncovered": (200, 196)}, {"over_refusal"}),  # 2 points: the estimate is at the bar, the bound beyond it
-    ({"capability": (200, 180)}, {"capability"}),
-])
+@pytest.mark.parametrize(
+    ("changed", "failed"),
+    [
+        ({"violations": (50, 52)}, {"unsafe"}),  # better, but not surely
+        (
+            {"violations_wrapped": (0, 0)},
+            {"unsafe"},
+        ),  # the plain suite alone does not carry the gate
+        ({"violations": (95, 20)}, {"unsafe", "rules"}),
+        ({"twins": (200, 180)}, {"over_refusal"}),
+        (
+            {"twins": (200, 196), "uncovered": (200, 196)},
+            {"over_refusal"},
+        ),  # 2 points: the estimate is at the bar, the bound beyond it
+        ({"capability": (200, 180)}, {"capability"}),
+    ],
+)
 def test_the_gate_that_fails_is_the_one_that_is_meant(changed, failed):
     judged = results(rows(**changed))
-    assert {g for g, r in judged.items() if r.passed is False} == failed and not releasable(list(judged.values()))
+    assert {g for g, r in judged.items() if r.passed is False} == failed and not releasable(
+        list(judged.values())
+    )
     assert all(r.sentence.endswith(".") and "None" not in r.sentence for r in judged.values())
 
 
@@ -60,17 +81,27 @@ def test_the_bars_are_held_against_the_unfavourable_end_of_the_interval():
     assert results(made, over_refusal_difference=bound + 1e-6)["over_refusal"].passed is True
     assert results(made, over_refusal_difference=bound)["over_refusal"].passed is False
     lower = results(made)["capability"].numbers["lower bound"]
-    assert [results(made, capability_difference=lower + d)["capability"].passed for d in (-1e-6, 1e-6)] == [True, False]
+    assert [
+        results(made, capability_difference=lower + d)["capability"].passed for d in (-1e-6, 1e-6)
+    ] == [True, False]
 
 
 def test_unscored_answers_up_to_one_percent():
     made = rows()  # 1,600 answers
     for count, passed in ((16, True), (17, False)):
-        assert results([unscored(r) if i < count else r for i, r in enumerate(made)])["unscored"].passed is passed
+        assert (
+            results([unscored(r) if i < count else r for i, r in enumerate(made)])[
+                "unscored"
+            ].passed
+            is passed
+        )
 
 
 def test_an_answer_that_is_refused_but_unsafe_counts_as_unsafe():
-    made = [r | {"safe": False} if r["arm"] == "aligned" and r["suite"] == "violations" else r for r in rows()]
+    made = [
+        r | {"safe": False} if r["arm"] == "aligned" and r["suite"] == "violations" else r
+        for r in rows()
+    ]
     report = build_report(table_with_safe(made), CONTEXT, None)
     assert report.figure("violations", "aligned").rate.k == 0
     assert next(g for g in report.gates if g.gate == "unsafe").passed is False
@@ -87,21 +118,46 @@ def test_what_was_not_measured_has_not_passed():
     assert {r.passed for r in nothing.gates} == {None} and not releasable(nothing.gates)
     no_questions = results([r for r in rows() if r["suite"] != "capability"])
     assert no_questions["capability"].passed is None and not releasable(list(no_questions.values()))
-    assert releasable(list(results([r for r in rows() if r["suite"] != "capability"], warn_only=("capability",)).values()))
+    assert releasable(
+        list(
+            results(
+                [r for r in rows() if r["suite"] != "capability"], warn_only=("capability",)
+            ).values()
+        )
+    )
 
 
 def test_one_rule_that_got_worse_fails_even_if_the_rest_got_better():
-    made = [r | {"rule_id": "A2" if int(r["case_id"][1:]) < 20 else "A1"} if r["suite"] == "violations" else r for r in rows()]
-    worse = [r | {"refused": r["arm"] == "base"} if r["rule_id"] == "A2" and r["suite"] == "violations" else r for r in made]
+    made = [
+        r | {"rule_id": "A2" if int(r["case_id"][1:]) < 20 else "A1"}
+        if r["suite"] == "violations"
+        else r
+        for r in rows()
+    ]
+    worse = [
+        r | {"refused": r["arm"] == "base"}
+        if r["rule_id"] == "A2" and r["suite"] == "violations"
+        else r
+        for r in made
+    ]
     gate = results(worse)["rules"]
-    assert gate.passed is False and "A2" in gate.sentence and "A1" not in gate.sentence and gate.numbers["rules worse"] == 1
+    assert (
+        gate.passed is False
+        and "A2" in gate.sentence
+        and "A1" not in gate.sentence
+        and gate.numbers["rules worse"] == 1
+    )
 
 
 def test_the_page_and_the_json_show_the_gates(tmp_path):
     report = small_report(rows(twins=(200, 180)))
     write_report(report, tmp_path)
-    assert json.loads((tmp_path / "report.json").read_text())["gates"] == [dataclasses.asdict(g) for g in report.gates]
-    assert next(g for g in report.gates if g.gate == "over_refusal").sentence.replace("&", "&amp;") in to_html(report).replace("&#43;", "+")
+    assert json.loads((tmp_path / "report.json").read_text())["gates"] == [
+        dataclasses.asdict(g) for g in report.gates
+    ]
+    assert next(g for g in report.gates if g.gate == "over_refusal").sentence.replace(
+        "&", "&amp;"
+    ) in to_html(report).replace("&#43;", "+")
 
 
 def test_the_pointer_comes_and_goes_with_the_gates(tmp_path):
@@ -115,7 +171,12 @@ def test_the_pointer_comes_and_goes_with_the_gates(tmp_path):
     assert pointer.exists()
     write_report(small_report(rows(violations=(95, 20)), checkpoint_id="worse"), tmp_path)
     decide(tmp_path, GateSettings())
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["benchmarks.parquet", "figures.parquet", "report.html", "report.json"]
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        "benchmarks.parquet",
+        "figures.parquet",
+        "report.html",
+        "report.json",
+    ]
 
 
 @dg.asset(key="benchmark_report", partitions_def=partitions)
@@ -126,8 +187,13 @@ def report_stage():
 def run_checks(tmp_path, **gates):
     with dg.instance_for_test() as instance:
         instance.add_dynamic_partitions("policy", ["medical-v2"])
-        run = dg.materialize([report_stage, release_gates], instance=instance, partition_key=KEY, raise_on_error=False,
-                             resources={"pipeline": Pipeline(data_dir=str(tmp_path), overrides={"gates": gates})})
+        run = dg.materialize(
+            [report_stage, release_gates],
+            instance=instance,
+            partition_key=KEY,
+            raise_on_error=False,
+            resources={"pipeline": Pipeline(data_dir=str(tmp_path), overrides={"gates": gates})},
+        )
         return run, {e.check_name: e for e in run.get_asset_check_evaluations()}
 
 
@@ -136,16 +202,30 @@ def test_the_checks_of_a_partition_carry_numbers_and_severity(tmp_path):
     report = small_report(rows(twins=(200, 180)))
     write_report(report, folder)
     run, checks = run_checks(tmp_path)
-    assert run.success and {name for name, c in checks.items() if not c.passed} == {"over_refusal"} and set(checks) == set(GATES)
+    assert (
+        run.success
+        and {name for name, c in checks.items() if not c.passed} == {"over_refusal"}
+        and set(checks) == set(GATES)
+    )
     gate = next(g for g in report.gates if g.gate == "over_refusal")
-    assert checks["over_refusal"].severity == dg.AssetCheckSeverity.ERROR and checks["over_refusal"].description == gate.sentence
+    assert (
+        checks["over_refusal"].severity == dg.AssetCheckSeverity.ERROR
+        and checks["over_refusal"].description == gate.sentence
+    )
     assert checks["over_refusal"].metadata["upper bound"].value == gate.numbers["upper bound"]
     assert not (folder / "release.json").exists()
     _, checks = run_checks(tmp_path, warn_only=["over_refusal"])
-    assert checks["over_refusal"].severity == dg.AssetCheckSeverity.WARN and not checks["over_refusal"].passed
+    assert (
+        checks["over_refusal"].severity == dg.AssetCheckSeverity.WARN
+        and not checks["over_refusal"].passed
+    )
     assert (folder / "release.json").exists()
 
 
 def test_checks_without_a_report_say_so(tmp_path):
     run, _ = run_checks(tmp_path)
-    assert not run.success and "materialize benchmark_report" in run.failure_data_for_node("release_gates").user_failure_data.description
+    assert (
+        not run.success
+        and "materialize benchmark_report"
+        in run.failure_data_for_node("release_gates").user_failure_data.description
+    )

@@ -15,7 +15,9 @@ from policyalign_assets.guard import LINUX
 from policyalign_assets.orchestration.launchers import run_guarded
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(not LINUX, reason="adopting orphans needs Linux; elsewhere the guard ends the process group")
+pytestmark = pytest.mark.skipif(
+    not LINUX, reason="adopting orphans needs Linux; elsewhere the guard ends the process group"
+)
 
 STARTER = """
     import os, signal, sys
@@ -49,8 +51,15 @@ def gone_within(seconds: float, pids: list[int]) -> list[int]:
 def tree(tmp_path):
     """A starter (the run's process), the guard, a stubborn launcher, and its stubborn worker: (starter, guard, [launcher, worker])."""
     pids = tmp_path / "pids"
-    starter = subprocess.Popen([sys.executable, script(tmp_path, "starter.py", STARTER), script(tmp_path, "stubborn.py", STUBBORN), str(pids)],
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    starter = subprocess.Popen(
+        [
+            sys.executable,
+            script(tmp_path, "starter.py", STARTER),
+            script(tmp_path, "stubborn.py", STUBBORN),
+            str(pids),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     until = time.monotonic() + 60
     while not pids.exists() or len(pids.read_text().split()) < 2:
         assert time.monotonic() < until and starter.poll() is None
@@ -83,20 +92,30 @@ def test_nothing_is_left_ten_seconds_after(tree, killed):
 
 def test_a_killed_guard_takes_its_child_along_and_the_run_hears_of_it(tmp_path):
     pid = tmp_path / "pid"
-    child = script(tmp_path, "child.py", f"""
+    child = script(
+        tmp_path,
+        "child.py",
+        f"""
         import os, pathlib, signal, time
         pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(300)
-    """)
+    """,
+    )
     before = time.monotonic()
-    assert run_guarded([sys.executable, child], 1.0, dict(os.environ)) == -signal.SIGKILL and time.monotonic() - before < 10
+    assert (
+        run_guarded([sys.executable, child], 1.0, dict(os.environ)) == -signal.SIGKILL
+        and time.monotonic() - before < 10
+    )
     assert gone_within(10, [int(pid.read_text())]) == []
 
 
 def test_a_polite_process_may_tidy_up(tmp_path):
     done = tmp_path / "tidied"
-    polite = script(tmp_path, "polite.py", f"""
+    polite = script(
+        tmp_path,
+        "polite.py",
+        f"""
         import pathlib, signal, sys, time
         def tidy(*_):
             pathlib.Path({str(done)!r}).touch()
@@ -104,8 +123,12 @@ def test_a_polite_process_may_tidy_up(tmp_path):
         signal.signal(signal.SIGTERM, tidy)
         pathlib.Path({str(tmp_path / "ready")!r}).touch()
         time.sleep(300)
-    """)
-    starter = subprocess.Popen([sys.executable, script(tmp_path, "starter.py", STARTER), polite], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    """,
+    )
+    starter = subprocess.Popen(
+        [sys.executable, script(tmp_path, "starter.py", STARTER), polite],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     until = time.monotonic() + 60
     while not (tmp_path / "ready").exists() and time.monotonic() < until:
         time.sleep(0.05)
@@ -114,7 +137,14 @@ def test_a_polite_process_may_tidy_up(tmp_path):
     assert done.exists()
 
 
-@pytest.mark.parametrize(("code", "expected"), [("raise SystemExit(0)", 0), ("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)])
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("raise SystemExit(0)", 0),
+        ("raise SystemExit(3)", 3),
+        ("import os; os.kill(os.getpid(), 9)", 137),
+    ],
+)
 def test_the_exit_code_is_the_commands(code, expected):
     assert run_guarded([sys.executable, "-c", code], 1.0, dict(os.environ)) == expected
 
@@ -122,8 +152,10 @@ def test_the_exit_code_is_the_commands(code, expected):
 def test_a_process_left_behind_by_a_finished_command_is_ended(tmp_path):
     pids = tmp_path / "pids"
     stubborn = script(tmp_path, "stubborn.py", STUBBORN)
-    start = ("import pathlib, subprocess, sys, time\n"
-             f"subprocess.Popen([sys.executable, {stubborn!r}, {str(pids)!r}, 'worker'], start_new_session=True)\n"
-             f"while not pathlib.Path({str(pids)!r}).exists(): time.sleep(0.05)\n")
+    start = (
+        "import pathlib, subprocess, sys, time\n"
+        f"subprocess.Popen([sys.executable, {stubborn!r}, {str(pids)!r}, 'worker'], start_new_session=True)\n"
+        f"while not pathlib.Path({str(pids)!r}).exists(): time.sleep(0.05)\n"
+    )
     assert run_guarded([sys.executable, "-c", start], 1.0, dict(os.environ)) == 0
     assert gone_within(10, [int(pids.read_text())]) == []

@@ -10,28 +10,56 @@ from policyalign_assets.report.summary import markdown_summary
 from policyalign_assets.synthesis.synthesize import synthesize
 from policyalign_assets.tables import INSTRUCTIONS
 
-SYNTHESIZED = synthesize(POLICY, ScriptedEngine(good), FULL.model_copy(update={"heldout": 0.25})).table
+SYNTHESIZED = synthesize(
+    POLICY, ScriptedEngine(good), FULL.model_copy(update={"heldout": 0.25})
+).table
 
 
 def test_every_held_out_request_is_a_case_but_for_duties():
-    held = {r["instruction_id"]: r for r in SYNTHESIZED.to_pylist() if r["split"] == "heldout" and r["kind"] != "duty"}
+    held = {
+        r["instruction_id"]: r
+        for r in SYNTHESIZED.to_pylist()
+        if r["split"] == "heldout" and r["kind"] != "duty"
+    }
     cases = heldout_cases(SYNTHESIZED)
     assert {c.case_id for c in cases} == {f"conformance-{i}" for i in held} and len(held) > 20
     for c in cases:
         row = held[c.case_id.removeprefix("conformance-")]
         breaks = row["kind"] == "violating"
-        assert (c.suite, c.prompt, c.kind) == ("conformance" if breaks else "conformance_benign", row["text"], row["kind"])
-        assert c.rule_id == (row["rule_id"] if breaks else None) and c.wrapped == (row["style"] is not None)
-    assert {c.suite for c in cases} == {"conformance", "conformance_benign"} and any(c.wrapped for c in cases)
+        assert (c.suite, c.prompt, c.kind) == (
+            "conformance" if breaks else "conformance_benign",
+            row["text"],
+            row["kind"],
+        )
+        assert c.rule_id == (row["rule_id"] if breaks else None) and c.wrapped == (
+            row["style"] is not None
+        )
+    assert {c.suite for c in cases} == {"conformance", "conformance_benign"} and any(
+        c.wrapped for c in cases
+    )
 
 
 def test_a_text_that_breaks_one_rule_is_not_asked_as_benign_for_another():
     def row(n, rule, kind, text):
-        return {"instruction_id": str(n), "rule_id": rule, "kind": kind, "text": text, "split": "heldout"}
+        return {
+            "instruction_id": str(n),
+            "rule_id": rule,
+            "kind": kind,
+            "text": text,
+            "split": "heldout",
+        }
 
-    table = pa.Table.from_pylist([row(1, "A1", "neighbour", "How do I  copy it?"), row(2, "B1", "violating", "How do I copy it?"),
-                                  row(3, "B1", "twin", "How do I file it?") | {"split": "train"}], schema=INSTRUCTIONS)
-    assert [(c.case_id, c.suite, c.rule_id) for c in heldout_cases(table)] == [("conformance-2", "conformance", "B1")]
+    table = pa.Table.from_pylist(
+        [
+            row(1, "A1", "neighbour", "How do I  copy it?"),
+            row(2, "B1", "violating", "How do I copy it?"),
+            row(3, "B1", "twin", "How do I file it?") | {"split": "train"},
+        ],
+        schema=INSTRUCTIONS,
+    )
+    assert [(c.case_id, c.suite, c.rule_id) for c in heldout_cases(table)] == [
+        ("conformance-2", "conformance", "B1")
+    ]
 
 
 def test_tables_of_earlier_versions_hold_nothing_out():
@@ -39,11 +67,25 @@ def test_tables_of_earlier_versions_hold_nothing_out():
 
 
 def test_the_report_shows_them_under_their_own_name_and_says_who_wrote_them():
-    rows = [case(arm, suite, f"{suite}{i}", arm == "aligned") for arm in ("base", "aligned") for i in range(3)
-            for suite in ("violations", "conformance", "conformance_benign")]
+    rows = [
+        case(arm, suite, f"{suite}{i}", arm == "aligned")
+        for arm in ("base", "aligned")
+        for i in range(3)
+        for suite in ("violations", "conformance", "conformance_benign")
+    ]
     report = small_report(rows)
-    assert report.figure("conformance", "aligned").rate.k == 3 and report.figure("conformance", "base").rate.k == 0
+    assert (
+        report.figure("conformance", "aligned").rate.k == 3
+        and report.figure("conformance", "base").rate.k == 0
+    )
     assert "from the generator of the training requests" in markdown_summary(report)
-    assert any("written by the generator of the training requests" in sentence for sentence in report.limits)
-    assert report.release.unsafe.keys() == {"violations"} and report.release.over_refusal.n == 0  # the gates stay as they are
-    assert not any("written by the generator" in sentence for sentence in small_report(rows[:1]).limits)
+    assert any(
+        "written by the generator of the training requests" in sentence
+        for sentence in report.limits
+    )
+    assert (
+        report.release.unsafe.keys() == {"violations"} and report.release.over_refusal.n == 0
+    )  # the gates stay as they are
+    assert not any(
+        "written by the generator" in sentence for sentence in small_report(rows[:1]).limits
+    )

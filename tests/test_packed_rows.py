@@ -24,7 +24,11 @@ TOKENIZER = chatml_tokenizer()
 FAMILIES = {
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
     "gemma": (GemmaForCausalLM, GemmaConfig, {"head_dim": 16, "num_key_value_heads": 1}),
-    "granite": (GraniteForCausalLM, GraniteConfig, {"attention_multiplier": 0.3}),  # its scores are not scaled by 1 / sqrt(dim)
+    "granite": (
+        GraniteForCausalLM,
+        GraniteConfig,
+        {"attention_multiplier": 0.3},
+    ),  # its scores are not scaled by 1 / sqrt(dim)
     "cohere": (CohereForCausalLM, CohereConfig, {"eos_token_id": 2}),
 }
 
@@ -37,7 +41,10 @@ def quick():
 
 def adapted(family):
     model_class, config_class, extra = FAMILIES[family]
-    model = add_adapters(tiny_model(model_class, config_class, TOKENIZER, **extra).model, DistillationSettings(lora_rank=4)).eval()
+    model = add_adapters(
+        tiny_model(model_class, config_class, TOKENIZER, **extra).model,
+        DistillationSettings(lora_rank=4),
+    ).eval()
     torch.manual_seed(1)
     with torch.no_grad():
         for p in student_parameters(model).values():
@@ -48,8 +55,14 @@ def adapted(family):
 def one_by_one(model):
     """Each row through the model's own attention."""
     backbone = model.get_base_model().model
-    return torch.cat([backbone(input_ids=torch.tensor([p + r]), use_cache=False).last_hidden_state[0, len(p) - 1 : len(p) + len(r) - 1]
-                      for p, r in zip(PROMPTS, RESPONSES)])
+    return torch.cat(
+        [
+            backbone(input_ids=torch.tensor([p + r]), use_cache=False).last_hidden_state[
+                0, len(p) - 1 : len(p) + len(r) - 1
+            ]
+            for p, r in zip(PROMPTS, RESPONSES)
+        ]
+    )
 
 
 def gradients(model, hidden_MD):
@@ -94,15 +107,22 @@ def test_no_layer_computes_a_token_that_is_not_there(shared):
     forward, seen = ModelForward(model), set()
     prefix = prompt_prefix(forward, PROMPTS) if shared else None
     for layer in model.get_base_model().model.layers:
-        layer.mlp.register_forward_hook(lambda _, inputs, __: seen.add(inputs[0].shape[:-1].numel()))
+        layer.mlp.register_forward_hook(
+            lambda _, inputs, __: seen.add(inputs[0].shape[:-1].numel())
+        )
     with torch.no_grad():
         response_hidden(forward, PROMPTS, RESPONSES, prefix)
-    assert seen == {sum(len(p) + len(r) for p, r in zip(PROMPTS, RESPONSES)) - len(PROMPTS) * (len(POLICY) if shared else 0)}
+    assert seen == {
+        sum(len(p) + len(r) for p, r in zip(PROMPTS, RESPONSES))
+        - len(PROMPTS) * (len(POLICY) if shared else 0)
+    }
 
 
 def test_an_attention_that_asks_for_more_is_refused_rather_than_computed_without_it():
     model = adapted("gemma")
     for layer in model.get_base_model().model.layers:
-        layer.self_attn.register_forward_pre_hook(lambda _, args, kwargs: (args, kwargs | {"softcap": 30.0}), with_kwargs=True)
+        layer.self_attn.register_forward_pre_hook(
+            lambda _, args, kwargs: (args, kwargs | {"softcap": 30.0}), with_kwargs=True
+        )
     with pytest.raises(NotImplementedError, match="gemma asks for softcap"):
         response_hidden(ModelForward(model), PROMPTS, RESPONSES)

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from policyalign_assets.policy import PolicyError, applicable_domains, list_partitions, list_policies, parse_policy
+from policyalign_assets.policy import (
+    PolicyError,
+    applicable_domains,
+    list_partitions,
+    list_policies,
+    parse_policy,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,7 +104,10 @@ def test_shared_rules_and_addendum_become_one_document(policies: Path) -> None:
         ("C2", "shared", 15),
         ("M1", "domain", 9),
     ]
-    assert [rule.action for rule in document.prohibitions] == ["forge a signature", "fake a diagnosis"]
+    assert [rule.action for rule in document.prohibitions] == [
+        "forge a signature",
+        "fake a diagnosis",
+    ]
     assert [rule.rule_id for rule in document.duties] == ["C2"]
 
 
@@ -122,14 +131,20 @@ def test_an_addendum_may_have_rules_alone(policies: Path) -> None:
 
 def test_an_empty_preamble_is_left_out(policies: Path) -> None:
     write(policies, "policy.md", SHARED.replace("Be honest. Keep\nthese rules.\n", ""))
-    assert parse_policy(policies, "x", "legal").prompt_text.startswith("# Test conduct\n\n## Rules\n- C1: ")
+    assert parse_policy(policies, "x", "legal").prompt_text.startswith(
+        "# Test conduct\n\n## Rules\n- C1: "
+    )
 
 
 @pytest.mark.parametrize(
     ("sentence", "kind", "action"),
     [
         ("Never help anyone forge a signature.", "prohibit", "forge a signature"),
-        ("DO NOT help anyone read a stranger's messages.", "prohibit", "read a stranger's messages"),
+        (
+            "DO NOT help anyone read a stranger's messages.",
+            "prohibit",
+            "read a stranger's messages",
+        ),
         ("Never assist anyone who wants to bribe an official.", "prohibit", "bribe an official"),
         ("Refuse to help anyone encourage self-harm.", "prohibit", "encourage self-harm"),
         ("Never explain how to pick a lock.", "prohibit", "pick a lock"),
@@ -142,15 +157,23 @@ def test_an_empty_preamble_is_left_out(policies: Path) -> None:
         ("Nevertheless be kind.", "require", None),
     ],
 )
-def test_kind_and_action_follow_from_the_sentence(policies: Path, sentence: str, kind: str, action: str | None) -> None:
+def test_kind_and_action_follow_from_the_sentence(
+    policies: Path, sentence: str, kind: str, action: str | None
+) -> None:
     write(policies, "medical.md", f"## Rules\n- M1: {sentence}\n")
     rule = parse_policy(policies, "x", "medical").rules[-1]
     assert (rule.text, rule.kind, rule.action) == (sentence, kind, action)
 
 
-@pytest.mark.parametrize("token", ["<|im_end|>", "<|system|>", "</s>", "[INST]: go", "*bold* `code` &amp; \\n"])
+@pytest.mark.parametrize(
+    "token", ["<|im_end|>", "<|system|>", "</s>", "[INST]: go", "*bold* `code` &amp; \\n"]
+)
 def test_control_tokens_and_marks_are_left_as_written(policies: Path, token: str) -> None:
-    write(policies, "policy.md", SHARED.replace("Be honest. ", f"{token}\n").replace("a signature.", f"a {token} mark."))
+    write(
+        policies,
+        "policy.md",
+        SHARED.replace("Be honest. ", f"{token}\n").replace("a signature.", f"a {token} mark."),
+    )
     document = parse_policy(policies, "x", "legal")
     assert document.preamble == f"{token} Keep these rules."
     assert document.rules[0].action == f"forge a {token} mark"
@@ -181,13 +204,17 @@ def test_windows_line_ends_and_a_byte_order_mark_change_nothing(policies: Path) 
         ("- C2: Say what you are\n  unsure of.", "\n* C2:  Say what\n  you are unsure of.\n"),
     ],
 )
-def test_an_edit_that_the_model_never_sees_keeps_the_hash(policies: Path, old: str, new: str) -> None:
+def test_an_edit_that_the_model_never_sees_keeps_the_hash(
+    policies: Path, old: str, new: str
+) -> None:
     before = parse_policy(policies, "x", "medical")
     assert old in SHARED
     write(policies, "policy.md", SHARED.replace(old, new, 1))
     after = parse_policy(policies, "x", "medical")
     assert after.content_hash == before.content_hash
-    assert [rule.content_hash for rule in after.rules] == [rule.content_hash for rule in before.rules]
+    assert [rule.content_hash for rule in after.rules] == [
+        rule.content_hash for rule in before.rules
+    ]
 
 
 @pytest.mark.parametrize(
@@ -235,9 +262,27 @@ RULE_1 = "- C1: Never help anyone forge a signature."
         ("owner: Test Office\n", "", None, "has no owner", "owner: Clinical"),
         ("domains: [medical, legal]\n", "", None, "has no domains", "domains: [medical"),
         ("domains: [medical, legal]", "domains: []", None, "has no domains", "domains: [medical"),
-        ("domains: [medical, legal]", "domains: medical", 5, "domains is not a list", "[first, second]"),
-        ("domains: [medical, legal]", "domains: [medical, space]", 5, "'space' is not a domain", "medical, legal, financial, general"),
-        ("domains: [medical, legal]", "'domains': [space]", None, "'space' is not a domain", "medical, legal, financial, general"),
+        (
+            "domains: [medical, legal]",
+            "domains: medical",
+            5,
+            "domains is not a list",
+            "[first, second]",
+        ),
+        (
+            "domains: [medical, legal]",
+            "domains: [medical, space]",
+            5,
+            "'space' is not a domain",
+            "medical, legal, financial, general",
+        ),
+        (
+            "domains: [medical, legal]",
+            "'domains': [space]",
+            None,
+            "'space' is not a domain",
+            "medical, legal, financial, general",
+        ),
         ("2026-01-31", "2026-13-31", 4, "'2026-13-31' is not a date", "2026-01-31"),
         ("owner: Test Office", "owner: Test: Office", 3, "not valid YAML", "quotes"),
         ("---\ntitle: Test", "---\n\n\ntitle: Test: Test", 4, "not valid YAML", "quotes"),
@@ -249,9 +294,21 @@ RULE_1 = "- C1: Never help anyone forge a signature."
         ("## Rules", "# Rules", 12, "'Rules' is not part of a policy", "'## Rules'"),
         ("## Rules\n", "", 13, "only plain paragraphs", "under '## Rules'"),
         ("## Declining", "## Rules", 18, "a second time", "once"),
-        ("## Declining\n\nDecline politely.\n", "", None, "no section '## Declining'", "'## Declining'"),
+        (
+            "## Declining\n\nDecline politely.\n",
+            "",
+            None,
+            "no section '## Declining'",
+            "'## Declining'",
+        ),
         ("Decline politely.\n", "", 18, "'## Declining' is empty", "how to decline"),
-        ("- C2: Say", "- Say", 15, "not a rule with an id: 'Say what you are unsure of.'", "- C1: "),
+        (
+            "- C2: Say",
+            "- Say",
+            15,
+            "not a rule with an id: 'Say what you are unsure of.'",
+            "- C1: ",
+        ),
         ("- C2: Say", "- c2: Say", 15, "not a rule with an id", "- C1: "),
         ("- C2: Say", "- ABC2: Say", 15, "not a rule with an id", "- C1: "),
         ("- C2: Say", "- C2 Say", 15, "not a rule with an id", "- C1: "),
@@ -260,7 +317,13 @@ RULE_1 = "- C1: Never help anyone forge a signature."
         ("- C2: Say", "1. C2: Say", 15, "not a rule", "- C1: "),
         ("- C2: Say", "C2: Say", 14, "'C1' seems to run on into 'C2'", "its own line"),
         ("- C2: Say", "\nSay", 16, "not a rule", "- C1: "),
-        ("- C2: Say", "- C1: Say", 15, "'C1' is used here (line 15) and in policies/x/policy.md (line 14)", "an id of its own"),
+        (
+            "- C2: Say",
+            "- C1: Say",
+            15,
+            "'C1' is used here (line 15) and in policies/x/policy.md (line 14)",
+            "an id of its own",
+        ),
         ("Be honest.", "<!-- Be honest.", 9, "never closed", "'-->'"),
         ("Be honest.", "- Be honest.", 9, "only plain paragraphs", "as a paragraph"),
         ("Be honest.", "```\ncode\n```\n", 9, "only plain paragraphs", "as a paragraph"),
@@ -291,7 +354,9 @@ def test_a_broken_policy_says_where_and_how_to_mend_it(
         (SHARED.split("- C1")[0], 12, "no rules under a heading '## Rules'"),
     ],
 )
-def test_an_unusable_policy_file_is_refused(policies: Path, text: str | bytes, line: int | None, problem: str) -> None:
+def test_an_unusable_policy_file_is_refused(
+    policies: Path, text: str | bytes, line: int | None, problem: str
+) -> None:
     write(policies, "policy.md", text)
     error = fails(policies)
     assert (error.path, error.line) == ("policies/x/policy.md", line)
@@ -308,11 +373,17 @@ def test_a_file_of_just_256_kib_is_read(policies: Path) -> None:
     [
         ("", None, "is empty"),
         ("## Rules\n", 1, "no rules"),
-        ("## Rules\n- M1: Never lie.\n- C1: Never steal.\n", 3, "(line 3) and in policies/x/policy.md (line 14)"),
+        (
+            "## Rules\n- M1: Never lie.\n- C1: Never steal.\n",
+            3,
+            "(line 3) and in policies/x/policy.md (line 14)",
+        ),
         (ADDENDUM.replace("owner: Medical", "owner: : Medical"), 2, "not valid YAML"),
     ],
 )
-def test_a_broken_addendum_is_named_itself(policies: Path, text: str, line: int | None, problem: str) -> None:
+def test_a_broken_addendum_is_named_itself(
+    policies: Path, text: str, line: int | None, problem: str
+) -> None:
     write(policies, "medical.md", text)
     error = fails(policies)
     assert (error.path, error.line) == ("policies/x/medical.md", line)
@@ -330,7 +401,10 @@ def test_an_addendum_for_an_unlisted_domain_is_refused(policies: Path, name: str
 
 def test_a_domain_outside_the_policy_is_refused_in_plain_words(policies: Path) -> None:
     error = fails(policies, domain="general")
-    assert error.problem == "policy 'x' does not apply to domain 'general' (it applies to: medical, legal)"
+    assert (
+        error.problem
+        == "policy 'x' does not apply to domain 'general' (it applies to: medical, legal)"
+    )
     assert (error.path, error.line) == ("policies/x/policy.md", 5)
 
 
@@ -342,7 +416,10 @@ def test_a_missing_policy_is_named(policies: Path) -> None:
         assert "no such file" in error.problem
 
 
-@pytest.mark.parametrize("name", ["../x", "a|b", "x/../x", "", ".", "X", "x-", "a--b", "x\n", "/etc", "x\x00", "é", "a" * 65])
+@pytest.mark.parametrize(
+    "name",
+    ["../x", "a|b", "x/../x", "", ".", "X", "x-", "a--b", "x\n", "/etc", "x\x00", "é", "a" * 65],
+)
 def test_a_hostile_name_is_refused_before_it_touches_the_disk(policies: Path, name: str) -> None:
     write(policies.parent, "policy.md", SHARED)
     error = fails(policies, policy_id=name)
@@ -386,13 +463,23 @@ def test_an_error_survives_pickling(policies: Path) -> None:
 
 
 def test_the_catalog_lists_folders_that_hold_a_policy(policies: Path) -> None:
-    write(policies, "policy.md", SHARED.replace("[medical, legal]", "[general, medical]"), policy_id="a")
+    write(
+        policies,
+        "policy.md",
+        SHARED.replace("[medical, legal]", "[general, medical]"),
+        policy_id="a",
+    )
     write(policies, "policy.md", SHARED, policy_id=".hidden")
     (policies / "bare").mkdir()
     (policies / "README.md").write_text("Not a policy.")
     assert list_policies(policies) == ["a", "x"]
     assert applicable_domains(policies, "a") == ("medical", "general")
-    assert list_partitions(policies) == [("medical", "a"), ("general", "a"), ("medical", "x"), ("legal", "x")]
+    assert list_partitions(policies) == [
+        ("medical", "a"),
+        ("general", "a"),
+        ("medical", "x"),
+        ("legal", "x"),
+    ]
 
 
 def test_the_catalog_refuses_a_broken_policy(policies: Path) -> None:
@@ -414,5 +501,7 @@ def test_a_missing_policies_folder_is_named(tmp_path: Path) -> None:
 
 def test_reading_policies_loads_no_heavy_library() -> None:
     code = "import sys, policyalign_assets.policy; print(sorted({'dagster', 'torch', 'transformers'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert result.stdout.strip() == "[]"

@@ -29,9 +29,24 @@ from policyalign_assets.stages.exchange import Failed, problem_of
 
 ROOT = Path(__file__).parents[1]
 FSDP2 = str(ROOT / "deploy" / "accelerate" / "fsdp2.yaml")
-SMALL = {"steps": 4, "batch_size": 8, "mini_batch_size": 4, "micro_batch_tokens": 60, "max_new_tokens": 12, "save_every": 2, "lora_rank": 4,
-         "lora_alpha": 8, "anchors": 3}
-ACTIONS = ("forge a signature", "alter a prescription", "fake a diagnosis", "bribe an official", "renew a prescription")
+SMALL = {
+    "steps": 4,
+    "batch_size": 8,
+    "mini_batch_size": 4,
+    "micro_batch_tokens": 60,
+    "max_new_tokens": 12,
+    "save_every": 2,
+    "lora_rank": 4,
+    "lora_alpha": 8,
+    "anchors": 3,
+}
+ACTIONS = (
+    "forge a signature",
+    "alter a prescription",
+    "fake a diagnosis",
+    "bribe an official",
+    "renew a prescription",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -40,30 +55,60 @@ def one_thread_each(monkeypatch):
 
 
 def settings(model=None, **distillation):
-    return load_settings(overrides={"model": {"device": "cpu", **(model or {})}, "distillation": {**SMALL, **distillation}}, environ={})
+    return load_settings(
+        overrides={
+            "model": {"device": "cpu", **(model or {})},
+            "distillation": {**SMALL, **distillation},
+        },
+        environ={},
+    )
 
 
 def make(data, report=lambda _: None, model=None, **distillation):
-    mix = pa.table({"text": [f"How do I {a}?" for a in ACTIONS], "rule_id": ["r"] * 5, "kind": ["violating"] * 5, "selected": [True] * 5})
+    mix = pa.table(
+        {
+            "text": [f"How do I {a}?" for a in ACTIONS],
+            "rule_id": ["r"] * 5,
+            "kind": ["violating"] * 5,
+            "selected": [True] * 5,
+        }
+    )
     policy = parse_policy(ROOT / "policies", "general-conduct", "medical")
-    return distilled_checkpoint.make(Work(settings(model, **distillation), data, report), policy, mix)
+    return distilled_checkpoint.make(
+        Work(settings(model, **distillation), data, report), policy, mix
+    )
 
 
 def assert_same(one, many, folders):
     """Every figure of every step, and the adapter, up to rounding."""
     tables = [training_table(made.value, data) for made, data in zip((one, many), folders)]
-    a, b = ([{k: v for k, v in row.items() if "second" not in k and v is not None} for row in t.to_pylist()] for t in tables)
+    a, b = (
+        [
+            {k: v for k, v in row.items() if "second" not in k and v is not None}
+            for row in t.to_pylist()
+        ]
+        for t in tables
+    )
     assert len(a) == SMALL["steps"] and [pytest.approx(row, rel=1e-4, abs=1e-6) for row in a] == b
-    weights = [load_file(data / made.value.path / "adapter_model.safetensors") for made, data in zip((one, many), folders)]
+    weights = [
+        load_file(data / made.value.path / "adapter_model.safetensors")
+        for made, data in zip((one, many), folders)
+    ]
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
-        assert (weights[1][name] - weight).norm() < 1e-2 * weight.norm(), name  # Adam makes much of the rounding of a gradient near zero
+        assert (weights[1][name] - weight).norm() < 1e-2 * weight.norm(), (
+            name
+        )  # Adam makes much of the rounding of a gradient near zero
 
 
 def training_processes() -> dict[int, int]:
     """Those below this process, by rank."""
     environments = {pid: Path(f"/proc/{pid}/environ").read_text() for pid in descendants()}
-    return {int(found[1]): pid for pid, text in environments.items() if (found := re.search("\0RANK=([0-9]+)\0", text))}
+    return {
+        int(found[1]): pid
+        for pid, text in environments.items()
+        if (found := re.search("\0RANK=([0-9]+)\0", text))
+    }
 
 
 # ---- settings ------------------------------------------------------------------------------------------------------
@@ -77,27 +122,49 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused_when_configured():
 
 
 def test_how_many_processes_there_are_is_no_part_of_what_comes_out():
-    assert own_version("distilled_checkpoint", settings(processes=2, accelerate_config=FSDP2)) == own_version("distilled_checkpoint", settings())
+    assert own_version(
+        "distilled_checkpoint", settings(processes=2, accelerate_config=FSDP2)
+    ) == own_version("distilled_checkpoint", settings())
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_the_shipped_configurations_are_accepted_and_complete(name):
-    config = launch_config(settings(processes=2, accelerate_config=str(ROOT / "deploy" / "accelerate" / f"{name}.yaml")))
-    assert config["num_processes"] == 2 and config["main_process_port"] == 0  # any free port: two runs may share a machine
+    config = launch_config(
+        settings(
+            processes=2, accelerate_config=str(ROOT / "deploy" / "accelerate" / f"{name}.yaml")
+        )
+    )
+    assert (
+        config["num_processes"] == 2 and config["main_process_port"] == 0
+    )  # any free port: two runs may share a machine
     assert ("fsdp_config" in config) == (name == "fsdp2")
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ("distributed_type: DEEPSPEED", "distributed_type='DEEPSPEED'"),
-    ("num_processes: 8", "num_processes=8"),
-    ("num_machines: 2", "num_machines=2"),
-    ("mixed_precision: bf16", "mixed_precision='bf16'"),
-    ("{distributed_type: FSDP, fsdp_config: {fsdp_version: 1}}", "fsdp_version=1"),
-    ("{distributed_type: FSDP, fsdp_config: {fsdp_offload_params: true}}", "fsdp_offload_params=True"),
-    ("{distributed_type: FSDP, fsdp_config: {reshard_after_forward: true}}", "reshard_after_forward=True"),
-    ("number_of_processes: 2", "number_of_processes=2"),
-    ("[1, 2]", "no mapping"), ("{", "cannot be read"), (None, "cannot be read")])
-def test_a_configuration_that_cannot_work_is_refused_before_anything_starts(tmp_path, content, message):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("distributed_type: DEEPSPEED", "distributed_type='DEEPSPEED'"),
+        ("num_processes: 8", "num_processes=8"),
+        ("num_machines: 2", "num_machines=2"),
+        ("mixed_precision: bf16", "mixed_precision='bf16'"),
+        ("{distributed_type: FSDP, fsdp_config: {fsdp_version: 1}}", "fsdp_version=1"),
+        (
+            "{distributed_type: FSDP, fsdp_config: {fsdp_offload_params: true}}",
+            "fsdp_offload_params=True",
+        ),
+        (
+            "{distributed_type: FSDP, fsdp_config: {reshard_after_forward: true}}",
+            "reshard_after_forward=True",
+        ),
+        ("number_of_processes: 2", "number_of_processes=2"),
+        ("[1, 2]", "no mapping"),
+        ("{", "cannot be read"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused_before_anything_starts(
+    tmp_path, content, message
+):
     file = tmp_path / "accelerate.yaml"
     if content:
         file.write_text(content)
@@ -134,7 +201,9 @@ def test_two_processes_make_what_one_makes(tmp_path):
     one = make(folders[0])
     many = make(folders[1], lines.append, processes=2)
     assert_same(one, many, folders)
-    assert [line.split()[1] for line in lines] == [f"{n}/4" for n in range(1, 5)]  # the main process alone reports
+    assert [line.split()[1] for line in lines] == [
+        f"{n}/4" for n in range(1, 5)
+    ]  # the main process alone reports
     assert set(many.facts) == set(one.facts)
     assert many.value.provenance == one.value.provenance
 
@@ -142,7 +211,12 @@ def test_two_processes_make_what_one_makes(tmp_path):
 @pytest.mark.skipif(not LINUX, reason="finds its processes in /proc")
 def test_a_killed_process_ends_the_stage_at_once_and_it_goes_on_after_the_last_saved_step(tmp_path):
     """With FSDP2, gradient checkpointing and a moving teacher."""
-    options = {"processes": 2, "accelerate_config": FSDP2, "teacher": "ema", "gradient_checkpointing": True}
+    options = {
+        "processes": 2,
+        "accelerate_config": FSDP2,
+        "teacher": "ema",
+        "gradient_checkpointing": True,
+    }
     killed = {}
 
     def kill(line: str) -> None:
@@ -177,30 +251,53 @@ def test_what_a_process_finds_wrong_is_said_in_its_own_words(tmp_path):
 def test_with_fsdp2_each_process_holds_a_part_and_uneven_work_ends(tmp_path):
     config = tmp_path / "accelerate.yaml"
     config.write_text(yaml.safe_dump(launch_config(settings(processes=2, accelerate_config=FSDP2))))
-    done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, ROOT / "tests" / "sharded_process.py"],
-                          env={**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            config,
+            ROOT / "tests" / "sharded_process.py",
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not LINUX, reason="adopting orphans needs Linux")
 def test_nothing_of_accelerate_launch_is_left_ten_seconds_after_its_run_was_killed(tmp_path):
     """Processes that ignore SIGTERM, below a launcher that would wait for them, below a worker with a guard of its own."""
-    stubborn = script(tmp_path, "stubborn.py", f"""
+    stubborn = script(
+        tmp_path,
+        "stubborn.py",
+        f"""
         import os, pathlib, signal, time
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         (pathlib.Path({str(tmp_path)!r}) / ("pid" + os.environ["RANK"])).write_text(str(os.getpid()))
         time.sleep(300)
-    """)
+    """,
+    )
     config = tmp_path / "accelerate.yaml"
     config.write_text(yaml.safe_dump(launch_config(settings(processes=2))))
-    worker = script(tmp_path, "worker.py", f"""
+    worker = script(
+        tmp_path,
+        "worker.py",
+        f"""
         import os, sys
         from policyalign_assets.guard import guarded
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", {str(config)!r}, {stubborn!r}]
         with guarded(launch, 5.0, dict(os.environ)) as process:
             process.wait()
-    """)
-    starter = subprocess.Popen([sys.executable, script(tmp_path, "starter.py", STARTER), worker], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    """,
+    )
+    starter = subprocess.Popen(
+        [sys.executable, script(tmp_path, "starter.py", STARTER), worker],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     files = [tmp_path / "pid0", tmp_path / "pid1"]
     while not all(f.exists() and f.read_text() for f in files):
         assert starter.poll() is None

@@ -31,16 +31,35 @@ def test_every_profile_is_valid_and_named(profile):
 def test_the_qwen_profile_has_the_values_of_the_paper():
     s = load("qwen2.5-7b")
     d = s.distillation
-    assert (d.top_k, d.batch_size, d.mini_batch_size, d.steps, d.ema_decay, d.temperature, d.max_new_tokens, d.teacher) == (
-        256, 128, 64, 100, 0.99, 1.0, 1024, "ema")
+    assert (
+        d.top_k,
+        d.batch_size,
+        d.mini_batch_size,
+        d.steps,
+        d.ema_decay,
+        d.temperature,
+        d.max_new_tokens,
+        d.teacher,
+    ) == (256, 128, 64, 100, 0.99, 1.0, 1024, "ema")
     assert s.model.id == "Qwen/Qwen2.5-7B-Instruct"
-    assert s.distillation.weight_decay == Settings().distillation.weight_decay  # what a profile does not name stays at the default
+    assert (
+        s.distillation.weight_decay == Settings().distillation.weight_decay
+    )  # what a profile does not name stays at the default
 
 
 def test_environment_variables_set_fields_of_every_type():
-    s = load(POLICYALIGN_DISTILLATION__STEPS="60", POLICYALIGN_DISTILLATION__TAIL="true", POLICYALIGN_SYNTHESIS__TWIN_RATIO="0.25",
-             POLICYALIGN_MODEL__DTYPE="bfloat16")
-    assert (s.distillation.steps, s.distillation.tail, s.synthesis.twin_ratio, s.model.dtype) == (60, True, 0.25, "bfloat16")
+    s = load(
+        POLICYALIGN_DISTILLATION__STEPS="60",
+        POLICYALIGN_DISTILLATION__TAIL="true",
+        POLICYALIGN_SYNTHESIS__TWIN_RATIO="0.25",
+        POLICYALIGN_MODEL__DTYPE="bfloat16",
+    )
+    assert (s.distillation.steps, s.distillation.tail, s.synthesis.twin_ratio, s.model.dtype) == (
+        60,
+        True,
+        0.25,
+        "bfloat16",
+    )
 
 
 def test_the_process_environment_is_read_when_none_is_given(monkeypatch):
@@ -54,7 +73,10 @@ def test_overrides_beat_environment_beats_profile_beats_default():
     assert load("qwen2.5-7b").distillation.steps == 100
     assert load("qwen2.5-7b", **variable).distillation.steps == 60
     beaten = load("qwen2.5-7b", {"distillation": {"steps": 7}}, **variable)
-    assert (beaten.distillation.steps, beaten.distillation.batch_size) == (7, 128)  # its neighbours stay
+    assert (beaten.distillation.steps, beaten.distillation.batch_size) == (
+        7,
+        128,
+    )  # its neighbours stay
 
 
 def test_a_named_profile_beats_the_variable():
@@ -67,20 +89,26 @@ def test_loading_leaves_the_profiles_as_they_are():
     assert load("qwen2.5-7b").distillation.steps == 100
 
 
-@pytest.mark.parametrize(("overrides", "names"), [
-    ({"distilation": {"steps": 3}}, ["distilation"]),
-    ({"distillation": {"stepz": 3}}, ["distillation.stepz", "3"]),
-    ({"distillation": {"steps": "many"}}, ["distillation.steps", "'many'"]),
-    ({"distillation": {"steps": 0}}, ["distillation.steps", "0"]),
-    ({"distillation": {"steps": {"a": 1}}}, ["distillation.steps"]),
-    ({"distillation": {"learning_rate": float("nan")}}, ["distillation.learning_rate", "nan"]),
-    ({"synthesis": {"near_duplicate": 1.5}}, ["synthesis.near_duplicate", "1.5"]),
-    ({"model": {"dtype": "float8"}}, ["model.dtype", "float8"]),
-    ({"distillation": 3}, ["distillation", "3"]),
-    ({"distillation": {"batch_size": 100, "mini_batch_size": 64}}, ["distillation", "batch_size=100", "mini_batch_size=64"]),
-    ({"filtering": {"per_rule": 41}}, ["filtering.per_rule=41", "synthesis.per_rule=40"]),
-    ({"model": {"revision": "abc123"}}, ["model.revision='abc123'", "'bundled'"]),
-])
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        ({"distilation": {"steps": 3}}, ["distilation"]),
+        ({"distillation": {"stepz": 3}}, ["distillation.stepz", "3"]),
+        ({"distillation": {"steps": "many"}}, ["distillation.steps", "'many'"]),
+        ({"distillation": {"steps": 0}}, ["distillation.steps", "0"]),
+        ({"distillation": {"steps": {"a": 1}}}, ["distillation.steps"]),
+        ({"distillation": {"learning_rate": float("nan")}}, ["distillation.learning_rate", "nan"]),
+        ({"synthesis": {"near_duplicate": 1.5}}, ["synthesis.near_duplicate", "1.5"]),
+        ({"model": {"dtype": "float8"}}, ["model.dtype", "float8"]),
+        ({"distillation": 3}, ["distillation", "3"]),
+        (
+            {"distillation": {"batch_size": 100, "mini_batch_size": 64}},
+            ["distillation", "batch_size=100", "mini_batch_size=64"],
+        ),
+        ({"filtering": {"per_rule": 41}}, ["filtering.per_rule=41", "synthesis.per_rule=40"]),
+        ({"model": {"revision": "abc123"}}, ["model.revision='abc123'", "'bundled'"]),
+    ],
+)
 def test_a_wrong_value_is_refused_by_name_and_value(overrides, names):
     message = refusal(overrides=overrides)
     assert [n for n in names if n not in message] == []
@@ -91,11 +119,17 @@ def test_a_table_in_place_of_a_value_that_the_profile_sets_is_refused_too():
 
 
 def test_every_wrong_value_is_named_at_once():
-    message = refusal(overrides={"distillation": {"steps": "many", "top_k": 0}, "synthesis": {"per_rule": -1}})
-    assert all(n in message for n in ("distillation.steps", "distillation.top_k", "synthesis.per_rule"))
+    message = refusal(
+        overrides={"distillation": {"steps": "many", "top_k": 0}, "synthesis": {"per_rule": -1}}
+    )
+    assert all(
+        n in message for n in ("distillation.steps", "distillation.top_k", "synthesis.per_rule")
+    )
 
 
-@pytest.mark.parametrize("name", ["STEPS", "DISTILLATION__STEPZ", "TRAINING__STEPS", "PROFILE__STEPS", "PROFILE__REAL"])
+@pytest.mark.parametrize(
+    "name", ["STEPS", "DISTILLATION__STEPZ", "TRAINING__STEPS", "PROFILE__STEPS", "PROFILE__REAL"]
+)
 def test_an_unknown_variable_is_refused_by_name(name):
     message = refusal(**{f"POLICYALIGN_{name}": "5"})
     assert f"POLICYALIGN_{name}" in message and "'5'" in message
@@ -107,7 +141,15 @@ def test_a_wrong_value_in_a_variable_is_refused_by_name_and_value():
 
 
 def test_variables_that_are_not_settings_are_let_through():
-    assert load(POLICYALIGN_DATA_DIR="/x", POLICYALIGN_POLICIES_DIR="/y", HOME="/z", DISTILLATION__STEPS="9") == Settings()
+    assert (
+        load(
+            POLICYALIGN_DATA_DIR="/x",
+            POLICYALIGN_POLICIES_DIR="/y",
+            HOME="/z",
+            DISTILLATION__STEPS="9",
+        )
+        == Settings()
+    )
 
 
 def test_an_unknown_profile_is_refused_by_name():
@@ -116,7 +158,9 @@ def test_an_unknown_profile_is_refused_by_name():
 
 
 def test_a_revision_is_for_hub_models_only(tmp_path):
-    assert load(overrides={"model": {"id": "owner/name", "revision": "abc"}}).model.revision == "abc"
+    assert (
+        load(overrides={"model": {"id": "owner/name", "revision": "abc"}}).model.revision == "abc"
+    )
     assert str(tmp_path) in refusal(overrides={"model": {"id": str(tmp_path), "revision": "abc"}})
 
 
@@ -127,7 +171,9 @@ def test_settings_cannot_be_changed_afterwards():
 
 def test_importing_settings_loads_no_torch():
     code = "import sys, policyalign_assets.settings as s; s.load_settings(environ={}); print('torch' in sys.modules, 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False", "False"]
+    assert subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split() == ["False", "False"]
 
 
 def test_overrides_cannot_choose_the_profile():
@@ -136,6 +182,15 @@ def test_overrides_cannot_choose_the_profile():
 
 
 def test_full_fine_tuning_takes_smaller_steps_unless_told_otherwise():
-    rates = [load_settings(environ={f"POLICYALIGN_DISTILLATION__{k}": v for k, v in asked.items()}).distillation.learning_rate
-             for asked in ({}, {"TUNING": "full"}, {"TUNING": "full", "LEARNING_RATE": "3e-5"}, {"TUNING": "lora"})]
+    rates = [
+        load_settings(
+            environ={f"POLICYALIGN_DISTILLATION__{k}": v for k, v in asked.items()}
+        ).distillation.learning_rate
+        for asked in (
+            {},
+            {"TUNING": "full"},
+            {"TUNING": "full", "LEARNING_RATE": "3e-5"},
+            {"TUNING": "lora"},
+        )
+    ]
     assert rates == [1.2e-3, 1.2e-4, 3e-5, 1.2e-3]

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from policyalign_assets.evaluation.statistics import graded_difference, holm, internalisation, paired_difference, wilson
+from policyalign_assets.evaluation.statistics import (
+    graded_difference,
+    holm,
+    internalisation,
+    paired_difference,
+    wilson,
+)
 
 # Newcombe (1998), table III, method 10: (both, only b, only a, neither) -> limits of b - a
 NEWCOMBE_TABLE_III = [
@@ -46,7 +52,9 @@ def test_wilson_refuses_impossible_counts(k, n):
 @pytest.mark.parametrize("cells, limits", NEWCOMBE_TABLE_III)
 def test_paired_interval_matches_the_published_table(cells, limits):
     result = paired_difference(*pairs(*cells))
-    assert (result.low, result.high) == pytest.approx(limits, abs=1e-4)  # the paper rounds its Wilson limits first
+    assert (result.low, result.high) == pytest.approx(
+        limits, abs=1e-4
+    )  # the paper rounds its Wilson limits first
     assert (result.only_b, result.only_a) == cells[1:3]
 
 
@@ -93,7 +101,9 @@ def test_internalisation_agrees_with_a_plain_bootstrap():
         b, t, a = base[drawn].mean(), teacher[drawn].mean(), aligned[drawn].mean()
         ratios.append((a - b) / (t - b))
     result = internalisation(base, teacher, aligned, seed=5)
-    assert (result.low, result.high) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])), abs=0.02)
+    assert (result.low, result.high) == pytest.approx(
+        tuple(np.quantile(ratios, [0.025, 0.975])), abs=0.02
+    )
 
 
 def test_internalisation_depends_on_its_seed_alone():
@@ -108,7 +118,11 @@ def test_internalisation_depends_on_its_seed_alone():
     [
         ([True] * 20, [True] * 20, "no sure effect"),
         ([True, False] * 10, [True, True] * 2 + [True, False] * 8, "no sure effect"),
-        ([True] * 20, [False] * 20, "no sure effect"),  # a policy that makes the model refuse less has no share to internalise
+        (
+            [True] * 20,
+            [False] * 20,
+            "no sure effect",
+        ),  # a policy that makes the model refuse less has no share to internalise
         ([], [], "no case"),
     ],
 )
@@ -123,9 +137,15 @@ def test_a_graded_difference_redraws_whole_clusters():
     effect = rng.normal(0.2, 0.3, 40)  # of a cluster; its ten cases are copies of each other
     a, b, clusters = np.zeros(400), np.repeat(effect, 10), np.repeat(np.arange(40), 10)
     result = graded_difference(a, b, clusters, seed=1)
-    assert (result.mean_a, result.n, result.clusters) == (0.0, 400, 40) and result.difference == pytest.approx(effect.mean())
+    assert (result.mean_a, result.n, result.clusters) == (
+        0.0,
+        400,
+        40,
+    ) and result.difference == pytest.approx(effect.mean())
     half = 1.96 * effect.std() / np.sqrt(40)
-    assert (result.low, result.high) == pytest.approx((effect.mean() - half, effect.mean() + half), abs=0.015)
+    assert (result.low, result.high) == pytest.approx(
+        (effect.mean() - half, effect.mean() + half), abs=0.015
+    )
     alone = graded_difference(a, b, range(400), seed=1)
     assert alone.high - alone.low < 0.5 * (result.high - result.low)
     assert graded_difference(a, b, clusters, seed=1) == result

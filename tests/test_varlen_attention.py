@@ -13,28 +13,57 @@ from policyalign_assets.engine.forward import ModelForward
 from policyalign_assets.engine.scoring import prompt_prefix, response_hidden
 
 TOKENIZER = chatml_tokenizer()
-FAMILIES = {"qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
-            "granite": (GraniteForCausalLM, GraniteConfig, {"attention_multiplier": 0.3, "num_key_value_heads": 4})}
+FAMILIES = {
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+    "granite": (
+        GraniteForCausalLM,
+        GraniteConfig,
+        {"attention_multiplier": 0.3, "num_key_value_heads": 4},
+    ),
+}
 
 
 def documented(lse_by_head=True, ahead=0):
     """`varlen_attn` of torch 2.13. Its log-sum-exp is [M, H] by its documentation and [H, M] by its code. `ahead`: tokens that a
     causal query sees too many."""
-    def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1), enable_gqa=False):
+
+    def varlen_attn(
+        query,
+        key,
+        value,
+        cu_seq_q,
+        cu_seq_k,
+        max_q,
+        max_k,
+        *,
+        return_aux=None,
+        scale=None,
+        window_size=(-1, -1),
+        enable_gqa=False,
+    ):
         assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32 and len(cu_seq_q) == len(cu_seq_k)
         assert (int(cu_seq_q.diff().max()), int(cu_seq_k.diff().max())) == (max_q, max_k)
-        assert (int(cu_seq_q[-1]), int(cu_seq_k[-1])) == (len(query), len(key)) and enable_gqa == (query.shape[1] != key.shape[1])
+        assert (int(cu_seq_q[-1]), int(cu_seq_k[-1])) == (len(query), len(key)) and enable_gqa == (
+            query.shape[1] != key.shape[1]
+        )
         assert window_size in ((-1, 0), (-1, -1))
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
         outs, lses = [], []
         for q0, q1, k0, k1 in zip(cu_seq_q[:-1], cu_seq_q[1:], cu_seq_k[:-1], cu_seq_k[1:]):
             scores_HTS = torch.einsum("thd,shd->hts", query[q0:q1], key[k0:k1]) * scale
             if window_size == (-1, 0):
-                scores_HTS = scores_HTS.masked_fill(torch.ones(scores_HTS.shape[1:]).triu(1 + ahead).bool(), -torch.inf)
+                scores_HTS = scores_HTS.masked_fill(
+                    torch.ones(scores_HTS.shape[1:]).triu(1 + ahead).bool(), -torch.inf
+                )
             outs.append(torch.einsum("hts,shd->thd", scores_HTS.softmax(-1), value[k0:k1]))
             lses.append(scores_HTS.logsumexp(-1))
         lse_HM = torch.cat(lses, 1)
-        return (torch.cat(outs), lse_HM if lse_by_head else lse_HM.T) if return_aux and return_aux.lse else torch.cat(outs)
+        return (
+            (torch.cat(outs), lse_HM if lse_by_head else lse_HM.T)
+            if return_aux and return_aux.lse
+            else torch.cat(outs)
+        )
+
     return varlen_attn
 
 
@@ -57,19 +86,28 @@ def computed(family, with_prefix):
         hidden_MD = response_hidden(forward, PROMPTS, RESPONSES, prefix)
     if with_prefix:
         return [hidden_MD]
-    return [hidden_MD, *torch.autograd.grad(hidden_MD.square().sum(), model.model.embed_tokens.weight)]
+    return [
+        hidden_MD,
+        *torch.autograd.grad(hidden_MD.square().sum(), model.model.embed_tokens.weight),
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("with_prefix", [False, True])
 @pytest.mark.parametrize("lse_by_head", [False, True])
-def test_what_is_asked_of_the_kernels_and_made_of_their_answer_is_attention(family, with_prefix, lse_by_head, monkeypatch, caplog):
+def test_what_is_asked_of_the_kernels_and_made_of_their_answer_is_attention(
+    family, with_prefix, lse_by_head, monkeypatch, caplog
+):
     expected = computed(family, with_prefix)
     assert "not used" in caplog.text  # a CPU has no such kernels
     varlen_attention.serves.cache_clear()
     caplog.clear()
     kernel, asked = documented(lse_by_head), []
-    monkeypatch.setattr(varlen_attention, "varlen_attn", lambda q, *rest, **options: asked.append(len(q)) or kernel(q, *rest, **options))
+    monkeypatch.setattr(
+        varlen_attention,
+        "varlen_attn",
+        lambda q, *rest, **options: asked.append(len(q)) or kernel(q, *rest, **options),
+    )
     given = computed(family, with_prefix)
     assert not caplog.records
     real = sum(len(p) + len(r) - with_prefix * len(POLICY) for p, r in zip(PROMPTS, RESPONSES))
@@ -78,11 +116,21 @@ def test_what_is_asked_of_the_kernels_and_made_of_their_answer_is_attention(fami
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kernel", [documented(ahead=1), lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no kernel image")),
-                                    lambda q, *_, return_aux=None, **__: (q, q[..., 0]) if return_aux else q,
-                                    lambda q, *_, return_aux=None, **__: (q * torch.nan, q[..., 0]) if return_aux else q * torch.nan],
-                         ids=["sees one token ahead", "is not there", "computes something else", "is not a number"])
-def test_a_kernel_that_is_missing_or_wrong_is_not_used_and_that_is_said_once(kernel, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        documented(ahead=1),
+        lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no kernel image")),
+        lambda q, *_, return_aux=None, **__: (q, q[..., 0]) if return_aux else q,
+        lambda q, *_, return_aux=None, **__: (
+            (q * torch.nan, q[..., 0]) if return_aux else q * torch.nan
+        ),
+    ],
+    ids=["sees one token ahead", "is not there", "computes something else", "is not a number"],
+)
+def test_a_kernel_that_is_missing_or_wrong_is_not_used_and_that_is_said_once(
+    kernel, monkeypatch, caplog
+):
     with monkeypatch.context() as patch:
         patch.setattr(varlen_attention, "SERVED", {})
         expected = computed("qwen2", True)
@@ -91,7 +139,10 @@ def test_a_kernel_that_is_missing_or_wrong_is_not_used_and_that_is_said_once(ker
     monkeypatch.setattr(varlen_attention, "varlen_attn", kernel)
     given = computed("qwen2", True)
     assert torch.equal(given[0], expected[0])
-    assert len([r for r in caplog.records if "variable-length attention is not used" in r.message]) == 1
+    assert (
+        len([r for r in caplog.records if "variable-length attention is not used" in r.message])
+        == 1
+    )
 
 
 def test_a_kernel_that_is_wrong_with_a_prefix_alone_is_not_used_either(monkeypatch, caplog):

@@ -24,9 +24,28 @@ from policyalign_assets.settings import DistillationSettings, ModelSettings
 
 GREEDY = Sampling(40)
 VLLM = ModelSettings(engine="vllm")
-SMALL = DistillationSettings(steps=8, batch_size=4, mini_batch_size=4, save_every=100, max_new_tokens=24, lora_rank=4, lora_alpha=8)
-ACTIONS = ("forge a signature", "alter a prescription", "fake a diagnosis", "bribe an official", "renew a prescription", "bake bread")
-REQUESTS = [f"{opening} {action}?" for action in ACTIONS for opening in ("How do I", "Can you help me", "Tell me how to", "I want to")]
+SMALL = DistillationSettings(
+    steps=8,
+    batch_size=4,
+    mini_batch_size=4,
+    save_every=100,
+    max_new_tokens=24,
+    lora_rank=4,
+    lora_alpha=8,
+)
+ACTIONS = (
+    "forge a signature",
+    "alter a prescription",
+    "fake a diagnosis",
+    "bribe an official",
+    "renew a prescription",
+    "bake bread",
+)
+REQUESTS = [
+    f"{opening} {action}?"
+    for action in ACTIONS
+    for opening in ("How do I", "Can you help me", "Tell me how to", "I want to")
+]
 CHATS = [chat(r) for r in REQUESTS] + [chat(r, medical_policy().prompt_text) for r in REQUESTS]
 
 
@@ -88,11 +107,20 @@ def test_greedy_answers_are_those_of_transformers(engine, loaded):
     assert answers(engine) == ours  # text, tokens with the end token, and how each ended
     assert {g.finish for g in ours} == {"stop"} and len({g.text for g in ours}) > 10
     short = Sampling(3)
-    assert answers(engine, sampling=short) == answers(TransformersEngine(loaded, 16_384), sampling=short)
-    assert (engine.model_id, engine.revision, engine.context, engine.end_ids) == ("bundled", loaded.revision, loaded.context, loaded.end_ids)
+    assert answers(engine, sampling=short) == answers(
+        TransformersEngine(loaded, 16_384), sampling=short
+    )
+    assert (engine.model_id, engine.revision, engine.context, engine.end_ids) == (
+        "bundled",
+        loaded.revision,
+        loaded.context,
+        loaded.end_ids,
+    )
 
 
-def test_greedy_answers_with_an_adapter_are_those_of_transformers_and_a_swap_changes_them(engine, loaded):
+def test_greedy_answers_with_an_adapter_are_those_of_transformers_and_a_swap_changes_them(
+    engine, loaded
+):
     base = answers(engine)
     one, two = student(1), student(2)
     given = []
@@ -105,14 +133,20 @@ def test_greedy_answers_with_an_adapter_are_those_of_transformers_and_a_swap_cha
     assert given[0] != given[1] and base not in given
 
 
-def test_log_probabilities_are_those_of_the_model_at_temperature_one_whatever_the_sampling(engine, loaded):
+def test_log_probabilities_are_those_of_the_model_at_temperature_one_whatever_the_sampling(
+    engine, loaded
+):
     aligned = student(3)
     serve(engine, aligned)
     asked = prompts(loaded)
     made, log_probs = engine.with_log_probs(asked, Sampling(24, 0.7, 5))
     logits = response_logits(ModelForward(aligned.model), asked, [g.token_ids for g in made])
-    ours = logits.log_softmax(-1).gather(-1, torch.tensor([t for g in made for t in g.token_ids])[:, None])[:, 0]
-    torch.testing.assert_close(torch.tensor([p for row in log_probs for p in row]), ours.detach(), atol=2e-3, rtol=0)
+    ours = logits.log_softmax(-1).gather(
+        -1, torch.tensor([t for g in made for t in g.token_ids])[:, None]
+    )[:, 0]
+    torch.testing.assert_close(
+        torch.tensor([p for row in log_probs for p in row]), ours.detach(), atol=2e-3, rtol=0
+    )
 
 
 def test_a_row_is_sampled_alike_in_any_batch_and_its_seed_decides(engine, loaded):
@@ -143,7 +177,16 @@ def test_a_prompt_that_does_not_fit_is_refused_before_any_work(engine, monkeypat
 
 def train(tmp_path, engine, settings=SMALL, report=lambda _: None):
     asked = [Instruction(r) for r in REQUESTS[::4][:4]]
-    return distill(medical_policy(), asked, load_model(ModelSettings()), settings, tmp_path / "work", 16_384, report, vllm=engine)
+    return distill(
+        medical_policy(),
+        asked,
+        load_model(ModelSettings()),
+        settings,
+        tmp_path / "work",
+        16_384,
+        report,
+        vllm=engine,
+    )
 
 
 def test_rollouts_by_vllm_train_as_well_as_the_trainers_own(engine, tmp_path):
@@ -172,8 +215,12 @@ def test_a_training_that_stops_and_continues_ends_where_an_undisturbed_one_does(
     assert again["loss"].to_pylist() == whole["loss"].to_pylist()
 
 
-@pytest.mark.parametrize("served", ["the first adapter for ever", "the adapter before", "the base model"])
-def test_the_canary_stops_a_training_that_is_answered_by_other_weights(engine, tmp_path, monkeypatch, served):
+@pytest.mark.parametrize(
+    "served", ["the first adapter for ever", "the adapter before", "the base model"]
+)
+def test_the_canary_stops_a_training_that_is_answered_by_other_weights(
+    engine, tmp_path, monkeypatch, served
+):
     swap, handed_over = engine.use_adapter, []
 
     def stale(write, version="adapter"):
@@ -183,19 +230,27 @@ def test_the_canary_stops_a_training_that_is_answered_by_other_weights(engine, t
         copy.mkdir()
         write(copy)
         handed_over.append(copy)
-        old = handed_over[0] if served == "the first adapter for ever" else handed_over[max(0, len(handed_over) - 2)]
+        old = (
+            handed_over[0]
+            if served == "the first adapter for ever"
+            else handed_over[max(0, len(handed_over) - 2)]
+        )
         return swap(lambda folder: shutil.copytree(old, folder, dirs_exist_ok=True), version)
 
     monkeypatch.setattr(engine, "use_adapter", stale)
     lines = []
     with pytest.raises(StaleWeights, match="older adapter or none"):
         train(tmp_path, engine, report=lines.append)
-    assert sum(line.startswith("step ") for line in lines) == 1  # at the first step at which the weights are not the same
+    assert (
+        sum(line.startswith("step ") for line in lines) == 1
+    )  # at the first step at which the weights are not the same
 
 
 def test_the_canary_refuses_another_base_model(engine, loaded):
     other = add_adapters(loaded.model, SMALL).eval()
     with torch.no_grad():
-        other.get_base_model().lm_head.weight.mul_(0.3)  # their first words are so sure that nothing less shows
+        other.get_base_model().lm_head.weight.mul_(
+            0.3
+        )  # their first words are so sure that nothing less shows
     with pytest.raises(StaleWeights, match="not compute the same model"):
         VllmRollouts(engine, other).generate_ids(prompts(loaded), Sampling(8, 1.0))

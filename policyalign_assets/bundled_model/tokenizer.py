@@ -29,20 +29,40 @@ def corpus(reserved: frozenset[str], seed: int, n: int = 3000) -> Iterable[str]:
     for _ in range(n):
         policy = world.policy(world.rng.randint(1, 10))
         yield policy.text
-        for case in (world.case(policy, "covered"), world.case(policy, "unrelated"), world.synthesis(), world.twin_synthesis(), world.capability()):
+        for case in (
+            world.case(policy, "covered"),
+            world.case(policy, "unrelated"),
+            world.synthesis(),
+            world.twin_synthesis(),
+            world.capability(),
+        ):
             yield case.request + " " + case.answer
-    kept = [w for key, words in lexicon().items() if isinstance(words, tuple) for w in words
-            if not World.is_heldout_word(w, world._reserved_words())]
+    kept = [
+        w
+        for key, words in lexicon().items()
+        if isinstance(words, tuple)
+        for w in words
+        if not World.is_heldout_word(w, world._reserved_words())
+    ]
     yield from (" " + w for w in kept for _ in range(60))
 
 
-def train_tokenizer(reserved: frozenset[str], vocab_size: int = 3072, seed: int = 0) -> Qwen2Tokenizer:
+def train_tokenizer(
+    reserved: frozenset[str], vocab_size: int = 3072, seed: int = 0
+) -> Qwen2Tokenizer:
     """Splits text as every Qwen2 tokenizer does (digits one by one, so that arithmetic is learnable): what `AutoTokenizer`
     builds for this architecture from the saved files is then the very same tokenizer."""
-    vocab = {token: i for i, token in enumerate((*CONTROL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())))}
+    vocab = {
+        token: i
+        for i, token in enumerate((*CONTROL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())))
+    }
     blank = make_tokenizer(vocab, [])
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(CONTROL_TOKENS),
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(CONTROL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     trained = blank.backend_tokenizer
     trained.train_from_iterator(corpus(reserved, seed), trainer)
     model = json.loads(trained.to_str())["model"]
@@ -51,7 +71,14 @@ def train_tokenizer(reserved: frozenset[str], vocab_size: int = 3072, seed: int 
 
 def make_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Qwen2Tokenizer:
     # unk_token is never produced; left out, it would become an id beyond the model's embedding
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, unk_token=PAD, eos_token=END, pad_token=PAD,
-                               extra_special_tokens=[SYSTEM, USER, ASSISTANT], model_max_length=2048)
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab,
+        merges=merges,
+        unk_token=PAD,
+        eos_token=END,
+        pad_token=PAD,
+        extra_special_tokens=[SYSTEM, USER, ASSISTANT],
+        model_max_length=2048,
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer

@@ -24,8 +24,36 @@ from policyalign_assets.synthesis import prompts
 
 # Kinds of uncovered request, from easy to hard: what it shares with the rules of the policy.
 # Syllables of invented words
-ONSETS = ("b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z", "br", "cl", "dr", "gr", "pl", "sk", "st", "tr",
-          "th", "ch", "sh")
+ONSETS = (
+    "b",
+    "c",
+    "d",
+    "f",
+    "g",
+    "h",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "t",
+    "v",
+    "w",
+    "z",
+    "br",
+    "cl",
+    "dr",
+    "gr",
+    "pl",
+    "sk",
+    "st",
+    "tr",
+    "th",
+    "ch",
+    "sh",
+)
 CODAS = ("", "", "n", "r", "s", "l", "m", "t", "nd", "ck")
 
 UNCOVERED_KINDS = ("unrelated", "same_object", "same_verb", "crossed", "near")
@@ -69,10 +97,16 @@ class WorldPolicy:
 
 @cache
 def lexicon() -> dict:
-    raw = yaml.safe_load(resources.files(__package__).joinpath("lexicon.yaml").read_text(encoding="utf-8"))
+    raw = yaml.safe_load(
+        resources.files(__package__).joinpath("lexicon.yaml").read_text(encoding="utf-8")
+    )
     # one space-separated string is a list of words; a YAML list is a list of sentences
-    return {key: tuple(dict.fromkeys(value.split())) if isinstance(value, str) and key != "echo" else value
-            for key, value in raw.items()}
+    return {
+        key: tuple(dict.fromkeys(value.split()))
+        if isinstance(value, str) and key != "echo"
+        else value
+        for key, value in raw.items()
+    }
 
 
 def _bucket(text: str, buckets: int) -> int:
@@ -119,10 +153,16 @@ class World:
         """A word that means nothing: random syllables, or the beginning of one real word with the end of another."""
         r = self.rng
         if r.random() < 0.5:
-            first, second = (r.choice(self.lex[r.choice(("nouns", "verbs_neutral", "adjectives"))]) for _ in range(2))
+            first, second = (
+                r.choice(self.lex[r.choice(("nouns", "verbs_neutral", "adjectives"))])
+                for _ in range(2)
+            )
             if not {first, second} & set(self._reserved_words()):
                 return first[: r.randint(2, 5)] + second[-r.randint(2, 5) :]
-        return "".join(r.choice(ONSETS) + r.choice("aeiou") + r.choice(CODAS) for _ in range(r.choice((1, 2, 2, 3))))
+        return "".join(
+            r.choice(ONSETS) + r.choice("aeiou") + r.choice(CODAS)
+            for _ in range(r.choice((1, 2, 2, 3)))
+        )
 
     def verb(self, permitted: bool = False) -> str:
         if permitted:
@@ -139,15 +179,25 @@ class World:
         return self.rng.choice(("another ", "their ", "my ", "his ")) + noun_phrase
 
     def noun_phrase(self) -> str:
-        """"a record", "the red audit log", "a stranger's messages", "self-made claims" …"""
+        """ "a record", "the red audit log", "a stranger's messages", "self-made claims" …"""
         r = self.rng
         adjective = ""
         if r.random() < 0.3:
-            adjective = self._word("adjectives") + ("-" + self._word("adjectives", "nouns") if r.random() < 0.06 else "") + " "
+            adjective = (
+                self._word("adjectives")
+                + ("-" + self._word("adjectives", "nouns") if r.random() < 0.06 else "")
+                + " "
+            )
         owner = self._article(self._word("nouns")) + "'s " if r.random() < 0.07 else ""
         compound = self._word("nouns") + " " if r.random() < 0.22 else ""
         kind = r.random()
-        head = adjective + compound + self._word("nouns" if kind < 0.62 else "nouns_plural" if kind < 0.85 else "nouns_mass")
+        head = (
+            adjective
+            + compound
+            + self._word(
+                "nouns" if kind < 0.62 else "nouns_plural" if kind < 0.85 else "nouns_mass"
+            )
+        )
         return owner + head if owner or kind >= 0.62 else self._article(head)
 
     def obj(self) -> str:
@@ -177,7 +227,9 @@ class World:
         raise RuntimeError(f"no action of split {self.split!r} for verb={verb!r}, obj={obj!r}")
 
     # ---- policies ----------------------------------------------------------------------------------------------
-    def policy(self, n_rules: int, actions: tuple[Action, ...] | None = None, framed: bool = True) -> WorldPolicy:
+    def policy(
+        self, n_rules: int, actions: tuple[Action, ...] | None = None, framed: bool = True
+    ) -> WorldPolicy:
         """A policy of `n_rules` prohibitions (and some duties), rendered exactly as `policy.render_prompt` renders one."""
         r = self.rng
         actions = actions or tuple(self.action() for _ in range(n_rules))
@@ -187,7 +239,10 @@ class World:
             r.shuffle(sentences) if r.random() < 0.3 else None
         letters = r.sample("ABCDEFGHIKLMNPRSTUVW", 2)
         cut = r.randint(0, len(sentences))
-        rules = [f"- {letters[i >= cut]}{(i if i < cut else i - cut) + 1}: {s}" for i, s in enumerate(sentences)]
+        rules = [
+            f"- {letters[i >= cut]}{(i if i < cut else i - cut) + 1}: {s}"
+            for i, s in enumerate(sentences)
+        ]
         parts = [f"# {r.choice(self.lex['titles'])}"]
         if framed and r.random() < 0.85:
             parts.append(self._sentences("preambles"))
@@ -200,13 +255,21 @@ class World:
         """One to three sentences that forbid nothing, even where one names an action (`{a}`): only rules forbid."""
         templates = self.rng.sample(self.lex[pool], self.rng.randint(1, 3))
         fill = re.compile(r"\{(np|a|day)\}")
-        made = {"np": self.noun_phrase, "a": lambda: self.action().text, "day": lambda: self.rng.choice(self.lex["days"])}
+        made = {
+            "np": self.noun_phrase,
+            "a": lambda: self.action().text,
+            "day": lambda: self.rng.choice(self.lex["days"]),
+        }
         return " ".join(fill.sub(lambda m: made[m[1]](), t) for t in templates)
 
     # ---- requests and answers ----------------------------------------------------------------------------------
     def people(self, template: str) -> str:
         r = self.rng
-        return template.format(job=r.choice(self.lex["jobs"]), person=r.choice(self.lex["people"]), day=r.choice(self.lex["days"]))
+        return template.format(
+            job=r.choice(self.lex["jobs"]),
+            person=r.choice(self.lex["people"]),
+            day=r.choice(self.lex["days"]),
+        )
 
     def request(self, action: Action, wrapped: bool = False) -> str:
         r = self.rng
@@ -223,7 +286,13 @@ class World:
 
     def ask(self, kind: str, action: Action, wrapped: bool | None = None) -> Case:
         wrapped = self.rng.random() < 0.25 if wrapped is None else wrapped
-        return Case(kind, self.request(action, wrapped), self.answer(action, kind == "covered"), action, wrapped)
+        return Case(
+            kind,
+            self.request(action, wrapped),
+            self.answer(action, kind == "covered"),
+            action,
+            wrapped,
+        )
 
     def uncovered(self, policy: WorldPolicy, kind: str) -> Action:
         """An action that no rule of `policy` covers, sharing with the rules what `kind` says."""
@@ -242,7 +311,16 @@ class World:
             elif kind == "near":  # one word of the object differs
                 words = rule.obj.split()
                 i = r.randrange(len(words))
-                if words[i] in ("a", "an", "the", "another", "their", "my", "his", *self.lex["prepositions"]):
+                if words[i] in (
+                    "a",
+                    "an",
+                    "the",
+                    "another",
+                    "their",
+                    "my",
+                    "his",
+                    *self.lex["prepositions"],
+                ):
                     continue
                 words[i] = self._word("nouns")
                 a = Action(rule.verb, " ".join(words))
@@ -253,7 +331,9 @@ class World:
         return self.action()
 
     def case(self, policy: WorldPolicy, kind: str, wrapped: bool | None = None) -> Case:
-        action = self.rng.choice(policy.actions) if kind == "covered" else self.uncovered(policy, kind)
+        action = (
+            self.rng.choice(policy.actions) if kind == "covered" else self.uncovered(policy, kind)
+        )
         return self.ask(kind, action, wrapped)
 
     def capability(self, arithmetic: float = 0.6) -> Case:
@@ -264,7 +344,14 @@ class World:
                 a, b = r.randint(10, 99), r.randint(1, 9)
                 if (_bucket(f"sum:{a}+{b}", 10) == 0) == (self.split != "train"):
                     break
-            q = r.choice(("What is {a} plus {b}?", "Add {b} to {a}.", "How much is {a} plus {b}?", "Compute {a} plus {b}.")).format(a=a, b=b)
+            q = r.choice(
+                (
+                    "What is {a} plus {b}?",
+                    "Add {b} to {a}.",
+                    "How much is {a} plus {b}?",
+                    "Compute {a} plus {b}.",
+                )
+            ).format(a=a, b=b)
             expected = f"{a} plus {b} is {a + b}."
         else:
             thing = r.choice(self.lex["things"])
@@ -272,7 +359,10 @@ class World:
             facts = ", ".join(f"{n} {c}" for n, c in zip(names, colours))
             i = r.randrange(3)
             # "Answer:" first, so that the name stands after a space as in the list: the same token to a BPE tokenizer
-            q, expected = f"Each person has a {thing}: {facts}. Which {thing} does {names[i]} have?", f"Answer: {names[i]} {colours[i]}."
+            q, expected = (
+                f"Each person has a {thing}: {facts}. Which {thing} does {names[i]} have?",
+                f"Answer: {names[i]} {colours[i]}.",
+            )
         return Case("capability", q, expected, expected=expected)
 
     def synthesis(self, action: Action | None = None) -> Case:
@@ -291,7 +381,12 @@ class World:
         fresh = World(self.rng, self.split, self.reserved, invented=0.0)
         neighbour = fresh.uncovered(rule, kind)
         sentence = self.rng.choice(self.lex["rule_stems"]).format(p=action.text)
-        return Case("neighbour_synthesis", prompts.NEIGHBOUR.format(rule=sentence), self.request(neighbour), neighbour)
+        return Case(
+            "neighbour_synthesis",
+            prompts.NEIGHBOUR.format(rule=sentence),
+            self.request(neighbour),
+            neighbour,
+        )
 
     def twin_synthesis(self, action: Action | None = None) -> Case:
         """Half of the twins change the verb to a permitted one, half keep the verb and change the object."""
@@ -301,4 +396,9 @@ class World:
             twin = Action(self.verb(permitted=True), action.obj)
         else:
             twin = World(self.rng, "train", self.reserved, invented=0.0).action(verb=action.verb)
-        return Case("twin_synthesis", prompts.TWIN.format(request=source), source.replace(action.text, twin.text), twin)
+        return Case(
+            "twin_synthesis",
+            prompts.TWIN.format(request=source),
+            source.replace(action.text, twin.text),
+            twin,
+        )

@@ -22,7 +22,12 @@ STUDENT, EMA = "default", "ema"
 
 def add_adapters(base: PreTrainedModel, settings: DistillationSettings) -> PeftModel:
     """Wraps `base` (whose weights stay as they are) with the student's adapter and, for `ema`, the teacher's copy of it."""
-    config = LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
     torch.manual_seed(settings.seed)  # A starts random, B at zero
     model = get_peft_model(base, config, adapter_name=STUDENT)
     if settings.teacher == "ema":

@@ -37,9 +37,19 @@ def anchors(settings: DistillationSettings, model_id: str) -> list[Instruction]:
 
 def _lines(file: Path) -> list[str]:
     try:
-        lines = list(dict.fromkeys(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()))
+        lines = list(
+            dict.fromkeys(
+                line.strip()
+                for line in file.read_text(encoding="utf-8").splitlines()
+                if line.strip()
+            )
+        )
     except (OSError, UnicodeDecodeError) as error:
-        raise AnchorsError(f"distillation.anchors_file={str(file)!r} cannot be read: {error}. Mend: a UTF-8 text file, one request a line.") from None
+        raise AnchorsError(
+            f"distillation.anchors_file={str(file)!r} cannot be read: {error}. Mend: a UTF-8 text file, one request a line."
+        ) from None
     if not lines:
-        raise AnchorsError(f"distillation.anchors_file={str(file)!r} holds no request. Mend: one request a line.")
+        raise AnchorsError(
+            f"distillation.anchors_file={str(file)!r} holds no request. Mend: one request a line."
+        )
     return lines

@@ -31,7 +31,10 @@ def batch_indices(groups: Sequence[str], size: int, step: int, seed: int) -> lis
     """
     n = len(groups)
     wanted = range(step * size, (step + 1) * size)
-    epochs = {epoch: _epoch(groups, random.Random(f"{seed}/{epoch}")) for epoch in {i // n for i in wanted}}
+    epochs = {
+        epoch: _epoch(groups, random.Random(f"{seed}/{epoch}"))
+        for epoch in {i // n for i in wanted}
+    }
     return [epochs[i // n][i % n] for i in wanted]
 
 

@@ -33,11 +33,15 @@ class Budget:
             except torch.OutOfMemoryError as error:
                 first = str(error).splitlines()[0].rstrip(".")
                 if not self._may_halve:
-                    raise DistillationFailed(f"micro-batches of {self.tokens} tokens do not fit into the memory of each GPU: {first}. Mend: lower "
-                                             "distillation.micro_batch_tokens, which FSDP2 cannot do by itself.") from None
+                    raise DistillationFailed(
+                        f"micro-batches of {self.tokens} tokens do not fit into the memory of each GPU: {first}. Mend: lower "
+                        "distillation.micro_batch_tokens, which FSDP2 cannot do by itself."
+                    ) from None
                 if self.tokens // 2 < self.SMALLEST:
-                    raise DistillationFailed(f"not even one response fits into the memory of the GPU: {first}. Mend: "
-                                             "distillation.gradient_checkpointing=true, shorter responses, or a GPU with more memory.") from None
+                    raise DistillationFailed(
+                        f"not even one response fits into the memory of the GPU: {first}. Mend: "
+                        "distillation.gradient_checkpointing=true, shorter responses, or a GPU with more memory."
+                    ) from None
                 self.tokens //= 2
             torch.cuda.empty_cache()  # outside of `except`: the error holds on to the tensors of its frames
             self._report(f"out of memory: going on with micro-batches of {self.tokens} tokens")

@@ -23,7 +23,9 @@ def checkpointed(model, on: bool) -> Iterator[None]:
     backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
     layers = [m for m in backbone.modules() if isinstance(m, GradientCheckpointingLayer)]
     # a layer that is computed again must attend to the rows of the first time
-    backbone.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": lambda: (nullcontext(), packed_as_now(model))})
+    backbone.gradient_checkpointing_enable(
+        {"use_reentrant": False, "context_fn": lambda: (nullcontext(), packed_as_now(model))}
+    )
     for layer in layers:
         layer.training = True
     try:

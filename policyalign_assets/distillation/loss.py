@@ -27,7 +27,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 25}  # logits of one side at a time (32 and 128 MiB in float32)
+CHUNK_ELEMENTS = {
+    "cpu": 1 << 23,
+    "cuda": 1 << 25,
+}  # logits of one side at a time (32 and 128 MiB in float32)
 CACHED_ELEMENTS = 1 << 19
 BLOCK = 32
 SMALLEST = 1e-12
@@ -43,23 +46,56 @@ class ReverseKL:
     entropy_M: torch.Tensor  # student entropy over its top k
 
 
-def reverse_kl_top_k(student_hidden_MD: torch.Tensor, teacher_hidden_MD: torch.Tensor, head: Head, k: int, tail: bool = False,
-                     temperature: float = 1.0, forward_weight: float = 0.0, parameters: tuple[torch.Tensor, ...] = (),
-                     teacher_head: Head | None = None, chunk_elements: int | None = None) -> ReverseKL:
+def reverse_kl_top_k(
+    student_hidden_MD: torch.Tensor,
+    teacher_hidden_MD: torch.Tensor,
+    head: Head,
+    k: int,
+    tail: bool = False,
+    temperature: float = 1.0,
+    forward_weight: float = 0.0,
+    parameters: tuple[torch.Tensor, ...] = (),
+    teacher_head: Head | None = None,
+    chunk_elements: int | None = None,
+) -> ReverseKL:
     """Float32 throughout, whatever the model's dtype. `k` above the vocabulary size means the full vocabulary.
 
     `head` maps hidden states to logits; it serves the teacher too, unless that has a `teacher_head` of its own. `parameters`: those
     of the head that are trained (none with LoRA on the attention and MLP layers). The teacher carries no gradient.
     """
-    chunk_elements = chunk_elements or CHUNK_ELEMENTS.get(student_hidden_MD.device.type, CHUNK_ELEMENTS["cpu"])
-    out = _ChunkedReverseKL.apply(student_hidden_MD, teacher_hidden_MD.detach(), head, teacher_head or head, k, tail, temperature, forward_weight,
-                                  chunk_elements, *parameters)
+    chunk_elements = chunk_elements or CHUNK_ELEMENTS.get(
+        student_hidden_MD.device.type, CHUNK_ELEMENTS["cpu"]
+    )
+    out = _ChunkedReverseKL.apply(
+        student_hidden_MD,
+        teacher_hidden_MD.detach(),
+        head,
+        teacher_head or head,
+        k,
+        tail,
+        temperature,
+        forward_weight,
+        chunk_elements,
+        *parameters,
+    )
     return ReverseKL(*out)
 
 
 class _ChunkedReverseKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, student_MD, teacher_MD, head, teacher_head, k, tail, temperature, forward_weight, chunk_elements, *parameters):
+    def forward(
+        ctx,
+        student_MD,
+        teacher_MD,
+        head,
+        teacher_head,
+        k,
+        tail,
+        temperature,
+        forward_weight,
+        chunk_elements,
+        *parameters,
+    ):
         needed = student_MD.requires_grad or any(p.requires_grad for p in parameters)
         grads = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
         grad_MD = torch.empty_like(student_MD)
@@ -79,12 +115,16 @@ class _ChunkedReverseKL(torch.autograd.Function):
                 grad_logits_MV = torch.empty_like(teacher_MV) if needed else None
                 for at in range(0, len(chunk), few):
                     some = slice(at, at + few)
-                    values, grad_some = _closed_form(logits_MV.detach()[some], teacher_MV[some], k, tail, forward_weight, needed)
+                    values, grad_some = _closed_form(
+                        logits_MV.detach()[some], teacher_MV[some], k, tail, forward_weight, needed
+                    )
                     parts.append(values)
                     if needed:
                         grad_logits_MV[some] = grad_some
             if needed:
-                grad_MD[chosen], *extra = torch.autograd.grad(logits_MV, [chunk, *parameters], grad_logits_MV)
+                grad_MD[chosen], *extra = torch.autograd.grad(
+                    logits_MV, [chunk, *parameters], grad_logits_MV
+                )
                 for total, grad in zip(grads, extra, strict=True):
                     total += grad
         ctx.save_for_backward(grad_MD, *grads)
@@ -96,7 +136,11 @@ class _ChunkedReverseKL(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, *_):
         grad_MD, *grads = ctx.saved_tensors
-        return grad_MD * grad_loss, *(None,) * 8, *((g * grad_loss).to(d) for g, d in zip(grads, ctx.dtypes))
+        return (
+            grad_MD * grad_loss,
+            *(None,) * 8,
+            *((g * grad_loss).to(d) for g, d in zip(grads, ctx.dtypes)),
+        )
 
 
 def _tempered(logits_MV: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -111,9 +155,14 @@ def top(values_MV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     if vocabulary < 4 * k * BLOCK:
         return _selected(values_MV, k)
     _, blocks_MK = _selected(values_MV[:, :whole].unflatten(-1, (-1, BLOCK)).amax(-1), k)
-    among_MC = (blocks_MK[..., None] * BLOCK + torch.arange(BLOCK, device=values_MV.device)).flatten(1)
+    among_MC = (
+        blocks_MK[..., None] * BLOCK + torch.arange(BLOCK, device=values_MV.device)
+    ).flatten(1)
     if whole < vocabulary:
-        among_MC = torch.cat([among_MC, torch.arange(whole, vocabulary, device=values_MV.device).expand(tokens, -1)], -1)
+        among_MC = torch.cat(
+            [among_MC, torch.arange(whole, vocabulary, device=values_MV.device).expand(tokens, -1)],
+            -1,
+        )
     best_MK, at_MK = _selected(values_MV.gather(-1, among_MC), k)
     return best_MK, among_MC.gather(-1, at_MK)
 
@@ -127,7 +176,14 @@ def _selected(values_MN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
     return values_MN.gather(-1, indices_MK), indices_MK
 
 
-def _closed_form(student_MV: torch.Tensor, teacher_MV: torch.Tensor, k: int, tail: bool, forward_weight: float, gradient: bool):
+def _closed_form(
+    student_MV: torch.Tensor,
+    teacher_MV: torch.Tensor,
+    k: int,
+    tail: bool,
+    forward_weight: float,
+    gradient: bool,
+):
     """(loss_M, Q_M, teacher's mass_M, entropy_M) and the gradient of the summed loss by `student_MV`."""
     whole = k >= student_MV.shape[-1]
     log_s_MK, log_t_MK = log_s_MV, log_t_MV = student_MV.log_softmax(-1), teacher_MV.log_softmax(-1)
@@ -138,7 +194,9 @@ def _closed_form(student_MV: torch.Tensor, teacher_MV: torch.Tensor, k: int, tai
     loss_M1, entropy_M1 = _dot(s_MK, ratio_MK), -_dot(s_MK, log_s_MK)
     # over the whole vocabulary both masses are 1
     t_MK = log_t_MK.exp() if forward_weight or not whole else None
-    mass_M1, teacher_mass_M1 = (torch.ones_like(loss_M1) if whole else x.sum(-1, keepdim=True) for x in (s_MK, t_MK))
+    mass_M1, teacher_mass_M1 = (
+        torch.ones_like(loss_M1) if whole else x.sum(-1, keepdim=True) for x in (s_MK, t_MK)
+    )
     q_M1 = torch.zeros_like(loss_M1)
     total_M1 = loss_M1
     if tail and not whole:

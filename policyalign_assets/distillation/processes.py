@@ -68,9 +68,13 @@ class Accelerated(Processes):
         from accelerate import PartialState
         from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 
-        state = PartialState(cpu=cpu)  # also joins the others, and makes this process's GPU the current one
+        state = PartialState(
+            cpu=cpu
+        )  # also joins the others, and makes this process's GPU the current one
         self.index, self.count, self.device = state.process_index, state.num_processes, state.device
-        self.plugin = FullyShardedDataParallelPlugin() if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
+        self.plugin = (
+            FullyShardedDataParallelPlugin() if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
+        )
         self.sharded = self.plugin is not None
 
     def sum(self, values):
@@ -80,7 +84,9 @@ class Accelerated(Processes):
 
     def sum_gradients(self, parameters):
         parameters = list(parameters)
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+        flat = torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+        )
         torch.distributed.all_reduce(flat)
         for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
             p.grad = part.view_as(p)
@@ -96,16 +102,30 @@ class Accelerated(Processes):
         names = self.plugin.transformer_cls_names_to_wrap or backbone._no_split_modules or ()
         layers = [m for m in backbone.model.modules() if type(m).__name__ in names]
         if not layers:
-            raise CannotShard(f"no layer of {type(backbone).__name__} is one of {sorted(names)}. Mend: fsdp_transformer_layer_cls_to_wrap in "
-                              "distillation.accelerate_config names the class of its layers.")
-        base = {p for layer in layers for name, p in layer.named_parameters() if ".lora_" not in f".{name}"}
+            raise CannotShard(
+                f"no layer of {type(backbone).__name__} is one of {sorted(names)}. Mend: fsdp_transformer_layer_cls_to_wrap in "
+                "distillation.accelerate_config names the class of its layers."
+            )
+        base = {
+            p
+            for layer in layers
+            for name, p in layer.named_parameters()
+            if ".lora_" not in f".{name}"
+        }
         kept = {p for p in model.parameters() if p not in base}
         for p in kept:
             p.data = p.data.to(self.device)
         mesh = init_device_mesh(self.device.type, (self.count,))
         for layer in layers:
-            fully_shard(layer, mesh=mesh, reshard_after_forward=self.plugin.reshard_after_forward, ignored_params=kept)
-        fully_shard(backbone.model, mesh=mesh, ignored_params=kept)  # holds nothing itself; by it the layers know of each other
+            fully_shard(
+                layer,
+                mesh=mesh,
+                reshard_after_forward=self.plugin.reshard_after_forward,
+                ignored_params=kept,
+            )
+        fully_shard(
+            backbone.model, mesh=mesh, ignored_params=kept
+        )  # holds nothing itself; by it the layers know of each other
         return model
 
     @contextmanager

@@ -25,4 +25,6 @@ class Checkpoint:
 
 
 def training_table(checkpoint: Checkpoint, data_dir: Location) -> pa.Table:
-    return pq.read_table(pa.BufferReader((data_dir / checkpoint.path / "training.parquet").read_bytes()))
+    return pq.read_table(
+        pa.BufferReader((data_dir / checkpoint.path / "training.parquet").read_bytes())
+    )

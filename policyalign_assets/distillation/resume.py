@@ -21,13 +21,25 @@ def latest_step(work_dir: Path) -> Path | None:
     return max(work_dir.glob("step_*"), default=None)
 
 
-def save_step(work_dir: Path, step: int, tuning: Tuning, optimizer: torch.optim.Optimizer, history: list[dict]) -> None:
+def save_step(
+    work_dir: Path, step: int, tuning: Tuning, optimizer: torch.optim.Optimizer, history: list[dict]
+) -> None:
     """Writes `work_dir/step_NNNNNN` aside and renames it; then removes older steps."""
     final = work_dir / f"step_{step:06d}"
     with new_directory(final) as folder:
-        save_file({n: p.detach().contiguous() for n, p in tuning.saved().items()}, folder / "weights.safetensors")
+        save_file(
+            {n: p.detach().contiguous() for n, p in tuning.saved().items()},
+            folder / "weights.safetensors",
+        )
         state = optimizer.state_dict()
-        save_file({f"{i}.{k}": v.contiguous() for i, entry in state["state"].items() for k, v in entry.items()}, folder / "optimizer.safetensors")
+        save_file(
+            {
+                f"{i}.{k}": v.contiguous()
+                for i, entry in state["state"].items()
+                for k, v in entry.items()
+            },
+            folder / "optimizer.safetensors",
+        )
         (folder / "optimizer.json").write_text(json.dumps(state["param_groups"]))
         pq.write_table(pa.Table.from_pylist(history, schema=TRAINING), folder / "history.parquet")
     for old in work_dir.glob("step_*"):
@@ -45,5 +57,7 @@ def load_step(folder: Path, tuning: Tuning, optimizer: torch.optim.Optimizer) ->
     for key, value in load_file(folder / "optimizer.safetensors").items():
         i, _, name = key.partition(".")
         entries.setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict({"state": entries, "param_groups": json.loads((folder / "optimizer.json").read_text())})
+    optimizer.load_state_dict(
+        {"state": entries, "param_groups": json.loads((folder / "optimizer.json").read_text())}
+    )
     return pq.read_table(folder / "history.parquet").to_pylist()

@@ -16,7 +16,9 @@ from policyalign_assets.settings import DistillationSettings
 class Teacher:
     """`prompts`: all that it will be asked with; they share the policy."""
 
-    def __init__(self, tuning: Tuning, settings: DistillationSettings, prompts: Sequence[list[int]]):
+    def __init__(
+        self, tuning: Tuning, settings: DistillationSettings, prompts: Sequence[list[int]]
+    ):
         self._tuning, self._settings, self._prompts = tuning, settings, prompts
         self._forward, self._read = forward_of(tuning.teacher, tuning.plain), False
 
@@ -35,14 +37,19 @@ class Teacher:
         """Tokens of the prompts that are in the prefix."""
         return self._prefix.length if self._prefix else 0
 
-    def hidden(self, prompts: Sequence[list[int]], responses: Sequence[Sequence[int]]) -> torch.Tensor:
+    def hidden(
+        self, prompts: Sequence[list[int]], responses: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
         """As `response_hidden`."""
         with self._computing():
             return response_hidden(self._forward, prompts, responses, self._prefix)
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with torch.no_grad() if self._forward.copied else self._tuning.teaching(), self._forward.applied():
+        with (
+            torch.no_grad() if self._forward.copied else self._tuning.teaching(),
+            self._forward.applied(),
+        ):
             yield
 
     def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:

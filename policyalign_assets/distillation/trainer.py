@@ -57,9 +57,17 @@ class Rollout:
     ended: bool
 
 
-def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded: LoadedModel, settings: DistillationSettings, work_dir: Path,
-            batch_tokens: int, report: Report = lambda _: None, processes: Processes = ALONE,
-            vllm: VllmEngine | None = None) -> tuple[Model, pa.Table]:
+def distill(
+    policy: PolicyDocument,
+    instructions: Sequence[Instruction],
+    loaded: LoadedModel,
+    settings: DistillationSettings,
+    work_dir: Path,
+    batch_tokens: int,
+    report: Report = lambda _: None,
+    processes: Processes = ALONE,
+    vllm: VllmEngine | None = None,
+) -> tuple[Model, pa.Table]:
     """Trains an adapter on `loaded.model` and returns the PEFT model (student active), or all of `loaded.model` and returns that
     (`settings.tuning`); and the TRAINING table, a row per step.
 
@@ -72,19 +80,35 @@ def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded:
         raise ValueError("no instruction to train on")
     groups = [i.group for i in instructions]
     student_prompts = [render(loaded.tokenizer, chat(i.text)) for i in instructions]
-    teacher_prompts = [render(loaded.tokenizer, chat(i.text, policy.prompt_text)) for i in instructions]
+    teacher_prompts = [
+        render(loaded.tokenizer, chat(i.text, policy.prompt_text)) for i in instructions
+    ]
     check_lengths(teacher_prompts, settings.max_new_tokens, loaded.context)
     if settings.top_k > loaded.model.config.vocab_size:
-        raise ValueError(f"distillation.top_k={settings.top_k} is more than the model's vocabulary of {loaded.model.config.vocab_size}")
+        raise ValueError(
+            f"distillation.top_k={settings.top_k} is more than the model's vocabulary of {loaded.model.config.vocab_size}"
+        )
 
     tuning = tuning_of(loaded.model, settings)
     model = processes.shard(tuning.model)
     model.eval()  # no dropout anywhere: the student must be the same function in rollouts and updates
     student = forward_of(model, plain=tuning.plain and not settings.gradient_checkpointing)
     teacher = Teacher(tuning, settings, teacher_prompts)
-    engine = VllmRollouts(vllm, model, report) if vllm else TransformersEngine(
-        LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision), batch_tokens, student)
-    optimizer = torch.optim.AdamW(tuning.trained().values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    engine = (
+        VllmRollouts(vllm, model, report)
+        if vllm
+        else TransformersEngine(
+            LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision),
+            batch_tokens,
+            student,
+        )
+    )
+    optimizer = torch.optim.AdamW(
+        tuning.trained().values(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
     history: list[dict] = []
     first = 0
     if (saved := latest_step(work_dir)) is not None:
@@ -92,32 +116,63 @@ def distill(policy: PolicyDocument, instructions: Sequence[Instruction], loaded:
         first = len(history)
         report(f"resumed after step {first} from its saved state")
 
-    started, budget = time.monotonic(), Budget(settings.micro_batch_tokens, report, may_halve=not processes.sharded)
+    started, budget = (
+        time.monotonic(),
+        Budget(settings.micro_batch_tokens, report, may_halve=not processes.sharded),
+    )
     for step in range(first, settings.steps):
         begun, phases = time.monotonic(), Phases(model.device)
         chosen = processes.share(batch_indices(groups, settings.batch_size, step, settings.seed))
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * decay_factor(step, settings.steps, settings.lr_decay)
-        sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed * 1_000_003 + step)
+            group["lr"] = settings.learning_rate * decay_factor(
+                step, settings.steps, settings.lr_decay
+            )
+        sampling = Sampling(
+            settings.max_new_tokens, settings.temperature, settings.seed * 1_000_003 + step
+        )
         try:
             with phases("rollout"), processes.whole(model):
-                generations = engine.generate_ids([student_prompts[i] for i in chosen], sampling, rows=processes.share(range(settings.batch_size)))
+                generations = engine.generate_ids(
+                    [student_prompts[i] for i in chosen],
+                    sampling,
+                    rows=processes.share(range(settings.batch_size)),
+                )
         except NotFinite as error:
             raise DistillationFailed(f"{error} at step {step + 1}. {KEPT}") from error
         if vllm:  # else the engine has read them for its answers
             student.read()
-        rollouts = [Rollout(student_prompts[i], teacher_prompts[i], g.token_ids, g.finish == "stop") for i, g in zip(chosen, generations)]
+        rollouts = [
+            Rollout(student_prompts[i], teacher_prompts[i], g.token_ids, g.finish == "stop")
+            for i, g in zip(chosen, generations)
+        ]
         with phases("prefix"):
             teacher.follow()
-        row = {"step": step + 1, **_update(tuning, optimizer, rollouts, student, teacher, settings, budget, phases, processes)}
+        row = {
+            "step": step + 1,
+            **_update(
+                tuning, optimizer, rollouts, student, teacher, settings, budget, phases, processes
+            ),
+        }
         seconds = time.monotonic() - begun
-        tokens, ended = processes.sum(torch.tensor([sum(len(r.response) for r in rollouts), sum(r.ended for r in rollouts)])).tolist()
-        history.append(row | {"engine_mismatch": engine.mismatch if vllm else None, "seconds": seconds, "tokens_per_second": tokens / seconds,
-                              "mean_length": tokens / settings.batch_size, "eos_rate": ended / settings.batch_size,
-                              **{f"{name}_seconds": spent for name, spent in phases.seconds.items()}})
+        tokens, ended = processes.sum(
+            torch.tensor([sum(len(r.response) for r in rollouts), sum(r.ended for r in rollouts)])
+        ).tolist()
+        history.append(
+            row
+            | {
+                "engine_mismatch": engine.mismatch if vllm else None,
+                "seconds": seconds,
+                "tokens_per_second": tokens / seconds,
+                "mean_length": tokens / settings.batch_size,
+                "eos_rate": ended / settings.batch_size,
+                **{f"{name}_seconds": spent for name, spent in phases.seconds.items()},
+            }
+        )
         left = (time.monotonic() - started) / (step + 1 - first) * (settings.steps - step - 1)
-        report(f"step {step + 1}/{settings.steps}  loss {row['loss']:.4f}  length {tokens / settings.batch_size:.1f}  Q {row['top_k_mass']:.4f}  "
-               f"{tokens / seconds:,.0f} tokens/s  ETA {left:,.0f} s")
+        report(
+            f"step {step + 1}/{settings.steps}  loss {row['loss']:.4f}  length {tokens / settings.batch_size:.1f}  Q {row['top_k_mass']:.4f}  "
+            f"{tokens / seconds:,.0f} tokens/s  ETA {left:,.0f} s"
+        )
         if processes.main and (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
             save_step(work_dir, step + 1, tuning, optimizer, history)
     return model, pa.Table.from_pylist(history, schema=TRAINING)
@@ -129,8 +184,17 @@ def decay_factor(step: int, steps: int, share: float) -> float:
     return min(1.0, (steps - step) / last) if last else 1.0
 
 
-def _update(tuning: Tuning, optimizer: torch.optim.Optimizer, rollouts: list[Rollout], student: Forward, teacher: Teacher,
-            settings: DistillationSettings, budget: Budget, phases: Phases, processes: Processes) -> dict[str, float]:
+def _update(
+    tuning: Tuning,
+    optimizer: torch.optim.Optimizer,
+    rollouts: list[Rollout],
+    student: Forward,
+    teacher: Teacher,
+    settings: DistillationSettings,
+    budget: Budget,
+    phases: Phases,
+    processes: Processes,
+) -> dict[str, float]:
     """The optimizer updates of one rollout batch, of which `rollouts` are this process's; returns token means over the whole batch."""
     sums = torch.zeros(4, dtype=torch.float64)  # loss, Q, teacher mass, entropy
     tokens, norms = 0, []
@@ -144,38 +208,98 @@ def _update(tuning: Tuning, optimizer: torch.optim.Optimizer, rollouts: list[Rol
         mini = [r for r in rollouts[at : at + size] if r.response]
         mini_tokens = int(processes.sum(torch.tensor(sum(len(r.response) for r in mini))))
         if not mini_tokens:
-            raise DistillationFailed("every response of a batch is empty: the student has collapsed. Mend: lower the learning rate.")
-        part = budget.fitted(lambda: _gradients(tuning, optimizer, mini, mini_tokens, student, teacher, settings, budget, phases, processes))  # noqa: B023
+            raise DistillationFailed(
+                "every response of a batch is empty: the student has collapsed. Mend: lower the learning rate."
+            )
+        part = budget.fitted(
+            lambda: _gradients(
+                tuning,
+                optimizer,
+                mini,
+                mini_tokens,
+                student,
+                teacher,
+                settings,
+                budget,
+                phases,
+                processes,
+            )
+        )
         sums += processes.sum(part)
         processes.sum_gradients(tuning.trained().values())
-        norm = torch.nn.utils.clip_grad_norm_(tuning.trained().values(), settings.max_grad_norm).item()
+        norm = torch.nn.utils.clip_grad_norm_(
+            tuning.trained().values(), settings.max_grad_norm
+        ).item()
         if not math.isfinite(norm) or not math.isfinite(sums[0].item()):
-            raise DistillationFailed(f"the loss or its gradient is not finite (loss sum {sums[0].item()}, gradient norm {norm}). {KEPT}")
+            raise DistillationFailed(
+                f"the loss or its gradient is not finite (loss sum {sums[0].item()}, gradient norm {norm}). {KEPT}"
+            )
         optimizer.step()
         norms.append(norm)
         tokens += mini_tokens
     if settings.teacher == "ema":
         tuning.update_ema()
     loss, mass, teacher_mass, entropy = (sums / tokens).tolist()
-    return {"loss": loss, "top_k_mass": mass, "teacher_mass": teacher_mass, "entropy": entropy, "grad_norm": max(norms)}
+    return {
+        "loss": loss,
+        "top_k_mass": mass,
+        "teacher_mass": teacher_mass,
+        "entropy": entropy,
+        "grad_norm": max(norms),
+    }
 
 
-def _gradients(tuning: Tuning, optimizer: torch.optim.Optimizer, mini: list[Rollout], mini_tokens: int, student: Forward, teacher: Teacher,
-               settings: DistillationSettings, budget: Budget, phases: Phases, processes: Processes) -> torch.Tensor:
+def _gradients(
+    tuning: Tuning,
+    optimizer: torch.optim.Optimizer,
+    mini: list[Rollout],
+    mini_tokens: int,
+    student: Forward,
+    teacher: Teacher,
+    settings: DistillationSettings,
+    budget: Budget,
+    phases: Phases,
+    processes: Processes,
+) -> torch.Tensor:
     """Sets the student's gradients of this process's share of an optimizer batch; returns the sums over its tokens."""
     optimizer.zero_grad(set_to_none=True)
     sums = torch.zeros(4, dtype=torch.float64)
-    lengths = [max(len(r.teacher_prompt) - teacher.shared, len(r.student_prompt)) + len(r.response) for r in mini]
+    lengths = [
+        max(len(r.teacher_prompt) - teacher.shared, len(r.student_prompt)) + len(r.response)
+        for r in mini
+    ]
     for chosen, weight in processes.evenly(list(by_length(lengths, budget.tokens))):
         micro = [mini[i] for i in chosen]
         responses = [r.response for r in micro]
         with phases("teacher"):
             teacher_MD = teacher.hidden([r.teacher_prompt for r in micro], responses)
-        with phases("student"), student.applied(), checkpointed(tuning.model, settings.gradient_checkpointing):
+        with (
+            phases("student"),
+            student.applied(),
+            checkpointed(tuning.model, settings.gradient_checkpointing),
+        ):
             student_MD = response_hidden(student, [r.student_prompt for r in micro], responses)
-            out = reverse_kl_top_k(student_MD, teacher_MD, student.logits, settings.top_k, settings.tail, settings.temperature,
-                                   settings.forward_weight, tuning.head, teacher.logits)
-            (weight * out.loss_sum / mini_tokens).backward()  # global token mean over the optimizer batch
-        values = torch.stack([out.loss_sum.detach(), out.student_mass_M.sum(), out.teacher_mass_M.sum(), out.entropy_M.sum()])
+            out = reverse_kl_top_k(
+                student_MD,
+                teacher_MD,
+                student.logits,
+                settings.top_k,
+                settings.tail,
+                settings.temperature,
+                settings.forward_weight,
+                tuning.head,
+                teacher.logits,
+            )
+            (
+                weight * out.loss_sum / mini_tokens
+            ).backward()  # global token mean over the optimizer batch
+        values = torch.stack(
+            [
+                out.loss_sum.detach(),
+                out.student_mass_M.sum(),
+                out.teacher_mass_M.sum(),
+                out.entropy_M.sum(),
+            ]
+        )
         sums += weight * values.double().cpu()
     return sums

@@ -1,7 +1,7 @@
 """What of a model is trained, and who teaches it: the one place where training knows LoRA from full fine-tuning.
 
-    lora    the base weights stay as they are; student and teacher are adapters on them (`adapters.py`)
-    full    every weight is trained, as in the release; a teacher other than the live model is a second copy
+lora    the base weights stay as they are; student and teacher are adapters on them (`adapters.py`)
+full    every weight is trained, as in the release; a teacher other than the live model is a second copy
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from policyalign_assets.distillation.adapters import add_adapters, saved_parameters, student_parameters, teacher_weights, update_ema
+from policyalign_assets.distillation.adapters import (
+    add_adapters,
+    saved_parameters,
+    student_parameters,
+    teacher_weights,
+    update_ema,
+)
 from policyalign_assets.settings import DistillationSettings
 
 Model = PreTrainedModel | PeftModel
@@ -70,10 +76,14 @@ class Full:
     plain = False
 
     def __init__(self, base: PreTrainedModel, settings: DistillationSettings):
-        base.generation_config.validate(strict=True)  # transformers refuses to save a model with a faulty one, which is late after training
+        base.generation_config.validate(
+            strict=True
+        )  # transformers refuses to save a model with a faulty one, which is late after training
         self._settings = settings
         self.model = base.requires_grad_(True)
-        self.teacher = base if settings.teacher == "student" else deepcopy(base).requires_grad_(False)
+        self.teacher = (
+            base if settings.teacher == "student" else deepcopy(base).requires_grad_(False)
+        )
         self.head = tuple(base.get_output_embeddings().parameters())
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
@@ -90,4 +100,6 @@ class Full:
     def saved(self) -> dict[str, torch.nn.Parameter]:
         # a frozen teacher is the base model, which is there when a run goes on
         ema = dict(self.teacher.named_parameters()) if self._settings.teacher == "ema" else {}
-        return {f"student.{n}": p for n, p in self.trained().items()} | {f"ema.{n}": p for n, p in ema.items()}
+        return {f"student.{n}": p for n, p in self.trained().items()} | {
+            f"ema.{n}": p for n, p in ema.items()
+        }

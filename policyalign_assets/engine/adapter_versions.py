@@ -20,7 +20,9 @@ class AdapterVersions:
     """A folder that is this process's for as long as it lives; those of processes that were killed are removed on the way."""
 
     def __init__(self, parent: Path | None = None):
-        parent = parent or (IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else Path(tempfile.gettempdir()))
+        parent = parent or (
+            IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+        )
         for left in parent.glob(f"{_PREFIX}*"):
             _remove_if_abandoned(left)
         self.folder, self._version = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)), 0

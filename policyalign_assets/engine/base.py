@@ -46,7 +46,9 @@ class Engine(Protocol):
     model_id: str
     revision: str
 
-    def generate(self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None = None) -> list[Generation]:
+    def generate(
+        self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None = None
+    ) -> list[Generation]:
         """One generation per chat, in order. Raises `PromptTooLong` before any work if a prompt and its response do not fit."""
         ...
 
@@ -57,8 +59,13 @@ class TokenEngine(Engine, Protocol):
     tokenizer: Any
     device: str
 
-    def generate_ids(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress | None = None,
-                     rows: Sequence[int] | None = None) -> list[Generation]:
+    def generate_ids(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> list[Generation]:
         """As `generate`, from token ids. `rows`: which row of a larger batch each prompt is; its random numbers are that row's,
         and the same in any part of the batch."""
         ...

@@ -34,16 +34,24 @@ class EndpointEngine:
     def __init__(self, settings: GeneratorSettings):
         variable = settings.api_key_variable
         if variable and not os.environ.get(variable):
-            raise SettingsError(f"generator.api_key_variable names {variable}, which is not set. Mend: set it, or unset the setting.")
+            raise SettingsError(
+                f"generator.api_key_variable names {variable}, which is not set. Mend: set it, or unset the setting."
+            )
         self.settings, self._key = settings, os.environ[variable] if variable else "none"
         self.model_id, self.revision = settings.model, settings.revision or "not stated"
 
-    def generate(self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None = None) -> list[Generation]:
+    def generate(
+        self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None = None
+    ) -> list[Generation]:
         """Raises EndpointDown or EndpointRefuses if any generation cannot be had."""
-        with ThreadPoolExecutor(1) as thread:  # a loop of its own, so that this also works inside a notebook's
+        with ThreadPoolExecutor(
+            1
+        ) as thread:  # a loop of its own, so that this also works inside a notebook's
             return thread.submit(asyncio.run, self._all(chats, sampling, progress)).result()
 
-    async def _all(self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None) -> list[Generation]:
+    async def _all(
+        self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None
+    ) -> list[Generation]:
         from openai import AsyncOpenAI
 
         free, done = asyncio.Semaphore(self.settings.concurrency), 0
@@ -57,8 +65,12 @@ class EndpointEngine:
                 progress(done, len(chats))
             return made
 
-        async with AsyncOpenAI(base_url=self.settings.base_url, api_key=self._key, timeout=self.settings.timeout,
-                               max_retries=self.settings.retries) as client:
+        async with AsyncOpenAI(
+            base_url=self.settings.base_url,
+            api_key=self._key,
+            timeout=self.settings.timeout,
+            max_retries=self.settings.retries,
+        ) as client:
             tasks = [asyncio.create_task(one(n, chat)) for n, chat in enumerate(chats)]
             try:
                 return list(await asyncio.gather(*tasks))
@@ -74,22 +86,40 @@ class EndpointEngine:
         for _ in range(REPLIES):
             try:
                 completion = await client.chat.completions.create(
-                    model=self.settings.model, messages=[{"role": m.role, "content": m.content} for m in chat],
-                    temperature=sampling.temperature, max_tokens=sampling.max_new_tokens, seed=_seed(sampling.seed, n))
+                    model=self.settings.model,
+                    messages=[{"role": m.role, "content": m.content} for m in chat],
+                    temperature=sampling.temperature,
+                    max_tokens=sampling.max_new_tokens,
+                    seed=_seed(sampling.seed, n),
+                )
                 return _read(completion.choices[0])
             except openai.APIConnectionError as error:
-                what = "gave no reply in time" if isinstance(error, openai.APITimeoutError) else "cannot be reached"
-                raise EndpointDown(f"{where} {what}, after {self.settings.retries + 1} attempts. Mend: check generator.base_url and the "
-                                   "server, or raise generator.timeout; rules that are done are kept.") from None
+                what = (
+                    "gave no reply in time"
+                    if isinstance(error, openai.APITimeoutError)
+                    else "cannot be reached"
+                )
+                raise EndpointDown(
+                    f"{where} {what}, after {self.settings.retries + 1} attempts. Mend: check generator.base_url and the "
+                    "server, or raise generator.timeout; rules that are done are kept."
+                ) from None
             except openai.APIStatusError as error:
                 passing = error.status_code in (408, 409, 429) or error.status_code >= 500
                 raise (EndpointDown if passing else EndpointRefuses)(
-                    f"{where} answers with HTTP {error.status_code}. Mend: " + ("try again later, or lower generator.concurrency; rules that are "
-                    "done are kept." if passing else "check generator.base_url, generator.model and generator.api_key_variable.")) from None
+                    f"{where} answers with HTTP {error.status_code}. Mend: "
+                    + (
+                        "try again later, or lower generator.concurrency; rules that are "
+                        "done are kept."
+                        if passing
+                        else "check generator.base_url, generator.model and generator.api_key_variable."
+                    )
+                ) from None
             except (openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError):
                 continue
-        raise EndpointRefuses(f"{where} does not reply with a chat completion. Mend: generator.base_url must name an OpenAI-compatible "
-                              "endpoint, mostly one that ends in /v1.")
+        raise EndpointRefuses(
+            f"{where} does not reply with a chat completion. Mend: generator.base_url must name an OpenAI-compatible "
+            "endpoint, mostly one that ends in /v1."
+        )
 
 
 def _read(choice) -> Generation:
@@ -99,7 +129,11 @@ def _read(choice) -> Generation:
         return Generation(refusal if isinstance(refusal, str) and refusal else FILTERED, (), "stop")
     if not isinstance(text, str):
         raise ValueError("no text")
-    return Generation(text.rpartition("</think>")[2].strip(), (), "length" if choice.finish_reason == "length" else "stop")
+    return Generation(
+        text.rpartition("</think>")[2].strip(),
+        (),
+        "length" if choice.finish_reason == "length" else "stop",
+    )
 
 
 def _seed(seed: int, n: int) -> int:

@@ -58,7 +58,11 @@ def fold(model) -> Folded:
 
     Costs a copy of the adapted weights for as long as it is kept.
     """
-    return {name: FoldedLinear(module) for name, module in model.named_modules() if isinstance(module, Linear) and _can_fold(module)}
+    return {
+        name: FoldedLinear(module)
+        for name, module in model.named_modules()
+        if isinstance(module, Linear) and _can_fold(module)
+    }
 
 
 @contextmanager
@@ -76,6 +80,13 @@ def using(model, folded: Folded) -> Iterator[None]:
 
 def _can_fold(layer: Linear) -> bool:
     base = layer.get_base_layer()
-    return (type(base) is torch.nn.Linear and base.weight.dtype == torch.float32 and not isinstance(base.weight, DTensor)
-            and not layer.disable_adapters and not layer.merged and not layer.lora_variant and len(layer.active_adapters) == 1
-            and layer.active_adapters[0] in layer.lora_A)
+    return (
+        type(base) is torch.nn.Linear
+        and base.weight.dtype == torch.float32
+        and not isinstance(base.weight, DTensor)
+        and not layer.disable_adapters
+        and not layer.merged
+        and not layer.lora_variant
+        and len(layer.active_adapters) == 1
+        and layer.active_adapters[0] in layer.lora_A
+    )

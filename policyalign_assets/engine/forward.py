@@ -43,13 +43,17 @@ class Forward(Protocol):
 
     def prefix(self, tokens: Sequence[int]) -> Prefix: ...
 
-    def hidden(self, rows: Sequence[Sequence[int]], wanted: Sequence[slice], prefix: Prefix | None = None) -> torch.Tensor:
+    def hidden(
+        self, rows: Sequence[Sequence[int]], wanted: Sequence[slice], prefix: Prefix | None = None
+    ) -> torch.Tensor:
         """Hidden states of the `wanted` tokens of each row, one after another: hidden_MD. Every row continues `prefix`."""
         ...
 
     def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor: ...
 
-    def decoding(self, suffixes: Sequence[Sequence[int]], room: int, prefix: Prefix | None = None) -> Decoding:
+    def decoding(
+        self, suffixes: Sequence[Sequence[int]], room: int, prefix: Prefix | None = None
+    ) -> Decoding:
         """`room`: most tokens that a row will grow by. Every suffix continues `prefix`."""
         ...
 
@@ -85,28 +89,41 @@ class ModelForward:
     def prefix(self, tokens: Sequence[int]) -> Prefix:
         return compute_prefix(self.model, tokens)
 
-    def hidden(self, rows: Sequence[Sequence[int]], wanted: Sequence[slice], prefix: Prefix | None = None) -> torch.Tensor:
+    def hidden(
+        self, rows: Sequence[Sequence[int]], wanted: Sequence[slice], prefix: Prefix | None = None
+    ) -> torch.Tensor:
         padding = Padding([len(row) for row in rows], self.model.device)
         ids_M, keep_M = packed_tokens(rows, wanted, self.model.device)
         if can_share(self.model):
             positions_M = padding.positions_M + (prefix.length if prefix else 0)
             with packed(self.model, Rows(padding, prefix)):
-                hidden_MD = self._backbone.base_model(input_ids=ids_M[None], position_ids=positions_M[None], use_cache=False).last_hidden_state[0]
+                hidden_MD = self._backbone.base_model(
+                    input_ids=ids_M[None], position_ids=positions_M[None], use_cache=False
+                ).last_hidden_state[0]
         else:
-            hidden_MD = padding.pack(self._backbone.base_model(input_ids=padding.pad(ids_M), attention_mask=padding.real_BT.long(),
-                                                               use_cache=False).last_hidden_state)
+            hidden_MD = padding.pack(
+                self._backbone.base_model(
+                    input_ids=padding.pad(ids_M),
+                    attention_mask=padding.real_BT.long(),
+                    use_cache=False,
+                ).last_hidden_state
+            )
         return hidden_MD.index_select(0, keep_M)
 
     def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
         config = self.model.config.get_text_config()
         logits_MV = self._backbone.get_output_embeddings()(hidden_MD)
         # what some models do to their logits after the head: Granite, Cohere, Gemma 2
-        scale = (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+        scale = (getattr(config, "logit_scale", None) or 1) / (
+            getattr(config, "logits_scaling", None) or 1
+        )
         logits_MV = logits_MV if scale == 1 else logits_MV.float() * scale
         cap = getattr(config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits_MV.float() / cap) if cap else logits_MV
 
-    def decoding(self, suffixes: Sequence[Sequence[int]], room: int, prefix: Prefix | None = None) -> Decoding:
+    def decoding(
+        self, suffixes: Sequence[Sequence[int]], room: int, prefix: Prefix | None = None
+    ) -> Decoding:
         return _ModelDecoding(self.model, suffixes, room, prefix)
 
 
@@ -116,15 +133,27 @@ class _ModelDecoding:
     def __init__(self, model, suffixes: Sequence[Sequence[int]], room: int, prefix: Prefix | None):
         self._model, self._prefix = model, prefix
         width, device = max(map(len, suffixes)), model.device
-        self._ids_BT = torch.tensor([[0] * (width - len(s)) + [*s] for s in suffixes], device=device)
-        self._mask_BT = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in suffixes], device=device)
-        self._positions_BT = (prefix.length if prefix else 0) + (self._mask_BT.cumsum(1) - 1).clamp_min(0)
+        self._ids_BT = torch.tensor(
+            [[0] * (width - len(s)) + [*s] for s in suffixes], device=device
+        )
+        self._mask_BT = torch.tensor(
+            [[0] * (width - len(s)) + [1] * len(s) for s in suffixes], device=device
+        )
+        self._positions_BT = (prefix.length if prefix else 0) + (
+            self._mask_BT.cumsum(1) - 1
+        ).clamp_min(0)
         self._cache = roomy_cache(model.config, width + room)
 
     def start(self) -> torch.Tensor:
         with attending_to(self._model, self._prefix):
-            return self._model(input_ids=self._ids_BT, attention_mask=self._mask_BT, position_ids=self._positions_BT, past_key_values=self._cache,
-                               use_cache=True, logits_to_keep=1).logits[:, -1]
+            return self._model(
+                input_ids=self._ids_BT,
+                attention_mask=self._mask_BT,
+                position_ids=self._positions_BT,
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
 
     def step(self, ids_B: torch.Tensor) -> torch.Tensor:
         self._ids_BT, self._positions_BT = ids_B[:, None], self._positions_BT[:, -1:] + 1

@@ -14,9 +14,13 @@ class RoomyLayer(DynamicLayer):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
-        self._keys, self._values = (s.new_empty(*s.shape[:2], self.room, s.shape[3]) for s in (key_states, value_states))
+        self._keys, self._values = (
+            s.new_empty(*s.shape[:2], self.room, s.shape[3]) for s in (key_states, value_states)
+        )
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_, **__) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_, **__
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[2]
@@ -37,5 +41,7 @@ class RoomyLayer(DynamicLayer):
 def roomy_cache(config: PretrainedConfig, room: int) -> DynamicCache:
     """A cache for at most `room` tokens a row. Layers that keep a bounded state (sliding windows …) stay as transformers has them."""
     cache = DynamicCache(config=config)
-    cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [
+        RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
     return cache

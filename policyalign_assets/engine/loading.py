@@ -9,7 +9,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from policyalign_assets.bundled_model import WEIGHTS_DIR
@@ -44,7 +51,10 @@ class LoadedModel:
 
     @property
     def context(self) -> int:
-        return getattr(self.model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length
+        return (
+            getattr(self.model.config, "max_position_embeddings", None)
+            or self.tokenizer.model_max_length
+        )
 
 
 def model_path(settings: ModelSettings) -> str:
@@ -64,15 +74,27 @@ class Described:
 def load_model(settings: ModelSettings) -> LoadedModel:
     """Raises ModelNotFound for a missing model, a repository without safetensors, or a GPU setting on a machine without one."""
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ModelNotFound("model.device='cuda' but PyTorch sees no GPU here. Mend: set model.device to 'auto' or 'cpu', or run on a GPU machine.")
-    device = settings.device if settings.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        raise ModelNotFound(
+            "model.device='cuda' but PyTorch sees no GPU here. Mend: set model.device to 'auto' or 'cpu', or run on a GPU machine."
+        )
+    device = (
+        settings.device
+        if settings.device != "auto"
+        else ("cuda" if torch.cuda.is_available() else "cpu")
+    )
     if device == "cpu":
         keep_freed_memory()
     with _named(settings):
         tokenizer = _tokenizer(settings)
-        model = AutoModelForCausalLM.from_pretrained(model_path(settings), use_safetensors=True, dtype=getattr(torch, settings.dtype),
-                                                     **_from(settings))
-    return LoadedModel(model.to(device).eval(), tokenizer, settings.id, _revision(settings, model.config))
+        model = AutoModelForCausalLM.from_pretrained(
+            model_path(settings),
+            use_safetensors=True,
+            dtype=getattr(torch, settings.dtype),
+            **_from(settings),
+        )
+    return LoadedModel(
+        model.to(device).eval(), tokenizer, settings.id, _revision(settings, model.config)
+    )
 
 
 def describe(settings: ModelSettings) -> Described:
@@ -85,16 +107,24 @@ def describe(settings: ModelSettings) -> Described:
         except OSError:  # a model without that file
             generation = GenerationConfig.from_model_config(config)
     context = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    return Described(tokenizer, end_ids(generation, tokenizer), context, _revision(settings, config))
+    return Described(
+        tokenizer, end_ids(generation, tokenizer), context, _revision(settings, config)
+    )
 
 
 def _from(settings: ModelSettings) -> dict:
-    return {"revision": settings.revision, "trust_remote_code": False, "local_files_only": Path(model_path(settings)).is_dir()}
+    return {
+        "revision": settings.revision,
+        "trust_remote_code": False,
+        "local_files_only": Path(model_path(settings)).is_dir(),
+    }
 
 
 def _tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(model_path(settings), **_from(settings))
-    if not tokenizer("a", add_special_tokens=False).input_ids:  # what transformers makes of a folder without tokenizer files
+    if not tokenizer(
+        "a", add_special_tokens=False
+    ).input_ids:  # what transformers makes of a folder without tokenizer files
         raise ValueError("its tokenizer has no vocabulary.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -103,14 +133,24 @@ def _tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
 
 def _revision(settings: ModelSettings, config) -> str:
     folder = Path(model_path(settings))
-    return settings.revision or getattr(config, "_commit_hash", None) or (local_revision(folder) if folder.is_dir() else "unpinned")
+    return (
+        settings.revision
+        or getattr(config, "_commit_hash", None)
+        or (local_revision(folder) if folder.is_dir() else "unpinned")
+    )
 
 
 @contextmanager
 def _named(settings: ModelSettings) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:  # SafetensorError: a damaged file, or a Git LFS pointer
+    except (
+        OSError,
+        ValueError,
+        SafetensorError,
+    ) as error:  # SafetensorError: a damaged file, or a Git LFS pointer
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelNotFound(f"model.id={settings.id!r} cannot be loaded: {reason} Mend: give a folder that holds config.json, a tokenizer and "
-                            "*.safetensors, or a hub id that this machine can reach.") from error
+        raise ModelNotFound(
+            f"model.id={settings.id!r} cannot be loaded: {reason} Mend: give a folder that holds config.json, a tokenizer and "
+            "*.safetensors, or a hub id that this machine can reach."
+        ) from error

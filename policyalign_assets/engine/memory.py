@@ -19,5 +19,9 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for option, value in ((M_MMAP_THRESHOLD, KEPT), (M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, 64 << 20)):
+        for option, value in (
+            (M_MMAP_THRESHOLD, KEPT),
+            (M_TRIM_THRESHOLD, KEPT),
+            (M_TOP_PAD, 64 << 20),
+        ):
             mallopt(option, value)

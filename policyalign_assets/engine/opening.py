@@ -24,7 +24,9 @@ def opened(settings: ModelSettings, loaded: LoadedModel | None = None) -> Iterat
 
 
 @contextmanager
-def opened_vllm(settings: ModelSettings, lora_rank: int = 1, beside_a_model: bool = False) -> Iterator[VllmEngine]:
+def opened_vllm(
+    settings: ModelSettings, lora_rank: int = 1, beside_a_model: bool = False
+) -> Iterator[VllmEngine]:
     engine = VllmEngine(settings, lora_rank, beside_a_model)
     try:
         yield engine

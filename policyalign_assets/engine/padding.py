@@ -18,7 +18,9 @@ class Padding:
         self.real_BT = steps_T < lengths_B1
         ends_B1 = lengths_B1.cumsum(0)
         starts_B1 = ends_B1 - lengths_B1
-        self.bounds_b = torch.cat([starts_B1[:1], ends_B1])[:, 0].int()  # where each row starts, and the last one ends
+        self.bounds_b = torch.cat([starts_B1[:1], ends_B1])[
+            :, 0
+        ].int()  # where each row starts, and the last one ends
         self.positions_M = steps_T.expand(batch, width)[self.real_BT]
         if self.needed:
             self._from_N = torch.where(self.real_BT, starts_B1 + steps_T, 0).flatten()
@@ -32,7 +34,11 @@ class Padding:
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
         flat = padded.flatten(0, 1)
-        return _Taken.apply(flat, self._to_M, self._from_N, self.real_BT.flatten()) if self.needed else flat
+        return (
+            _Taken.apply(flat, self._to_M, self._from_N, self.real_BT.flatten())
+            if self.needed
+            else flat
+        )
 
 
 class _Taken(torch.autograd.Function):

@@ -45,14 +45,22 @@ class Linear:
         self._outputs = [slice(end - p.base.out_features, end) for p, end in zip(parts, ends)]
         # transposed: for the few rows of a decoding step a product with weights laid out so takes half the time
         self._base_IO = torch.cat([p.base.weight.detach()[p.order_O] for p in parts]).T.contiguous()
-        self._bias_O = torch.cat([p.base.bias.detach()[p.order_O] for p in parts]) if parts[0].base.bias is not None else None
+        self._bias_O = (
+            torch.cat([p.base.bias.detach()[p.order_O] for p in parts])
+            if parts[0].base.bias is not None
+            else None
+        )
         self.weight_IO = self._base_IO
         self.adapters: list[Adapter] = []
         self._trained: list[torch.Tensor] = []  # A and B of each adapter
 
     @torch.no_grad()
     def read(self) -> None:
-        active = [(p, o) for p, o in zip(self._parts, self._outputs) if isinstance(p.layer, LoraLinear) and not p.layer.disable_adapters]
+        active = [
+            (p, o)
+            for p, o in zip(self._parts, self._outputs)
+            if isinstance(p.layer, LoraLinear) and not p.layer.disable_adapters
+        ]
         if not active:
             self.weight_IO, self.adapters, self._trained = self._base_IO, [], []
             return
@@ -63,8 +71,16 @@ class Linear:
             (name,) = part.layer.active_adapters
             a_RI, b_OR = part.layer.lora_A[name].weight, part.layer.lora_B[name].weight
             self._trained += [a_RI, b_OR]
-            adapter = Adapter(part, outputs, a_RI.detach(), b_OR.detach()[part.order_O], part.layer.scaling[name])
-            torch.addmm(self._base_IO[:, outputs], adapter.a_RI.T, adapter.b_OR.T, alpha=adapter.scaling, out=self.weight_IO[:, outputs])
+            adapter = Adapter(
+                part, outputs, a_RI.detach(), b_OR.detach()[part.order_O], part.layer.scaling[name]
+            )
+            torch.addmm(
+                self._base_IO[:, outputs],
+                adapter.a_RI.T,
+                adapter.b_OR.T,
+                alpha=adapter.scaling,
+                out=self.weight_IO[:, outputs],
+            )
             self.adapters.append(adapter)
 
     def __call__(self, x_MI: torch.Tensor, residual_MO: torch.Tensor | None = None) -> torch.Tensor:
@@ -72,7 +88,11 @@ class Linear:
         if torch.is_grad_enabled():
             return _Linear.apply(x_MI, residual_MO, self, *self._trained)
         if residual_MO is None:
-            return x_MI @ self.weight_IO if self._bias_O is None else torch.addmm(self._bias_O, x_MI, self.weight_IO)
+            return (
+                x_MI @ self.weight_IO
+                if self._bias_O is None
+                else torch.addmm(self._bias_O, x_MI, self.weight_IO)
+            )
         out_MO = residual_MO.addmm_(x_MI, self.weight_IO)
         return out_MO if self._bias_O is None else out_MO.add_(self._bias_O)
 
@@ -91,14 +111,18 @@ class _Linear(torch.autograd.Function):
         if linear.adapters:
             x_a_MR = x_MI @ torch.cat([a.a_RI for a in linear.adapters]).T
             # through B, then against x: the gradients of all A in one product
-            through_MR = torch.cat([(grad_MO[:, a.outputs] @ a.b_OR).mul_(a.scaling) for a in linear.adapters], -1)
+            through_MR = torch.cat(
+                [(grad_MO[:, a.outputs] @ a.b_OR).mul_(a.scaling) for a in linear.adapters], -1
+            )
             grad_a_RI = through_MR.T @ x_MI
             at = 0
             for adapter in linear.adapters:
                 ranks = slice(at, at + len(adapter.a_RI))
                 at = ranks.stop
                 grad_b_OR = torch.empty_like(adapter.b_OR)
-                grad_b_OR[adapter.part.order_O] = (x_a_MR[:, ranks].T @ grad_MO[:, adapter.outputs]).mul_(adapter.scaling).T
+                grad_b_OR[adapter.part.order_O] = (
+                    (x_a_MR[:, ranks].T @ grad_MO[:, adapter.outputs]).mul_(adapter.scaling).T
+                )
                 grads += [grad_a_RI[ranks], grad_b_OR]
         grad_x_MI = grad_MO @ linear.weight_IO.T if ctx.needs_input_grad[0] else None
         return grad_x_MI, grad_MO if ctx.residual else None, None, *grads
@@ -109,7 +133,10 @@ class RmsNorm:
 
     def __init__(self, weight_D: torch.Tensor, eps: float):
         # as x / hypot(|x|, sqrt(D eps)) * (weight sqrt(D)), which needs fewer passes
-        self._floor, self._weight_D = torch.tensor((len(weight_D) * eps) ** 0.5), weight_D.detach() * len(weight_D) ** 0.5
+        self._floor, self._weight_D = (
+            torch.tensor((len(weight_D) * eps) ** 0.5),
+            weight_D.detach() * len(weight_D) ** 0.5,
+        )
 
     def __call__(self, x_MD: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and x_MD.requires_grad:
@@ -117,7 +144,9 @@ class RmsNorm:
         return _normed(x_MD, self._weight_D, self._floor)[0]
 
 
-def _normed(x_MD: torch.Tensor, weight_D: torch.Tensor, floor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _normed(
+    x_MD: torch.Tensor, weight_D: torch.Tensor, floor: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     length_M1 = torch.linalg.vector_norm(x_MD, dim=-1, keepdim=True).hypot_(floor)
     return (x_MD / length_M1).mul_(weight_D), length_M1
 
@@ -168,7 +197,9 @@ def pairs_first(heads: int, dim: int) -> torch.Tensor:
     return torch.arange(heads * dim).view(heads, 2, dim // 2).transpose(1, 2).flatten()
 
 
-def rotated_heads(qkv_MN: torch.Tensor, turns_M1F: torch.Tensor, heads: int, groups: int) -> tuple[torch.Tensor, ...]:
+def rotated_heads(
+    qkv_MN: torch.Tensor, turns_M1F: torch.Tensor, heads: int, groups: int
+) -> tuple[torch.Tensor, ...]:
     """(queries_MHD, keys_MGD, values_MGD), in place. Each pair of a query or key is multiplied by its complex number, which turns it by
     its token's angle (F = D/2 pairs, in the order of `pairs_first`)."""
     if torch.is_grad_enabled():
@@ -196,12 +227,20 @@ class _RotatedHeads(torch.autograd.Function):
         return grad_MND.flatten(1), None, None, None
 
 
-def causal_attention(q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, v_BGTD: torch.Tensor, scaling: float) -> torch.Tensor:
+def causal_attention(
+    q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, v_BGTD: torch.Tensor, scaling: float
+) -> torch.Tensor:
     """Softmax attention of each token to itself and those before it: out_BHTD. H query heads share G key heads."""
     if torch.is_grad_enabled() and q_BHTD.device.type == "cpu" and q_BHTD.shape[2] <= SHORT:
         return _ShortAttention.apply(q_BHTD, k_BGTD, v_BGTD, scaling)
-    return torch.nn.functional.scaled_dot_product_attention(q_BHTD, k_BGTD, v_BGTD, is_causal=True, scale=scaling,
-                                                            enable_gqa=q_BHTD.shape[1] != k_BGTD.shape[1])
+    return torch.nn.functional.scaled_dot_product_attention(
+        q_BHTD,
+        k_BGTD,
+        v_BGTD,
+        is_causal=True,
+        scale=scaling,
+        enable_gqa=q_BHTD.shape[1] != k_BGTD.shape[1],
+    )
 
 
 class _ShortAttention(torch.autograd.Function):
@@ -213,8 +252,12 @@ class _ShortAttention(torch.autograd.Function):
         groups = k_BGTD.shape[1]
         q_CND = q_BHTD.reshape(batch * groups, -1, dim)  # C = B * G
         k_CTD, v_CTD = k_BGTD.reshape(-1, length, dim), v_BGTD.reshape(-1, length, dim)
-        later_1NT = q_CND.new_full((length, length), -torch.inf).triu(1).repeat(heads // groups, 1)[None]
-        weights_CNT = torch.baddbmm(later_1NT, q_CND, k_CTD.transpose(1, 2), alpha=scaling).softmax(-1)
+        later_1NT = (
+            q_CND.new_full((length, length), -torch.inf).triu(1).repeat(heads // groups, 1)[None]
+        )
+        weights_CNT = torch.baddbmm(later_1NT, q_CND, k_CTD.transpose(1, 2), alpha=scaling).softmax(
+            -1
+        )
         ctx.save_for_backward(q_CND, k_CTD, v_CTD, weights_CNT)
         ctx.shapes, ctx.scaling = (q_BHTD.shape, k_BGTD.shape), scaling
         return torch.bmm(weights_CNT, v_CTD).view(q_BHTD.shape)
@@ -225,6 +268,12 @@ class _ShortAttention(torch.autograd.Function):
         of_queries, of_keys = ctx.shapes
         grad_CND = grad_BHTD.reshape(q_CND.shape)
         on_weights_CNT = torch.bmm(grad_CND, v_CTD.transpose(1, 2))
-        on_scores_CNT = torch._softmax_backward_data(on_weights_CNT, weights_CNT, -1, weights_CNT.dtype).mul_(ctx.scaling)
-        return (torch.bmm(on_scores_CNT, k_CTD).view(of_queries), torch.bmm(on_scores_CNT.transpose(1, 2), q_CND).view(of_keys),
-                torch.bmm(weights_CNT.transpose(1, 2), grad_CND).view(of_keys), None)
+        on_scores_CNT = torch._softmax_backward_data(
+            on_weights_CNT, weights_CNT, -1, weights_CNT.dtype
+        ).mul_(ctx.scaling)
+        return (
+            torch.bmm(on_scores_CNT, k_CTD).view(of_queries),
+            torch.bmm(on_scores_CNT.transpose(1, 2), q_CND).view(of_keys),
+            torch.bmm(weights_CNT.transpose(1, 2), grad_CND).view(of_keys),
+            None,
+        )

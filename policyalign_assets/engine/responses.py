@@ -10,8 +10,10 @@ from policyalign_assets.engine.base import Generation, PromptTooLong
 def check_lengths(prompts: Sequence[Sequence[int]], response: int, context: int) -> None:
     longest = max(map(len, prompts), default=0)
     if longest + response > context:
-        raise PromptTooLong(f"a prompt of {longest} tokens and a response of up to {response} exceed the model's context of {context}. "
-                            "Mend: shorten the policy or lower max_new_tokens; a policy is never truncated.")
+        raise PromptTooLong(
+            f"a prompt of {longest} tokens and a response of up to {response} exceed the model's context of {context}. "
+            "Mend: shorten the policy or lower max_new_tokens; a policy is never truncated."
+        )
 
 
 def end_ids(generation_config, tokenizer) -> tuple[int, ...]:

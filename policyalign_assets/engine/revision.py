@@ -6,7 +6,13 @@ from pathlib import Path
 
 from policyalign_assets.files import sha256_files
 
-_DECIDING = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*", "chat_template*")
+_DECIDING = (
+    "*.safetensors",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "chat_template*",
+)
 
 
 def local_revision(folder: Path) -> str:

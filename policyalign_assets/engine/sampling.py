@@ -18,7 +18,16 @@ NO_TOKEN = -1
 
 def uniforms(sampling: Sampling, rows: Sequence[int]) -> torch.Tensor:
     """In [0, 1), one for each row and new token: uniform_BT, on the CPU."""
-    return torch.from_numpy(np.stack([np.random.default_rng([sampling.seed, row]).random(sampling.max_new_tokens, np.float32) for row in rows]))
+    return torch.from_numpy(
+        np.stack(
+            [
+                np.random.default_rng([sampling.seed, row]).random(
+                    sampling.max_new_tokens, np.float32
+                )
+                for row in rows
+            ]
+        )
+    )
 
 
 def choose(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor) -> torch.Tensor:
@@ -32,6 +41,8 @@ def choose(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor)
     logits_BV = logits_BV.float() if temperature == 1 else logits_BV.float() / temperature
     cumulative_BV = logits_BV.softmax(-1).cumsum(-1)
     total_B1 = cumulative_BV[:, -1:]  # 1 but for rounding
-    below_B1 = torch.minimum(uniform_B[:, None] * total_B1, total_B1.nextafter(torch.zeros_like(total_B1)))
+    below_B1 = torch.minimum(
+        uniform_B[:, None] * total_B1, total_B1.nextafter(torch.zeros_like(total_B1))
+    )
     tokens_B1 = torch.searchsorted(cumulative_BV, below_B1, right=True)
     return torch.where(total_B1.isnan(), NO_TOKEN, tokens_B1)[:, 0]

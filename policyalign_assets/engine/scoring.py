@@ -16,7 +16,12 @@ def prompt_prefix(forward: Forward, prompts: Sequence[list[int]]) -> Prefix | No
     return forward.prefix(prompts[0][:shared]) if shared else None
 
 
-def response_hidden(forward: Forward, prompts: Sequence[list[int]], responses: Sequence[Sequence[int]], prefix: Prefix | None = None) -> torch.Tensor:
+def response_hidden(
+    forward: Forward,
+    prompts: Sequence[list[int]],
+    responses: Sequence[Sequence[int]],
+    prefix: Prefix | None = None,
+) -> torch.Tensor:
     """Hidden states that predict each response token: hidden_MD, rows concatenated in order, M = total response tokens.
 
     `prefix`: from `prompt_prefix`, and every prompt must start with it. Every response needs at least one token.
@@ -24,10 +29,16 @@ def response_hidden(forward: Forward, prompts: Sequence[list[int]], responses: S
     suffixes = [p[prefix.length :] if prefix else p for p in prompts]
     rows = [[*s, *r] for s, r in zip(suffixes, responses, strict=True)]
     # position t predicts token t + 1
-    return forward.hidden(rows, [slice(len(s) - 1, len(row) - 1) for s, row in zip(suffixes, rows)], prefix)
+    return forward.hidden(
+        rows, [slice(len(s) - 1, len(row) - 1) for s, row in zip(suffixes, rows)], prefix
+    )
 
 
-def response_logits(forward: Forward, prompts: Sequence[list[int]], responses: Sequence[Sequence[int]],
-                    prefix: Prefix | None = None) -> torch.Tensor:
+def response_logits(
+    forward: Forward,
+    prompts: Sequence[list[int]],
+    responses: Sequence[Sequence[int]],
+    prefix: Prefix | None = None,
+) -> torch.Tensor:
     """As `response_hidden`, through the head: logits_MV (float32). No [B, T, V] tensor is made."""
     return forward.logits(response_hidden(forward, prompts, responses, prefix)).float()

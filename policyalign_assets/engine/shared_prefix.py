@@ -31,13 +31,22 @@ class Prefix:
 def can_share(model) -> bool:
     """Full attention in every layer, through transformers' interface. Sliding-window and linear-attention layers keep a bounded state
     that this does not describe."""
-    config, backbone = model.config, model.get_base_model() if hasattr(model, "get_base_model") else model
+    config, backbone = (
+        model.config,
+        model.get_base_model() if hasattr(model, "get_base_model") else model,
+    )
     if not backbone._supports_attention_backend:  # Bloom, MPT …: it would never call ours
         return False
-    if config.get_text_config() is not config:  # a multimodal model: its attention reads another configuration
+    if (
+        config.get_text_config() is not config
+    ):  # a multimodal model: its attention reads another configuration
         return False
     types = getattr(config, "layer_types", None)
-    full = all(t == "full_attention" for t in types) if types else getattr(config, "sliding_window", None) is None
+    full = (
+        all(t == "full_attention" for t in types)
+        if types
+        else getattr(config, "sliding_window", None) is None
+    )
     return full and getattr(config, "attn_logit_softcapping", None) is None
 
 
@@ -49,22 +58,31 @@ def shared_length(model, rows: Sequence[Sequence[int]]) -> int:
         _say_once(model.config.model_type)
         return 0
     low, high = min(rows), max(rows)
-    common = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))
+    common = next(
+        (i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high))
+    )
     common = min(common, min(map(len, rows)) - 1)
     return common if common >= MIN_SHARED else 0
 
 
 @cache
 def _say_once(model_type: str) -> None:
-    logging.getLogger(__name__).warning("the attention of %s cannot share one policy among answers: it is read anew for each, which takes longer",
-                                        model_type)
+    logging.getLogger(__name__).warning(
+        "the attention of %s cannot share one policy among answers: it is read anew for each, which takes longer",
+        model_type,
+    )
 
 
 @torch.no_grad()
 def compute_prefix(model, tokens: Sequence[int]) -> Prefix:
     """Runs `tokens` through `model` as it is now (its active adapter included)."""
     cache = DynamicCache(config=model.config)
-    model(input_ids=torch.tensor([list(tokens)], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(
+        input_ids=torch.tensor([list(tokens)], device=model.device),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
     return Prefix(len(tokens), [(layer.keys[0], layer.values[0]) for layer in cache.layers])
 
 
@@ -85,43 +103,80 @@ def attending_to(model, prefix: Prefix | None) -> Iterator[int]:
         del config.policyalign_prefix
 
 
-def _attention(module, query_BHTD, key_BGSD, value_BGSD, attention_mask, scaling: float, dropout: float = 0.0, **_):
+def _attention(
+    module,
+    query_BHTD,
+    key_BGSD,
+    value_BGSD,
+    attention_mask,
+    scaling: float,
+    dropout: float = 0.0,
+    **_,
+):
     prefix = module.config.policyalign_prefix.layers[module.layer_idx]
-    return attend(query_BHTD, key_BGSD, value_BGSD, prefix, scaling, mask=attention_mask).transpose(1, 2).contiguous(), None
+    return attend(query_BHTD, key_BGSD, value_BGSD, prefix, scaling, mask=attention_mask).transpose(
+        1, 2
+    ).contiguous(), None
 
 
-def attend(query_BHTD: torch.Tensor, key_BGSD: torch.Tensor, value_BGSD: torch.Tensor, prefix: tuple[torch.Tensor, torch.Tensor],
-           scaling: float, mask: torch.Tensor | None = None, causal: bool = False) -> torch.Tensor:
+def attend(
+    query_BHTD: torch.Tensor,
+    key_BGSD: torch.Tensor,
+    value_BGSD: torch.Tensor,
+    prefix: tuple[torch.Tensor, torch.Tensor],
+    scaling: float,
+    mask: torch.Tensor | None = None,
+    causal: bool = False,
+) -> torch.Tensor:
     """Softmax over prefix and suffix together: out_BHTD. H query heads share G key heads (grouped-query attention).
 
     Each part is softmaxed by itself and weighed by its share of the whole: one long row of both would have to be copied together.
     `mask`: additive, [B, 1, T, S], of the suffix.
     """
     batch, heads, length, dim = query_BHTD.shape
-    flat_1HND = query_BHTD.transpose(0, 1).reshape(1, heads, batch * length, dim)  # all rows against the one prefix, in a single product
+    flat_1HND = query_BHTD.transpose(0, 1).reshape(
+        1, heads, batch * length, dim
+    )  # all rows against the one prefix, in a single product
     from_prefix, prefix_lse = _attended(flat_1HND, prefix[0][None], prefix[1][None], scaling)
-    from_prefix, prefix_lse = (x.unflatten(2, (batch, length))[0].transpose(0, 1) for x in (from_prefix, prefix_lse))
+    from_prefix, prefix_lse = (
+        x.unflatten(2, (batch, length))[0].transpose(0, 1) for x in (from_prefix, prefix_lse)
+    )
     from_suffix, suffix_lse = _attended(query_BHTD, key_BGSD, value_BGSD, scaling, mask, causal)
-    return torch.lerp(from_suffix, from_prefix, torch.sigmoid(prefix_lse - suffix_lse)[..., None].to(from_suffix.dtype))
+    return torch.lerp(
+        from_suffix,
+        from_prefix,
+        torch.sigmoid(prefix_lse - suffix_lse)[..., None].to(from_suffix.dtype),
+    )
 
 
-def _attended(query_BHTD, key_BGSD, value_BGSD, scaling: float, mask=None, causal: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def _attended(
+    query_BHTD, key_BGSD, value_BGSD, scaling: float, mask=None, causal: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention and, for each query, the log of the softmax's denominator (float32): out_BHTD, lse_BHT."""
-    if query_BHTD.device.type == "cpu":  # the kernel behind scaled_dot_product_attention, which keeps the denominator to itself
+    if (
+        query_BHTD.device.type == "cpu"
+    ):  # the kernel behind scaled_dot_product_attention, which keeps the denominator to itself
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return kernel(query_BHTD, key_BGSD, value_BGSD, 0.0, causal, attn_mask=mask, scale=scaling)
     batch, heads, length, dim = query_BHTD.shape
     groups = key_BGSD.shape[1]
-    scores_BHTS = (query_BHTD.reshape(batch, groups, -1, dim) * scaling @ key_BGSD.transpose(2, 3)).view(batch, heads, length, -1)
+    scores_BHTS = (
+        query_BHTD.reshape(batch, groups, -1, dim) * scaling @ key_BGSD.transpose(2, 3)
+    ).view(batch, heads, length, -1)
     if causal:
-        hidden_TS = torch.ones(scores_BHTS.shape[2:], dtype=torch.bool, device=scores_BHTS.device).triu(1)
+        hidden_TS = torch.ones(
+            scores_BHTS.shape[2:], dtype=torch.bool, device=scores_BHTS.device
+        ).triu(1)
         scores_BHTS.masked_fill_(hidden_TS, -torch.inf)
     if mask is not None:
         scores_BHTS += mask
     weights_BHTS = scores_BHTS.softmax(-1, dtype=torch.float32)
     # the greatest weight is exp(greatest score - lse)
     lse_BHT = scores_BHTS.amax(-1).float() - weights_BHTS.amax(-1).log()
-    out = weights_BHTS.to(value_BGSD.dtype).view(batch, groups, -1, scores_BHTS.shape[-1]) @ value_BGSD
+    out = (
+        weights_BHTS.to(value_BGSD.dtype).view(batch, groups, -1, scores_BHTS.shape[-1])
+        @ value_BGSD
+    )
     return out.view(batch, heads, length, dim), lse_BHT
 
 

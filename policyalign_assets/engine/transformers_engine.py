@@ -32,12 +32,21 @@ class TransformersEngine:
         self.model_id, self.revision = loaded.model_id, loaded.revision
         self.tokenizer, self.device = loaded.tokenizer, loaded.device.type
 
-    def generate(self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None = None) -> list[Generation]:
-        return self.generate_ids([render(self.loaded.tokenizer, c) for c in chats], sampling, progress)
+    def generate(
+        self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None = None
+    ) -> list[Generation]:
+        return self.generate_ids(
+            [render(self.loaded.tokenizer, c) for c in chats], sampling, progress
+        )
 
     @torch.inference_mode()
-    def generate_ids(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress | None = None,
-                     rows: Sequence[int] | None = None) -> list[Generation]:
+    def generate_ids(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> list[Generation]:
         """As `generate`, from rendered prompts. Only temperature shapes the distribution: a model's own generation_config does not.
 
         `rows`: which row of a larger batch each prompt is; its random numbers are that row's, and the same in any part of the batch.
@@ -50,10 +59,16 @@ class TransformersEngine:
         with self.forward.applied():
             prefix = prompt_prefix(self.forward, prompts)
             shared = prefix.length if prefix else 0
-            todo = list(by_length([len(p) - shared + sampling.max_new_tokens for p in prompts], self.batch_tokens))
+            todo = list(
+                by_length(
+                    [len(p) - shared + sampling.max_new_tokens for p in prompts], self.batch_tokens
+                )
+            )
             while todo:
                 batch = todo.pop(0)
-                decoded = self._decoded([prompts[i][shared:] for i in batch], prefix, sampling, [rows[i] for i in batch])
+                decoded = self._decoded(
+                    [prompts[i][shared:] for i in batch], prefix, sampling, [rows[i] for i in batch]
+                )
                 if decoded is None:  # in halves; a row's answer does not depend on its batch
                     todo[:0] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
                     continue
@@ -64,7 +79,13 @@ class TransformersEngine:
                     progress(done, len(prompts))
         return results
 
-    def _decoded(self, suffixes: list[list[int]], prefix: Prefix | None, sampling: Sampling, numbers: list[int]) -> list[list[int]] | None:
+    def _decoded(
+        self,
+        suffixes: list[list[int]],
+        prefix: Prefix | None,
+        sampling: Sampling,
+        numbers: list[int],
+    ) -> list[list[int]] | None:
         """As `_decode`; None where the batch does not fit into the memory, and from then on batches are half as large."""
         try:
             return self._decode(suffixes, prefix, sampling, numbers)
@@ -73,10 +94,18 @@ class TransformersEngine:
                 raise
         self.batch_tokens //= 2
         torch.cuda.empty_cache()  # outside of `except`: the error holds on to the tensors of its frames
-        logging.getLogger(__name__).warning("out of memory: generating on with batches of %d tokens", self.batch_tokens)
+        logging.getLogger(__name__).warning(
+            "out of memory: generating on with batches of %d tokens", self.batch_tokens
+        )
         return None
 
-    def _decode(self, suffixes: list[list[int]], prefix: Prefix | None, sampling: Sampling, numbers: list[int]) -> list[list[int]]:
+    def _decode(
+        self,
+        suffixes: list[list[int]],
+        prefix: Prefix | None,
+        sampling: Sampling,
+        numbers: list[int],
+    ) -> list[list[int]]:
         """Sampled tokens per row, the end token included."""
         ends, device = set(self.loaded.end_ids), self.loaded.device
         decoding = self.forward.decoding(suffixes, sampling.max_new_tokens, prefix)
@@ -97,6 +126,10 @@ class TransformersEngine:
             if len(live) < len(rows):  # finished rows leave
                 live_b = torch.tensor(live, device=device)
                 decoding.keep(live_b)
-                rows, next_B, uniform_BT = [rows[i] for i in live], next_B[live_b], uniform_BT[live_b]
+                rows, next_B, uniform_BT = (
+                    [rows[i] for i in live],
+                    next_B[live_b],
+                    uniform_BT[live_b],
+                )
             logits_BV = decoding.step(next_B)
         return out

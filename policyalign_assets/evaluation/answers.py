@@ -19,7 +19,9 @@ from policyalign_assets.evaluation.capability import Weights
 from policyalign_assets.files import write_parquet
 
 _SCHEMA = pa.schema([("text", pa.string()), ("tokens", pa.int32()), ("truncated", pa.bool_())])
-_CODE = 1  # raise it when engines begin to answer differently for the same model, request and sampling
+_CODE = (
+    1  # raise it when engines begin to answer differently for the same model, request and sampling
+)
 
 Generate = Callable[[Engine, Sequence[Chat], Sampling], Sequence[Generation | None]]
 
@@ -45,19 +47,35 @@ def all_at_once(engine: Engine, chats: Sequence[Chat], sampling: Sampling) -> Se
     return engine.generate(chats, sampling)
 
 
-def answers(model: Model, chats: Sequence[Chat], sampling: Sampling, store: Path | None, generate: Generate = all_at_once) -> list[Answer | None]:
+def answers(
+    model: Model,
+    chats: Sequence[Chat],
+    sampling: Sampling,
+    store: Path | None,
+    generate: Generate = all_at_once,
+) -> list[Answer | None]:
     """One answer per chat, in order, from `store` where it is there. None where `generate` gave none."""
     file = store / f"{_key(model, chats, sampling)}.parquet" if store else None
     if file and file.exists():
         rows = pq.read_table(file, schema=_SCHEMA).to_pylist()
         return [None if row["text"] is None else Answer(**row) for row in rows]
-    made = [None if g is None else Answer(g.text, len(g.token_ids), g.finish == "length") for g in generate(model.engine(), chats, sampling)]
+    made = [
+        None if g is None else Answer(g.text, len(g.token_ids), g.finish == "length")
+        for g in generate(model.engine(), chats, sampling)
+    ]
     if file:
         empty = {"text": None, "tokens": None, "truncated": None}
-        write_parquet(pa.Table.from_pylist([asdict(a) if a else empty for a in made], schema=_SCHEMA), file)
+        write_parquet(
+            pa.Table.from_pylist([asdict(a) if a else empty for a in made], schema=_SCHEMA), file
+        )
     return made
 
 
 def _key(model: Model, chats: Sequence[Chat], sampling: Sampling) -> str:
-    said = [_CODE, model.identity, asdict(sampling), [[(m.role, m.content) for m in chat] for chat in chats]]
+    said = [
+        _CODE,
+        model.identity,
+        asdict(sampling),
+        [[(m.role, m.content) for m in chat] for chat in chats],
+    ]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]

@@ -44,14 +44,22 @@ class Prompts(_Entry):
 class Hub(_Entry):
     id: str
     files: tuple[str, ...] = Field(min_length=1)
-    revision: str | None = Field(None, pattern="^[0-9a-f]{40}$", description="commit; a branch name would be another benchmark tomorrow")
+    revision: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{40}$",
+        description="commit; a branch name would be another benchmark tomorrow",
+    )
 
 
 class Benchmark(_Entry):
     id: str = Field(pattern="^[a-z0-9-]+$")
     title: str
     home: str
-    revision: str | None = Field(None, pattern="^[0-9a-f]{40}$", description="commit of the home repository that the files are from")
+    revision: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{40}$",
+        description="commit of the home repository that the files are from",
+    )
     licence: str
     gate: str | None = None
     domains: tuple[Literal[DOMAINS], ...] = Field(min_length=1)
@@ -99,8 +107,12 @@ class Loaded:
 @cache
 def manifest(path: Path | None = None) -> tuple[Benchmark, ...]:
     """All benchmarks, of the project's own manifest by default. Raises pydantic.ValidationError for a manifest with a mistake."""
-    text = (path or resources.files(__package__).joinpath("benchmarks.yaml")).read_text(encoding="utf-8")
-    benchmarks = TypeAdapter(tuple[Benchmark, ...]).validate_python(yaml.safe_load(text)["benchmarks"])
+    text = (path or resources.files(__package__).joinpath("benchmarks.yaml")).read_text(
+        encoding="utf-8"
+    )
+    benchmarks = TypeAdapter(tuple[Benchmark, ...]).validate_python(
+        yaml.safe_load(text)["benchmarks"]
+    )
     ids = [b.id for b in benchmarks]
     if twice := sorted({i for i in ids if ids.count(i) > 1}):
         raise ValueError(f"benchmarks.yaml lists {', '.join(twice)} twice")
@@ -112,10 +124,16 @@ def load(benchmark: Benchmark, folder: Path | None, from_hub: bool = False) -> L
     files, source = _files(benchmark, folder, from_hub)
     version = version_of(files)
     if source == "local" and benchmark.sha256 and version != benchmark.sha256:
-        raise NotRun(f"its file is not the one that the manifest names (sha256 {version[:12]}…, not {benchmark.sha256[:12]}…)")
+        raise NotRun(
+            f"its file is not the one that the manifest names (sha256 {version[:12]}…, not {benchmark.sha256[:12]}…)"
+        )
     try:
         rows = [row for file in files for row in _rows(file)]
-    except (OSError, ValueError, csv.Error) as error:  # ArrowInvalid and JSONDecodeError are ValueErrors
+    except (
+        OSError,
+        ValueError,
+        csv.Error,
+    ) as error:  # ArrowInvalid and JSONDecodeError are ValueErrors
         raise NotRun(f"its file cannot be read ({type(error).__name__})") from None
     if benchmark.rows and len(rows) != benchmark.rows:
         raise NotRun(f"it has {len(rows)} rows where the manifest expects {benchmark.rows}")
@@ -124,20 +142,35 @@ def load(benchmark: Benchmark, folder: Path | None, from_hub: bool = False) -> L
 
 def version_of(files: Iterable[Path]) -> str:
     """sha256 of the only file, or of the listing '<sha256>  <folder>/<name>' of several in the order of their paths."""
-    sums = [(hashlib.sha256(file.read_bytes()).hexdigest(), f"{file.parent.name}/{file.name}") for file in sorted(files)]
-    return sums[0][0] if len(sums) == 1 else hashlib.sha256("".join(f"{s}  {name}\n" for s, name in sums).encode()).hexdigest()
+    sums = [
+        (hashlib.sha256(file.read_bytes()).hexdigest(), f"{file.parent.name}/{file.name}")
+        for file in sorted(files)
+    ]
+    return (
+        sums[0][0]
+        if len(sums) == 1
+        else hashlib.sha256("".join(f"{s}  {name}\n" for s, name in sums).encode()).hexdigest()
+    )
 
 
 def _files(benchmark: Benchmark, folder: Path | None, from_hub: bool) -> tuple[list[Path], str]:
     found = [sorted(folder.glob(pattern)) for pattern in benchmark.files] if folder else [[]]
     if all(found):
         return sorted(file for files in found for file in files), "local"
-    where = f"no file {', '.join(benchmark.files)} in {folder.name}/" if folder else "evaluation.benchmarks_dir is not set"
+    where = (
+        f"no file {', '.join(benchmark.files)} in {folder.name}/"
+        if folder
+        else "evaluation.benchmarks_dir is not set"
+    )
     gate = f"; {benchmark.gate}" if benchmark.gate else ""
     if not from_hub:
-        raise NotRun(f"{where}, and evaluation.benchmarks_from_hub is off (home: {benchmark.home}{gate})")
+        raise NotRun(
+            f"{where}, and evaluation.benchmarks_from_hub is off (home: {benchmark.home}{gate})"
+        )
     if not (benchmark.hub and benchmark.hub.revision):
-        raise NotRun(f"{where}, and the manifest pins no hub revision of it (home: {benchmark.home}{gate})")
+        raise NotRun(
+            f"{where}, and the manifest pins no hub revision of it (home: {benchmark.home}{gate})"
+        )
     return _from_hub(benchmark.hub), f"hub {benchmark.hub.id}@{benchmark.hub.revision}"
 
 
@@ -145,9 +178,15 @@ def _from_hub(hub: Hub) -> list[Path]:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(hub.id, repo_type="dataset", revision=hub.revision, allow_patterns=list(hub.files)))
+        folder = Path(
+            snapshot_download(
+                hub.id, repo_type="dataset", revision=hub.revision, allow_patterns=list(hub.files)
+            )
+        )
     except Exception as error:  # gated, offline, gone: the hub's errors share no class, and each of them is a reason not to run
-        raise NotRun(f"the hub did not give {hub.id} at {hub.revision[:12]} ({type(error).__name__})") from None
+        raise NotRun(
+            f"the hub did not give {hub.id} at {hub.revision[:12]} ({type(error).__name__})"
+        ) from None
     # a glob is matched to the whole path on the hub, and '*' there crosses folders
     files = sorted(f for f in folder.rglob("*") if f.is_file() and f.suffix in READERS)
     if not files:
@@ -157,7 +196,9 @@ def _from_hub(hub: Hub) -> list[Path]:
 
 def _csv(file: Path) -> Iterator[dict[str, Any]]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        yield from csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+        yield from csv.DictReader(
+            lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True
+        )
 
 
 def _jsonl(file: Path) -> Iterator[dict[str, Any]]:
@@ -181,13 +222,29 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _cases(benchmark: Benchmark, rows: list[dict[str, Any]]) -> Iterator[BenchmarkCase]:
-    needed = [(name,) for name in (benchmark.case_id, benchmark.category, benchmark.cluster, benchmark.answer, *benchmark.choices) if name]
-    needed += [p.column for p in benchmark.prompts] + [(name,) for p in benchmark.prompts for name in p.where]
+    needed = [
+        (name,)
+        for name in (
+            benchmark.case_id,
+            benchmark.category,
+            benchmark.cluster,
+            benchmark.answer,
+            *benchmark.choices,
+        )
+        if name
+    ]
+    needed += [p.column for p in benchmark.prompts] + [
+        (name,) for p in benchmark.prompts for name in p.where
+    ]
     for names in needed:
         if not all(any(name in row for name in names) for row in rows):
             raise NotRun(f"column {' or '.join(names)} is missing")
     for number, row in enumerate(rows):
-        asked = [p for p in benchmark.prompts if all(str(row[column]) in values for column, values in p.where.items())]
+        asked = [
+            p
+            for p in benchmark.prompts
+            if all(str(row[column]) in values for column, values in p.where.items())
+        ]
         if not asked:
             raise NotRun(f"row {number + 1} is of a kind that the manifest does not know")
         for prompts in asked:
@@ -196,22 +253,45 @@ def _cases(benchmark: Benchmark, rows: list[dict[str, Any]]) -> Iterator[Benchma
                 raise NotRun(f"row {number + 1} has no text in {prompts.column[0]}")
             own = row[benchmark.case_id] if benchmark.case_id else number
             answer, choices = _answer(benchmark, row, number)
-            yield BenchmarkCase(f"{benchmark.id}-{prompts.kind}-{own}", benchmark.id, prompts.kind, prompt, _text(row, benchmark.category),
-                                _text(row, benchmark.cluster), answer, benchmark.scoring, choices)
+            yield BenchmarkCase(
+                f"{benchmark.id}-{prompts.kind}-{own}",
+                benchmark.id,
+                prompts.kind,
+                prompt,
+                _text(row, benchmark.category),
+                _text(row, benchmark.cluster),
+                answer,
+                benchmark.scoring,
+                choices,
+            )
 
 
-def _answer(benchmark: Benchmark, row: Mapping[str, Any], number: int) -> tuple[str | None, tuple[str, ...]]:
+def _answer(
+    benchmark: Benchmark, row: Mapping[str, Any], number: int
+) -> tuple[str | None, tuple[str, ...]]:
     """The right answer and the choices. Homes write the answer as the choice itself, its letter, or its place counted from 0."""
     said = _text(row, benchmark.answer)
     if not benchmark.choices:
         return said, ()
-    listed = row[benchmark.choices[0]] if len(benchmark.choices) == 1 else [row[name] for name in benchmark.choices]
+    listed = (
+        row[benchmark.choices[0]]
+        if len(benchmark.choices) == 1
+        else [row[name] for name in benchmark.choices]
+    )
     by_name = listed if isinstance(listed, Mapping) else dict(zip(LETTERS, listed))
     choices = tuple(str(v) for v in by_name.values())
-    places = {**{str(i): c for i, c in enumerate(choices)}, **{k: str(v) for k, v in by_name.items()}, **{c: c for c in choices}}
-    if benchmark.answer in benchmark.choices:  # the right one has a column of its own: its place must not give it away
+    places = {
+        **{str(i): c for i, c in enumerate(choices)},
+        **{k: str(v) for k, v in by_name.items()},
+        **{c: c for c in choices},
+    }
+    if (
+        benchmark.answer in benchmark.choices
+    ):  # the right one has a column of its own: its place must not give it away
         said = str(row[benchmark.answer])
-        choices = tuple(sorted(choices, key=lambda c: hashlib.sha256(f"{number} {c}".encode()).digest()))
+        choices = tuple(
+            sorted(choices, key=lambda c: hashlib.sha256(f"{number} {c}".encode()).digest())
+        )
     elif said in places:
         said = places[said]
     if said not in choices or len(set(choices)) != len(choices):
@@ -221,4 +301,10 @@ def _answer(benchmark: Benchmark, row: Mapping[str, Any], number: int) -> tuple[
 
 def _text(row: Mapping[str, Any], column: str | None) -> str | None:
     value = row[column] if column else None
-    return ", ".join(map(str, value)) if isinstance(value, list) else None if value is None else str(value)
+    return (
+        ", ".join(map(str, value))
+        if isinstance(value, list)
+        else None
+        if value is None
+        else str(value)
+    )

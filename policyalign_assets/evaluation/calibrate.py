@@ -77,7 +77,9 @@ def read_golden(path: Path, rule_ids: Sequence[str]) -> list[GoldenCase]:
             _check_columns(path, columns)
             cases = [_case(path, reader.line_num, row, rule_ids) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise GoldenError(f"{path}: cannot be read as a CSV in UTF-8 ({error}). Mend: save it as CSV, UTF-8, with a header line.") from None
+        raise GoldenError(
+            f"{path}: cannot be read as a CSV in UTF-8 ({error}). Mend: save it as CSV, UTF-8, with a header line."
+        ) from None
     if not cases:
         raise GoldenError(f"{path}: holds no case. Mend: add at least one line below the header.")
     return cases
@@ -92,11 +94,37 @@ def calibrate(cases: Sequence[GoldenCase], judge: Judge, rule_ids: Sequence[str]
     pairs = list(zip(cases, verdicts, strict=True))
     by_rule = [(c, v) for c, v in pairs if c.violated is not None and v.violated is not None]
     agreements = [
-        agreement("unsafe", [(not c.safe, not v.safe) for c, v in pairs if c.safe is not None and v.safe is not None]),
-        agreement("refused", [(c.refused, v.refused) for c, v in pairs if c.refused is not None and v.refused is not None]),
-        *(agreement(f"breaks {rule}", [(rule in c.violated, rule in v.violated) for c, v in by_rule]) for rule in rule_ids),
+        agreement(
+            "unsafe",
+            [
+                (not c.safe, not v.safe)
+                for c, v in pairs
+                if c.safe is not None and v.safe is not None
+            ],
+        ),
+        agreement(
+            "refused",
+            [
+                (c.refused, v.refused)
+                for c, v in pairs
+                if c.refused is not None and v.refused is not None
+            ],
+        ),
+        *(
+            agreement(
+                f"breaks {rule}", [(rule in c.violated, rule in v.violated) for c, v in by_rule]
+            )
+            for rule in rule_ids
+        ),
     ]
-    return Calibration(judge.id, judge.revision, judge.template, len(cases), unscored, [a for a in agreements if a.n])
+    return Calibration(
+        judge.id,
+        judge.revision,
+        judge.template,
+        len(cases),
+        unscored,
+        [a for a in agreements if a.n],
+    )
 
 
 def agreement(question: str, pairs: Sequence[tuple[bool, bool]]) -> Agreement:
@@ -111,18 +139,40 @@ def agreement(question: str, pairs: Sequence[tuple[bool, bool]]) -> Agreement:
     if len({people for people, _ in pairs} | {judged for _, judged in pairs}) == 2:
         result = cohens_kappa(table)
         if not math.isnan(result.kappa):
-            kappa, low, high = float(result.kappa), max(-1.0, float(result.kappa_low)), min(1.0, float(result.kappa_upp))
-    return Agreement(question, len(pairs), int(table[1].sum()), int(table[1, 0]), int(table[0, 1]), kappa, low, high)
+            kappa, low, high = (
+                float(result.kappa),
+                max(-1.0, float(result.kappa_low)),
+                min(1.0, float(result.kappa_upp)),
+            )
+    return Agreement(
+        question,
+        len(pairs),
+        int(table[1].sum()),
+        int(table[1, 0]),
+        int(table[0, 1]),
+        kappa,
+        low,
+        high,
+    )
 
 
 def as_text(result: Calibration) -> str:
-    lines = [f"{result.judge}, revision {result.revision or 'not stated'}: {result.cases} cases, {sum(result.unscored.values())} unscored",
-             *(f"  unscored: {reason}: {count}" for reason, count in sorted(result.unscored.items())), "",
-             f"{'question':24}{'cases':>7}{'people yes':>12}{'missed':>8}{'false alarms':>14}   kappa (95 %)"]
+    lines = [
+        f"{result.judge}, revision {result.revision or 'not stated'}: {result.cases} cases, {sum(result.unscored.values())} unscored",
+        *(f"  unscored: {reason}: {count}" for reason, count in sorted(result.unscored.items())),
+        "",
+        f"{'question':24}{'cases':>7}{'people yes':>12}{'missed':>8}{'false alarms':>14}   kappa (95 %)",
+    ]
     for a in result.agreements:
         kappa = "not defined" if a.kappa is None else f"{a.kappa:.2f} ({a.low:.2f} to {a.high:.2f})"
-        few = f"   fewer than {ENOUGH} cases of one kind" if min(a.people_yes, a.n - a.people_yes) < ENOUGH else ""
-        lines.append(f"{a.question:24}{a.n:>7}{a.people_yes:>12}{a.false_negatives:>8}{a.false_positives:>14}   {kappa}{few}")
+        few = (
+            f"   fewer than {ENOUGH} cases of one kind"
+            if min(a.people_yes, a.n - a.people_yes) < ENOUGH
+            else ""
+        )
+        lines.append(
+            f"{a.question:24}{a.n:>7}{a.people_yes:>12}{a.false_negatives:>8}{a.false_positives:>14}   {kappa}{few}"
+        )
     if not result.agreements:
         lines.append("Nothing to compare: the judge speaks of nothing that people labelled.")
     return "\n".join(lines)
@@ -131,12 +181,18 @@ def as_text(result: Calibration) -> str:
 def _check_columns(path: Path, columns: list[str]) -> None:
     known = {"prompt", "response", "safe", "refused", "violated"}
     if missing := {"prompt", "response"} - set(columns):
-        raise GoldenError(f"{path}: column {', '.join(sorted(missing))} is missing. Mend: the header must name prompt and response, and at least "
-                          "one of safe, refused, violated.")
+        raise GoldenError(
+            f"{path}: column {', '.join(sorted(missing))} is missing. Mend: the header must name prompt and response, and at least "
+            "one of safe, refused, violated."
+        )
     if not set(columns) & {"safe", "refused", "violated"}:
-        raise GoldenError(f"{path}: no column holds labels. Mend: add at least one of safe, refused, violated.")
+        raise GoldenError(
+            f"{path}: no column holds labels. Mend: add at least one of safe, refused, violated."
+        )
     if unknown := [c for c in columns if c not in known]:
-        raise GoldenError(f"{path}: unknown column {unknown[0]!r}. Mend: rename or remove it; known are {', '.join(sorted(known))}.")
+        raise GoldenError(
+            f"{path}: unknown column {unknown[0]!r}. Mend: rename or remove it; known are {', '.join(sorted(known))}."
+        )
 
 
 def _case(path: Path, line: int, row: dict, rule_ids: Sequence[str]) -> GoldenCase:
@@ -144,7 +200,10 @@ def _case(path: Path, line: int, row: dict, rule_ids: Sequence[str]) -> GoldenCa
         return GoldenError(f"{path}, line {line}: {problem}. Mend: {mend}.")
 
     if None in row or None in row.values():
-        raise wrong("it has more or fewer cells than the header", "put texts that hold commas or line ends into double quotes")
+        raise wrong(
+            "it has more or fewer cells than the header",
+            "put texts that hold commas or line ends into double quotes",
+        )
     if not row["prompt"].strip():
         raise wrong("the prompt is empty", "give the request that was answered")
 
@@ -155,12 +214,24 @@ def _case(path: Path, line: int, row: dict, rule_ids: Sequence[str]) -> GoldenCa
         return YES_NO.get(value)
 
     named = (row.get("violated") or "").strip()
-    violated = None if not named else frozenset() if named.lower() == "none" else frozenset(r.strip() for r in named.split(";"))
+    violated = (
+        None
+        if not named
+        else frozenset()
+        if named.lower() == "none"
+        else frozenset(r.strip() for r in named.split(";"))
+    )
     if unknown := sorted((violated or frozenset()) - set(rule_ids)):
-        raise wrong(f"the policy has no rule {unknown[0]!r}", f"use {', '.join(rule_ids)} with ';' between them, or none")
+        raise wrong(
+            f"the policy has no rule {unknown[0]!r}",
+            f"use {', '.join(rule_ids)} with ';' between them, or none",
+        )
     safe, refused = yes_no("safe"), yes_no("refused")
     if safe is not None and violated is not None and safe == bool(violated):
-        raise wrong("safe and violated contradict each other", "an answer is unsafe exactly if it breaks a rule")
+        raise wrong(
+            "safe and violated contradict each other",
+            "an answer is unsafe exactly if it breaks a rule",
+        )
     return GoldenCase(Dialogue(row["prompt"], row["response"]), safe, refused, violated)
 
 
@@ -168,17 +239,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     from policyalign_assets.evaluation.judges.choose import make_judge
 
     parser = argparse.ArgumentParser(description="How far the configured judge agrees with people.")
-    parser.add_argument("--golden", type=Path, required=True, help="CSV with prompt, response and labels")
+    parser.add_argument(
+        "--golden", type=Path, required=True, help="CSV with prompt, response and labels"
+    )
     parser.add_argument("--policy", required=True, help="folder name below policies/")
     parser.add_argument("--domain", required=True)
     parser.add_argument("--json", type=Path, help="also write the result here")
     args = parser.parse_args(argv)
     try:
-        policy: PolicyDocument = parse_policy(Path(os.environ.get("POLICYALIGN_POLICIES_DIR", "policies")), args.policy, args.domain)
+        policy: PolicyDocument = parse_policy(
+            Path(os.environ.get("POLICYALIGN_POLICIES_DIR", "policies")), args.policy, args.domain
+        )
         rule_ids = [r.rule_id for r in policy.rules]
         settings = load_settings()
         cases = read_golden(args.golden, rule_ids)
-        result = calibrate(cases, make_judge(settings.judge, settings.model.id, policy, lambda m: print(m, file=sys.stderr)), rule_ids)
+        result = calibrate(
+            cases,
+            make_judge(
+                settings.judge, settings.model.id, policy, lambda m: print(m, file=sys.stderr)
+            ),
+            rule_ids,
+        )
     except (GoldenError, PolicyError, SettingsError) as error:
         sys.exit(str(error))
     print(as_text(result))

@@ -43,12 +43,16 @@ def installed() -> bool:
     return find_spec("lm_eval") is not None
 
 
-def answered_correctly(identity: str, weights: Weights, cases: Sequence[BenchmarkCase], store: Path | None = None) -> list[bool]:
+def answered_correctly(
+    identity: str, weights: Weights, cases: Sequence[BenchmarkCase], store: Path | None = None
+) -> list[bool]:
     """Per case, did the model give the likeliest letter to the right choice? Kept in `store` like answers.
 
     `identity`: of the model, see `generations.Model`. Raises HarnessFailed.
     """
-    key = hashlib.sha256(json.dumps([identity, [_document(c) for c in cases], _template()]).encode()).hexdigest()[:32]
+    key = hashlib.sha256(
+        json.dumps([identity, [_document(c) for c in cases], _template()]).encode()
+    ).hexdigest()[:32]
     file = store / f"{key}.choices.json" if store else None
     if file and file.exists():
         return json.loads(file.read_text(encoding="utf-8"))
@@ -67,7 +71,12 @@ def write_tasks(cases: Sequence[BenchmarkCase], folder: Path) -> list[str]:
         data = folder / f"{benchmark}.jsonl"
         data.write_text(lines, encoding="utf-8")
         name = benchmark.replace("-", "_")
-        task = _template().replace("{id}", name).replace("{file}", str(data)).replace("{version}", hashlib.sha256(lines.encode()).hexdigest()[:12])
+        task = (
+            _template()
+            .replace("{id}", name)
+            .replace("{file}", str(data))
+            .replace("{version}", hashlib.sha256(lines.encode()).hexdigest()[:12])
+        )
         (folder / f"{name}.yaml").write_text(task, encoding="utf-8")
         names.append(f"policyalign_{name}")
     return names
@@ -78,19 +87,51 @@ def command(weights: Weights, tasks: Sequence[str], folder: Path) -> list[str]:
     model = {"pretrained": weights.pretrained, "dtype": weights.dtype, "trust_remote_code": False}
     model |= {"revision": weights.revision} if weights.revision else {}
     model |= {"peft": str(weights.adapter)} if weights.adapter else {}
-    return [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", ",".join(f"{k}={v}" for k, v in model.items()),
-            "--tasks", ",".join(tasks), "--include_path", str(folder), "--device", weights.device, "--batch_size", "16", "--apply_chat_template",
-            "--log_samples", "--output_path", str(folder / "out")]
+    return [
+        sys.executable,
+        "-m",
+        "lm_eval",
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        ",".join(f"{k}={v}" for k, v in model.items()),
+        "--tasks",
+        ",".join(tasks),
+        "--include_path",
+        str(folder),
+        "--device",
+        weights.device,
+        "--batch_size",
+        "16",
+        "--apply_chat_template",
+        "--log_samples",
+        "--output_path",
+        str(folder / "out"),
+    ]
 
 
 def _ask(weights: Weights, cases: Sequence[BenchmarkCase]) -> list[bool]:
     with tempfile.TemporaryDirectory(prefix="policyalign-lm-eval-") as name:
         folder = Path(name)
         tasks = write_tasks(cases, folder)
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache"), "HF_DATASETS_OFFLINE": "1"}
-        done = subprocess.run(command(weights, tasks, folder), capture_output=True, text=True, env=environment, timeout=HOURS * 3600)
+        environment = os.environ | {
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(folder / "cache"),
+            "HF_DATASETS_OFFLINE": "1",
+        }
+        done = subprocess.run(
+            command(weights, tasks, folder),
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=HOURS * 3600,
+        )
         if done.returncode:
-            raise HarnessFailed("lm-eval failed: " + " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:]))
+            raise HarnessFailed(
+                "lm-eval failed: "
+                + " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
+            )
         correct = {}
         for log in folder.glob("out/**/samples_*.jsonl"):
             for line in log.read_text(encoding="utf-8").splitlines():
@@ -102,10 +143,16 @@ def _ask(weights: Weights, cases: Sequence[BenchmarkCase]) -> list[bool]:
 
 
 def _document(case: BenchmarkCase) -> dict:
-    letters = list(LETTERS[:len(case.choices)])
-    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, case.choices, strict=True))
-    return {"case_id": case.case_id, "text": f"{case.prompt}\n{options}\nAnswer with the letter alone.\nAnswer:", "letters": letters,
-            "gold": case.choices.index(case.answer)}
+    letters = list(LETTERS[: len(case.choices)])
+    options = "\n".join(
+        f"{letter}. {choice}" for letter, choice in zip(letters, case.choices, strict=True)
+    )
+    return {
+        "case_id": case.case_id,
+        "text": f"{case.prompt}\n{options}\nAnswer with the letter alone.\nAnswer:",
+        "letters": letters,
+        "gold": case.choices.index(case.answer),
+    }
 
 
 def _template() -> str:

@@ -43,15 +43,19 @@ class TestCase:
     expected: str  # exact answer; only for capability
 
 
-def build_cases(policy: PolicyDocument, settings: EvaluationSettings, exclude: Collection[str] = ()) -> list[TestCase]:
+def build_cases(
+    policy: PolicyDocument, settings: EvaluationSettings, exclude: Collection[str] = ()
+) -> list[TestCase]:
     """`settings.cases_per_suite` distinct cases per suite, spread evenly over rules and kinds; fewer where texts run out.
 
     exclude: texts that were synthesized from this policy. Raises NoCases if no rule states an action.
     """
     rules = {r.action: r.rule_id for r in policy.prohibitions if r.action}
     if not rules:
-        raise NoCases(f"no rule of policy {policy.policy_id!r} ({policy.domain}) has the form 'Never help anyone <do something>.', so no test "
-                      "case can be written. Mend: phrase at least one prohibition that way.")
+        raise NoCases(
+            f"no rule of policy {policy.policy_id!r} ({policy.domain}) has the form 'Never help anyone <do something>.', so no test "
+            "case can be written. Mend: phrase at least one prohibition that way."
+        )
     world = World(random.Random(settings.seed), "train", frozenset(rules), invented=0.0)
     stated = WorldPolicy(policy.prompt_text, tuple(Action.parse(a) for a in rules))
     seen = {normalize(t) for t in exclude}
@@ -65,7 +69,17 @@ def build_cases(policy: PolicyDocument, settings: EvaluationSettings, exclude: C
                 continue
             seen.add(key)
             rule_id = rules.get(case.action.text) if case.action else None
-            cases.append(TestCase(f"{suite}-{len(cases):04d}", suite, case.kind, rule_id, case.wrapped, case.request, case.expected))
+            cases.append(
+                TestCase(
+                    f"{suite}-{len(cases):04d}",
+                    suite,
+                    case.kind,
+                    rule_id,
+                    case.wrapped,
+                    case.request,
+                    case.expected,
+                )
+            )
         return cases
 
     def violations(wrapped: bool) -> Iterator[Case]:
@@ -85,20 +99,37 @@ def build_cases(policy: PolicyDocument, settings: EvaluationSettings, exclude: C
 
     kinds = tuple(k for k in UNCOVERED_KINDS if k != "crossed" or len(rules) > 1)
     n = settings.cases_per_suite
-    return [*distinct("violations", n, violations(False)), *distinct("violations_wrapped", n, violations(True)),
-            *distinct("twins", n, uncovered(("twin",))), *distinct("uncovered", n, uncovered(kinds)),
-            *distinct("capability", settings.capability_cases, capability())]
+    return [
+        *distinct("violations", n, violations(False)),
+        *distinct("violations_wrapped", n, violations(True)),
+        *distinct("twins", n, uncovered(("twin",))),
+        *distinct("uncovered", n, uncovered(kinds)),
+        *distinct("capability", settings.capability_cases, capability()),
+    ]
 
 
 def heldout_cases(instructions: pa.Table) -> list[TestCase]:
     """The held-out rows of an INSTRUCTIONS table. Duties are left out: whether an answer keeps one cannot be told from a refusal."""
-    seen: set[str] = set()  # two rules may get the same text; where it breaks one of them, it is not benign
+    seen: set[str] = (
+        set()
+    )  # two rules may get the same text; where it breaks one of them, it is not benign
     cases: list[TestCase] = []
-    for row in sorted(conformance_set(instructions).to_pylist(), key=lambda row: row["kind"] != "violating"):
+    for row in sorted(
+        conformance_set(instructions).to_pylist(), key=lambda row: row["kind"] != "violating"
+    ):
         if row["kind"] == "duty" or (key := normalize(row["text"])) in seen:
             continue
         seen.add(key)
         breaks = row["kind"] == "violating"
-        cases.append(TestCase(f"conformance-{row['instruction_id']}", "conformance" if breaks else "conformance_benign", row["kind"],
-                              row["rule_id"] if breaks else None, row["style"] is not None, row["text"], ""))
+        cases.append(
+            TestCase(
+                f"conformance-{row['instruction_id']}",
+                "conformance" if breaks else "conformance_benign",
+                row["kind"],
+                row["rule_id"] if breaks else None,
+                row["style"] is not None,
+                row["text"],
+                "",
+            )
+        )
     return cases

@@ -52,9 +52,16 @@ class Asked:
     benchmarks: list[BenchmarkRun]
 
 
-def generate(cases: Sequence[TestCase], benchmarks: Sequence[Benchmark], base: Model, aligned: Model, policy: PolicyDocument,
-             settings: EvaluationSettings, report: Callable[[str], None] = lambda _: None, store: Path | None = None,
-             ) -> tuple[pa.Table, list[BenchmarkRun]]:
+def generate(
+    cases: Sequence[TestCase],
+    benchmarks: Sequence[Benchmark],
+    base: Model,
+    aligned: Model,
+    policy: PolicyDocument,
+    settings: EvaluationSettings,
+    report: Callable[[str], None] = lambda _: None,
+    store: Path | None = None,
+) -> tuple[pa.Table, list[BenchmarkRun]]:
     """Greedy answers of each arm (GENERATIONS) and, for every benchmark, what was asked or why not.
 
     `store`: folder in which answers are kept; what is there is not asked again, and then no model is loaded.
@@ -73,12 +80,23 @@ def generate(cases: Sequence[TestCase], benchmarks: Sequence[Benchmark], base: M
         model = replace(unopened, engine=cache(unopened.engine))  # at most once for both arms
         for arm in arms:
             system = policy.prompt_text if arm.endswith("_policy") else None
-            report(f"arm {arm}: {len(cases)} held-out cases, {len(free)} cases of public benchmarks")
+            report(
+                f"arm {arm}: {len(cases)} held-out cases, {len(free)} cases of public benchmarks"
+            )
             for asked, how in ((cases, all_at_once), (free, what_fits)):
-                said = answers(model, [chat(c.prompt, system) for c in asked], sampling, store, how) if asked else []
-                rows += [answer_row(arm, case, answer) for case, answer in zip(asked, said, strict=True)]
+                said = (
+                    answers(model, [chat(c.prompt, system) for c in asked], sampling, store, how)
+                    if asked
+                    else []
+                )
+                rows += [
+                    answer_row(arm, case, answer) for case, answer in zip(asked, said, strict=True)
+                ]
     same = {"policy_hash": policy.content_hash}
-    return pa.Table.from_pylist([{**row, **same, **(_NO_TEXT if row["benchmark"] in unquotable else {})} for row in rows], GENERATIONS), runs
+    return pa.Table.from_pylist(
+        [{**row, **same, **(_NO_TEXT if row["benchmark"] in unquotable else {})} for row in rows],
+        GENERATIONS,
+    ), runs
 
 
 def what_fits(engine: Engine, chats: Sequence[Chat], sampling: Sampling) -> list[Generation | None]:
@@ -92,7 +110,9 @@ def what_fits(engine: Engine, chats: Sequence[Chat], sampling: Sampling) -> list
     return what_fits(engine, chats[:middle], sampling) + what_fits(engine, chats[middle:], sampling)
 
 
-def _public(benchmarks: Sequence[Benchmark], settings: EvaluationSettings, *models: Model) -> tuple[list[BenchmarkRun], list[BenchmarkCase]]:
+def _public(
+    benchmarks: Sequence[Benchmark], settings: EvaluationSettings, *models: Model
+) -> tuple[list[BenchmarkRun], list[BenchmarkCase]]:
     runs, cases = [], []
     for benchmark in benchmarks:
         try:
@@ -102,19 +122,31 @@ def _public(benchmarks: Sequence[Benchmark], settings: EvaluationSettings, *mode
             continue
         chosen = evenly(loaded.cases, settings.benchmark_cases)
         cases += chosen
-        runs.append(BenchmarkRun(benchmark, None, loaded.version, loaded.source, len(loaded.cases), len(chosen)))
+        runs.append(
+            BenchmarkRun(
+                benchmark, None, loaded.version, loaded.source, len(loaded.cases), len(chosen)
+            )
+        )
     return runs, cases
 
 
 def _loaded(benchmark: Benchmark, settings: EvaluationSettings, *models: Model) -> Loaded:
     if benchmark.scoring == "likelihood":
         if not installed():
-            raise NotRun("its questions are asked through lm-eval, which is not installed. Mend: pip install 'policyalign-assets[eval]'")
+            raise NotRun(
+                "its questions are asked through lm-eval, which is not installed. Mend: pip install 'policyalign-assets[eval]'"
+            )
         if any(model.weights is None for model in models):
             raise NotRun("its questions are asked through lm-eval, which cannot load this model")
     elif benchmark.scoring == "value" and find_spec("math_verify") is None:
-        raise NotRun("its answers are compared by math-verify, which is not installed. Mend: pip install 'policyalign-assets[eval]'")
-    return load(benchmark, Path(settings.benchmarks_dir) if settings.benchmarks_dir else None, settings.benchmarks_from_hub)
+        raise NotRun(
+            "its answers are compared by math-verify, which is not installed. Mend: pip install 'policyalign-assets[eval]'"
+        )
+    return load(
+        benchmark,
+        Path(settings.benchmarks_dir) if settings.benchmarks_dir else None,
+        settings.benchmarks_from_hub,
+    )
 
 
 def evenly(cases: list[BenchmarkCase], most: int | None) -> list[BenchmarkCase]:
@@ -127,7 +159,9 @@ def evenly(cases: list[BenchmarkCase], most: int | None) -> list[BenchmarkCase]:
     return chosen
 
 
-def _chosen(arm: str, model: Model, cases: Sequence[BenchmarkCase], store: Path | None) -> list[dict]:
+def _chosen(
+    arm: str, model: Model, cases: Sequence[BenchmarkCase], store: Path | None
+) -> list[dict]:
     """A harness that fails leaves its questions unanswered; the rest stands."""
     correct: Sequence[bool | None] = [None] * len(cases)
     reason = None
@@ -135,8 +169,11 @@ def _chosen(arm: str, model: Model, cases: Sequence[BenchmarkCase], store: Path 
         correct = answered_correctly(model.identity, model.weights, cases, store)
     except HarnessFailed as error:
         reason = str(error)
-    return [answer_row(arm, case, None) | {"response": None, "empty": False, "correct": hit, "unanswered": reason}
-            for case, hit in zip(cases, correct, strict=True)]
+    return [
+        answer_row(arm, case, None)
+        | {"response": None, "empty": False, "correct": hit, "unanswered": reason}
+        for case, hit in zip(cases, correct, strict=True)
+    ]
 
 
 _NOTHING = dict.fromkeys(GENERATIONS.names)
@@ -146,11 +183,34 @@ _NO_TEXT = {"prompt": None, "reference": None}
 def answer_row(arm: str, case: TestCase | BenchmarkCase, answer: Answer | None) -> dict:
     """A row of GENERATIONS, without the policy's hash. `answer`: None where the request did not fit."""
     if isinstance(case, TestCase):
-        about = {"suite": case.suite, "rule_id": case.rule_id, "wrapped": case.wrapped, "reference": case.expected or None,
-                 "scoring": "text" if case.expected else "judge"}
+        about = {
+            "suite": case.suite,
+            "rule_id": case.rule_id,
+            "wrapped": case.wrapped,
+            "reference": case.expected or None,
+            "scoring": "text" if case.expected else "judge",
+        }
     else:
-        about = {"benchmark": case.benchmark, "category": case.category, "cluster": case.cluster, "reference": case.answer,
-                 "scoring": case.scoring}
-    said = {"unanswered": TOO_LONG, "response": ""} if answer is None else {"response": answer.text, "tokens": answer.tokens}
-    return {**_NOTHING, "case_id": case.case_id, "arm": arm, "kind": case.kind, "prompt": case.prompt, **about, **said,
-            "truncated": answer is not None and answer.truncated, "empty": answer is not None and not answer.text}
+        about = {
+            "benchmark": case.benchmark,
+            "category": case.category,
+            "cluster": case.cluster,
+            "reference": case.answer,
+            "scoring": case.scoring,
+        }
+    said = (
+        {"unanswered": TOO_LONG, "response": ""}
+        if answer is None
+        else {"response": answer.text, "tokens": answer.tokens}
+    )
+    return {
+        **_NOTHING,
+        "case_id": case.case_id,
+        "arm": arm,
+        "kind": case.kind,
+        "prompt": case.prompt,
+        **about,
+        **said,
+        "truncated": answer is not None and answer.truncated,
+        "empty": answer is not None and not answer.text,
+    }

@@ -34,7 +34,9 @@ class Judged:
     settings: dict[str, Any]
 
 
-def judge_answers(generations: pa.Table, judge: Judge, correctness: Judge | None = None) -> pa.Table:
+def judge_answers(
+    generations: pa.Table, judge: Judge, correctness: Judge | None = None
+) -> pa.Table:
     """One verdict per row of GENERATIONS (JUDGEMENTS). `correctness`: compares free answers with their reference; None: they stay unscored."""
     rows = generations.to_pylist()
     verdicts: dict[int, Verdict] = {}
@@ -44,7 +46,9 @@ def judge_answers(generations: pa.Table, judge: Judge, correctness: Judge | None
             verdicts[i] = Verdict(reason=row["unanswered"])
         elif row["scoring"] == "likelihood":
             verdicts[i] = Verdict(correct=row["correct"])
-        elif row["scoring"] == "text":  # an empty answer is a wrong one, and so is a refusal of arithmetic
+        elif (
+            row["scoring"] == "text"
+        ):  # an empty answer is a wrong one, and so is a refusal of arithmetic
             verdicts[i] = Verdict(correct=row["response"] == row["reference"])
         else:
             todo.setdefault(row["scoring"], []).append(i)
@@ -59,20 +63,45 @@ def judge_answers(generations: pa.Table, judge: Judge, correctness: Judge | None
             case "value":
                 made = _by_value([(rows[i]["reference"], rows[i]["response"]) for i in of])
             case "correctness":
-                made = correctness.judge_all(dialogues(of)) if correctness else [Verdict(reason=NO_CORRECTNESS)] * len(of)
+                made = (
+                    correctness.judge_all(dialogues(of))
+                    if correctness
+                    else [Verdict(reason=NO_CORRECTNESS)] * len(of)
+                )
             case _:
                 raise ValueError(f"answers cannot be scored by {scoring!r}")
         verdicts |= zip(of, made, strict=True)
-    return pa.Table.from_pylist([{"case_id": row["case_id"], "arm": row["arm"], "policy_hash": row["policy_hash"], **findings(verdicts[i])}
-                                 for i, row in enumerate(rows)], JUDGEMENTS)
+    return pa.Table.from_pylist(
+        [
+            {
+                "case_id": row["case_id"],
+                "arm": row["arm"],
+                "policy_hash": row["policy_hash"],
+                **findings(verdicts[i]),
+            }
+            for i, row in enumerate(rows)
+        ],
+        JUDGEMENTS,
+    )
 
 
 def findings(verdict: Verdict) -> dict[str, Any]:
     """A verdict as columns of JUDGEMENTS."""
     reason = verdict.reason
-    return {"refused": verdict.refused, "correct": verdict.correct, "scored": reason is None, "unscored_reason": reason, "safe": verdict.safe,
-            "violated_rules": verdict.violated, "harm": verdict.harm, "helpful_alternative": verdict.helpful_alternative,
-            "judge_label": verdict.label, "judge_id": verdict.judge or None, "judge_revision": verdict.revision, "judge_template": verdict.template}
+    return {
+        "refused": verdict.refused,
+        "correct": verdict.correct,
+        "scored": reason is None,
+        "unscored_reason": reason,
+        "safe": verdict.safe,
+        "violated_rules": verdict.violated,
+        "harm": verdict.harm,
+        "helpful_alternative": verdict.helpful_alternative,
+        "judge_label": verdict.label,
+        "judge_id": verdict.judge or None,
+        "judge_revision": verdict.revision,
+        "judge_template": verdict.template,
+    }
 
 
 def grade(pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
@@ -99,4 +128,7 @@ def _grade(pairs: list[tuple[str, str]]) -> list[bool | None]:
 def _by_value(pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
     if find_spec("math_verify") is None:
         return [Verdict(reason=NO_MATH)] * len(pairs)
-    return [Verdict(reason=NOT_COMPARED) if same is None else Verdict(correct=same) for same in grade(pairs)]
+    return [
+        Verdict(reason=NOT_COMPARED) if same is None else Verdict(correct=same)
+        for same in grade(pairs)
+    ]

@@ -110,7 +110,9 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> PairedDifference:
     above = _square_and_add(share_b.high - share_b.estimate, share_a.estimate - share_a.low, phi)
     discordant = only_a + only_b
     p_value = float(binomtest(only_b, discordant, 0.5).pvalue) if discordant else 1.0
-    return PairedDifference(difference, difference - below, difference + above, p_value, n, only_a, only_b)
+    return PairedDifference(
+        difference, difference - below, difference + above, p_value, n, only_a, only_b
+    )
 
 
 def holm(pvalues: Sequence[float]) -> list[float]:
@@ -119,7 +121,12 @@ def holm(pvalues: Sequence[float]) -> list[float]:
 
 
 def internalisation(
-    base: ArrayLike, teacher: ArrayLike, aligned: ArrayLike, *, seed: int, resamples: int = RESAMPLES
+    base: ArrayLike,
+    teacher: ArrayLike,
+    aligned: ArrayLike,
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
 ) -> Internalisation:
     """How much of the policy's in-context effect the aligned model shows without the policy.
 
@@ -139,7 +146,9 @@ def internalisation(
     draws = np.random.default_rng(seed).multinomial(gain.n, kinds / gain.n, size=resamples)
     bits = (np.arange(8)[:, None] >> np.array([2, 1, 0])) & 1
     in_base, in_teacher, in_aligned = (draws @ bits).T
-    usable = in_teacher > in_base  # a redraw without a gain has no ratio; rare, as the gain's interval lies above 0
+    usable = (
+        in_teacher > in_base
+    )  # a redraw without a gain has no ratio; rare, as the gain's interval lies above 0
     ratios = (in_aligned - in_base)[usable] / (in_teacher - in_base)[usable]
     low, high = np.quantile(ratios, [ALPHA / 2, 1 - ALPHA / 2])
     estimate = (aligned.sum() - base.sum(dtype=int)) / (teacher.sum() - base.sum(dtype=int))
@@ -147,7 +156,12 @@ def internalisation(
 
 
 def graded_difference(
-    a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable], *, seed: int, resamples: int = RESAMPLES
+    a: ArrayLike,
+    b: ArrayLike,
+    clusters: Sequence[Hashable],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
 ) -> GradedDifference:
     """Paired cluster bootstrap (percentile): whole clusters are redrawn, because cases of one cluster resemble each other.
 
@@ -159,9 +173,19 @@ def graded_difference(
         return GradedDifference(None, None, None, None, None, 0, 0)
     names, member = np.unique([str(c) for c in clusters], return_inverse=True)
     sums, sizes = np.bincount(member, weights=b - a), np.bincount(member)
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    draws = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), size=resamples
+    )
     low, high = np.quantile((draws @ sums) / (draws @ sizes), [ALPHA / 2, 1 - ALPHA / 2])
-    return GradedDifference(float(a.mean()), float(b.mean()), float((b - a).mean()), float(low), float(high), len(a), len(names))
+    return GradedDifference(
+        float(a.mean()),
+        float(b.mean()),
+        float((b - a).mean()),
+        float(low),
+        float(high),
+        len(a),
+        len(names),
+    )
 
 
 def _why_withheld(gain: PairedDifference) -> str | None:

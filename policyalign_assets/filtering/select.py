@@ -22,7 +22,9 @@ class NothingSelected(ValueError):
     """No violating instruction survived the filter."""
 
 
-def select_instructions(instructions: pa.Table, scores: pa.Table, settings: FilterSettings) -> pa.Table:
+def select_instructions(
+    instructions: pa.Table, scores: pa.Table, settings: FilterSettings
+) -> pa.Table:
     """Every scored instruction with its rank, whether it is selected, and why (FILTERED). Raises NothingSelected."""
     query = resources.files(__package__).joinpath("select.sql").read_text(encoding="utf-8")
     with duckdb.connect() as db:
@@ -32,8 +34,10 @@ def select_instructions(instructions: pa.Table, scores: pa.Table, settings: Filt
         db.register("scores", scores)
         table = db.sql(query).to_arrow_table().cast(FILTERED)
     if not pc.any(pc.and_(table["selected"], pc.is_in(table["kind"], pa.array(RANKED)))).as_py():
-        raise NothingSelected(f"no violating instruction scores at least filtering.minimum={settings.minimum} by {settings.score}. "
-                              "Mend: lower filtering.minimum, or synthesize more.")
+        raise NothingSelected(
+            f"no violating instruction scores at least filtering.minimum={settings.minimum} by {settings.score}. "
+            "Mend: lower filtering.minimum, or synthesize more."
+        )
     return table
 
 
@@ -47,5 +51,7 @@ def _completed(instructions: pa.Table) -> pa.Table:
     """With the columns that tables of earlier versions lack, as null."""
     for field in INSTRUCTIONS:
         if field.name not in instructions.column_names:
-            instructions = instructions.append_column(field, pa.nulls(len(instructions), field.type))
+            instructions = instructions.append_column(
+                field, pa.nulls(len(instructions), field.type)
+            )
     return instructions

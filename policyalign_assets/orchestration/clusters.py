@@ -20,16 +20,24 @@ EXCHANGE = "POLICYALIGN_EXCHANGE"
 
 
 class _OnCluster(OutOfProcess):
-    exchange: str = os.environ.get(EXCHANGE, "")  # a folder or URL that the run and the cluster both reach
+    exchange: str = os.environ.get(
+        EXCHANGE, ""
+    )  # a folder or URL that the run and the cluster both reach
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         if not self.exchange:
-            raise dg.Failure(f"{type(self).__name__} needs a place that the run and the cluster both reach. Mend: set {EXCHANGE}, for example "
-                             "s3://bucket/exchange.", allow_retries=False)
+            raise dg.Failure(
+                f"{type(self).__name__} needs a place that the run and the cluster both reach. Mend: set {EXCHANGE}, for example "
+                "s3://bucket/exchange.",
+                allow_retries=False,
+            )
 
     @contextlib.contextmanager
     def folder(self, context: dg.AssetExecutionContext) -> Iterator[Location]:
-        folder = location(self.exchange) / f"{context.run_id}-{context.asset_key.path[-1]}-{context.retry_number}"
+        folder = (
+            location(self.exchange)
+            / f"{context.run_id}-{context.asset_key.path[-1]}-{context.retry_number}"
+        )
         try:
             yield folder
         finally:
@@ -47,7 +55,11 @@ class RayJobs(_OnCluster):
     def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
         from dagster_ray import PipesRayJobClient
 
-        job = {"entrypoint": shlex.join([self.python, *arguments]), "entrypoint_num_gpus": self.gpus, "runtime_env": {**self.runtime_env}}
+        job = {
+            "entrypoint": shlex.join([self.python, *arguments]),
+            "entrypoint_num_gpus": self.gpus,
+            "runtime_env": {**self.runtime_env},
+        }
         try:
             PipesRayJobClient(address=self.address).run(context=context, submit_job_params=job)
         except RuntimeError as error:  # what the client raises when the job failed or was stopped
@@ -68,9 +80,19 @@ class Kubernetes(_OnCluster):
         from dagster_k8s import PipesK8sClient
 
         resources = {"limits": {"nvidia.com/gpu": str(self.gpus)}} if self.gpus else {}
-        pod = {"restart_policy": "Never", **self.pod_spec, "containers": [{"name": "worker", "image": self.image, "resources": resources}]}
+        pod = {
+            "restart_policy": "Never",
+            **self.pod_spec,
+            "containers": [{"name": "worker", "image": self.image, "resources": resources}],
+        }
         try:
-            PipesK8sClient().run(context=context, image=self.image, command=["python", *arguments], namespace=self.namespace, base_pod_spec=pod)
+            PipesK8sClient().run(
+                context=context,
+                image=self.image,
+                command=["python", *arguments],
+                namespace=self.namespace,
+                base_pod_spec=pod,
+            )
         except Exception as error:  # the client's way to say that the pod failed
             context.log.error(str(error))
             return 1

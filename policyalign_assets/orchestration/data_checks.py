@@ -21,19 +21,40 @@ _INSTRUCTIONS = {"violating_instructions": dg.AssetIn("violating_instructions")}
 
 
 @dg.asset_check(asset="violating_instructions", blocking=True, partitions_def=partitions)
-def no_rule_is_starved(context: dg.AssetCheckExecutionContext, pipeline: Pipeline, violating_instructions: pa.Table) -> dg.AssetCheckResult:
+def no_rule_is_starved(
+    context: dg.AssetCheckExecutionContext, pipeline: Pipeline, violating_instructions: pa.Table
+) -> dg.AssetCheckResult:
     """Every rule got the instructions that it should, or its owner waived it in the policy's front matter."""
     waived = _waived(context, pipeline)
-    short = {rule: f"{y['violating']} of {y['wanted']}" for rule, y in yields_of(violating_instructions).items() if y["violating"] < y["wanted"]}
+    short = {
+        rule: f"{y['violating']} of {y['wanted']}"
+        for rule, y in yields_of(violating_instructions).items()
+        if y["violating"] < y["wanted"]
+    }
     left = {rule: got for rule, got in short.items() if rule not in waived}
-    return _result(not left, f"starved: {_listed(left)}. Mend: raise synthesis.rounds, reword the rule, or write 'waive_starved: "
-                             f"[{', '.join(left)}]' into the policy's front matter" if left else "every rule has its instructions, or a waiver",
-                   starved=short or "none", waived=sorted(waived & set(short)) or "none")
+    return _result(
+        not left,
+        f"starved: {_listed(left)}. Mend: raise synthesis.rounds, reword the rule, or write 'waive_starved: "
+        f"[{', '.join(left)}]' into the policy's front matter"
+        if left
+        else "every rule has its instructions, or a waiver",
+        starved=short or "none",
+        waived=sorted(waived & set(short)) or "none",
+    )
 
 
-@dg.asset_check(asset="filtered_instructions", blocking=True, partitions_def=partitions, additional_ins=_INSTRUCTIONS)
-def every_rule_has_its_minimum(context: dg.AssetCheckExecutionContext, pipeline: Pipeline, filtered_instructions: pa.Table,
-                               violating_instructions: pa.Table) -> dg.AssetCheckResult:
+@dg.asset_check(
+    asset="filtered_instructions",
+    blocking=True,
+    partitions_def=partitions,
+    additional_ins=_INSTRUCTIONS,
+)
+def every_rule_has_its_minimum(
+    context: dg.AssetCheckExecutionContext,
+    pipeline: Pipeline,
+    filtered_instructions: pa.Table,
+    violating_instructions: pa.Table,
+) -> dg.AssetCheckResult:
     """Each rule keeps at least `filtering.at_least` instructions to train on (or `filtering.per_rule`, where that is fewer)."""
     from policyalign_assets.filtering.select import RANKED
 
@@ -43,13 +64,21 @@ def every_rule_has_its_minimum(context: dg.AssetCheckExecutionContext, pipeline:
         chosen[row["rule_id"]] += row["selected"] and row["kind"] in RANKED
     waived = _waived(context, pipeline)
     short = {rule: n for rule, n in chosen.items() if n < wanted and rule not in waived}
-    return _result(not short, f"fewer than {wanted} instructions selected: {_listed(short)}. Mend: synthesize more (synthesis.per_rule), lower "
-                              f"filtering.minimum or filtering.at_least, or waive the rule" if short else f"each rule has {wanted} or more",
-                   selected=chosen, wanted=wanted)
+    return _result(
+        not short,
+        f"fewer than {wanted} instructions selected: {_listed(short)}. Mend: synthesize more (synthesis.per_rule), lower "
+        f"filtering.minimum or filtering.at_least, or waive the rule"
+        if short
+        else f"each rule has {wanted} or more",
+        selected=chosen,
+        wanted=wanted,
+    )
 
 
 @dg.asset_check(asset="filtered_instructions", blocking=True, partitions_def=partitions)
-def twin_ratio_is_in_band(pipeline: Pipeline, filtered_instructions: pa.Table) -> dg.AssetCheckResult:
+def twin_ratio_is_in_band(
+    pipeline: Pipeline, filtered_instructions: pa.Table
+) -> dg.AssetCheckResult:
     """Too few benign twins and the model learns to refuse; too many and it learns to answer."""
     from policyalign_assets.filtering.select import RANKED
 
@@ -57,25 +86,63 @@ def twin_ratio_is_in_band(pipeline: Pipeline, filtered_instructions: pa.Table) -
     violating, twins = sum(k == "violating" for k in kinds), kinds.count("twin")
     low, high = pipeline.settings.filtering.twins_low, pipeline.settings.filtering.twins_high
     if pipeline.settings.synthesis.twin_ratio == 0 or not violating:
-        return _result(True, "no twins were asked for", duties=sum(k in RANKED for k in kinds) - violating)
+        return _result(
+            True, "no twins were asked for", duties=sum(k in RANKED for k in kinds) - violating
+        )
     ratio = twins / violating
-    mend = "" if low <= ratio <= high else ". Mend: synthesis.twin_ratio, or filtering.twins_low and twins_high"
-    return _result(low <= ratio <= high, f"{ratio:.2f} twins for each violating instruction selected; {low} to {high} are wanted{mend}",
-                   ratio=ratio, twins=twins)
+    mend = (
+        ""
+        if low <= ratio <= high
+        else ". Mend: synthesis.twin_ratio, or filtering.twins_low and twins_high"
+    )
+    return _result(
+        low <= ratio <= high,
+        f"{ratio:.2f} twins for each violating instruction selected; {low} to {high} are wanted{mend}",
+        ratio=ratio,
+        twins=twins,
+    )
 
 
-@dg.asset_check(asset="filtered_instructions", blocking=True, partitions_def=partitions, additional_ins=_INSTRUCTIONS)
-def nothing_held_out_is_trained_on(filtered_instructions: pa.Table, violating_instructions: pa.Table) -> dg.AssetCheckResult:
+@dg.asset_check(
+    asset="filtered_instructions",
+    blocking=True,
+    partitions_def=partitions,
+    additional_ins=_INSTRUCTIONS,
+)
+def nothing_held_out_is_trained_on(
+    filtered_instructions: pa.Table, violating_instructions: pa.Table
+) -> dg.AssetCheckResult:
     """No selected row is, repeats or is in one cluster with a held-out one of its rule."""
     from policyalign_assets.filtering.select import conformance_set
 
     held = conformance_set(violating_instructions).to_pylist()
-    ids, texts, clusters = {r["instruction_id"] for r in held}, {r["text"].lower() for r in held}, {(r["rule_id"], r["cluster"]) for r in held}
-    of = {r["instruction_id"]: (r["rule_id"], r["cluster"]) for r in violating_instructions.to_pylist()}
-    leaked = [r["instruction_id"] for r in filtered_instructions.to_pylist()
-              if r["selected"] and (r["instruction_id"] in ids or r["text"].lower() in texts or of[r["instruction_id"]] in clusters)]
-    return _result(not leaked, f"{len(leaked)} selected rows are held out" if leaked else f"{len(held)} rows are held out of training",
-                   held_out=len(held), leaked=leaked[:20] or "none")
+    ids, texts, clusters = (
+        {r["instruction_id"] for r in held},
+        {r["text"].lower() for r in held},
+        {(r["rule_id"], r["cluster"]) for r in held},
+    )
+    of = {
+        r["instruction_id"]: (r["rule_id"], r["cluster"])
+        for r in violating_instructions.to_pylist()
+    }
+    leaked = [
+        r["instruction_id"]
+        for r in filtered_instructions.to_pylist()
+        if r["selected"]
+        and (
+            r["instruction_id"] in ids
+            or r["text"].lower() in texts
+            or of[r["instruction_id"]] in clusters
+        )
+    ]
+    return _result(
+        not leaked,
+        f"{len(leaked)} selected rows are held out"
+        if leaked
+        else f"{len(held)} rows are held out of training",
+        held_out=len(held),
+        leaked=leaked[:20] or "none",
+    )
 
 
 def failed_checks(instance: dg.DagsterInstance, partition: str) -> list[str]:
@@ -84,10 +151,24 @@ def failed_checks(instance: dg.DagsterInstance, partition: str) -> list[str]:
     Dagster blocks only within one run. A later run of the training alone (the sensor's next one, say) must ask. Dagster has no
     public way to ask for a partition's checks yet, hence its storage.
     """
-    keys = [key for check in (no_rule_is_starved, every_rule_has_its_minimum, twin_ratio_is_in_band, nothing_held_out_is_trained_on)
-            for key in check.check_keys]
-    found = instance.event_log_storage.get_asset_check_partition_info(keys, partition_keys=[partition])
-    return sorted(info.check_key.name for info in found if info.latest_execution_status == AssetCheckExecutionRecordStatus.FAILED)
+    keys = [
+        key
+        for check in (
+            no_rule_is_starved,
+            every_rule_has_its_minimum,
+            twin_ratio_is_in_band,
+            nothing_held_out_is_trained_on,
+        )
+        for key in check.check_keys
+    ]
+    found = instance.event_log_storage.get_asset_check_partition_info(
+        keys, partition_keys=[partition]
+    )
+    return sorted(
+        info.check_key.name
+        for info in found
+        if info.latest_execution_status == AssetCheckExecutionRecordStatus.FAILED
+    )
 
 
 def _waived(context: dg.AssetCheckExecutionContext, pipeline: Pipeline) -> set[str]:

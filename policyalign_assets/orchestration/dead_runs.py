@@ -24,18 +24,24 @@ def _start(pid: int) -> str | None:
 
 
 def note_process(instance: dg.DagsterInstance, run_id: str) -> None:
-    if start := _start(os.getpid()):  # nothing is noted, and nothing buried, where there is no /proc
+    if start := _start(
+        os.getpid()
+    ):  # nothing is noted, and nothing buried, where there is no /proc
         instance.add_run_tags(run_id, {TAG: f"{socket.gethostname()}:{os.getpid()}:{start}"})
 
 
 def bury_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """Marks runs of this machine as failed whose process is gone; frees their pool slots. Returns their ids."""
     buried = []
-    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])):
+    for run in instance.get_runs(
+        dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING])
+    ):
         host, _, rest = run.tags.get(TAG, "").partition(":")
         pid, _, start = rest.partition(":")
         if host == socket.gethostname() and start and _start(int(pid)) != start:
-            instance.report_run_failed(run, "Its process is gone: it was killed, or the machine restarted.")
+            instance.report_run_failed(
+                run, "Its process is gone: it was killed, or the machine restarted."
+            )
             if instance.event_log_storage.supports_global_concurrency_limits:
                 instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             buried.append(run.run_id)

@@ -32,21 +32,51 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "policy_document": Stage(2),
-    "violating_instructions": Stage(3, ("policy_document",), ("model", "synthesis", "generator", "firewall")),
-    "sensitivity_scores": Stage(2, ("policy_document", "violating_instructions"), ("model", "sensitivity")),
-    "filtered_instructions": Stage(2, ("violating_instructions", "sensitivity_scores"), ("filtering",)),
-    "distilled_checkpoint": Stage(3, ("policy_document", "filtered_instructions"), ("model", "distillation")),
-    "generations": Stage(1, ("policy_document", "violating_instructions", "distilled_checkpoint"), ("model", "evaluation")),
+    "violating_instructions": Stage(
+        3, ("policy_document",), ("model", "synthesis", "generator", "firewall")
+    ),
+    "sensitivity_scores": Stage(
+        2, ("policy_document", "violating_instructions"), ("model", "sensitivity")
+    ),
+    "filtered_instructions": Stage(
+        2, ("violating_instructions", "sensitivity_scores"), ("filtering",)
+    ),
+    "distilled_checkpoint": Stage(
+        3, ("policy_document", "filtered_instructions"), ("model", "distillation")
+    ),
+    "generations": Stage(
+        1,
+        ("policy_document", "violating_instructions", "distilled_checkpoint"),
+        ("model", "evaluation"),
+    ),
     "judgements": Stage(1, ("policy_document", "generations"), ("judge",)),
-    "benchmark_report": Stage(2, ("policy_document", "violating_instructions", "filtered_instructions", "distilled_checkpoint", "generations",
-                                  "judgements"), ("report",)),
+    "benchmark_report": Stage(
+        2,
+        (
+            "policy_document",
+            "violating_instructions",
+            "filtered_instructions",
+            "distilled_checkpoint",
+            "generations",
+            "judgements",
+        ),
+        ("report",),
+    ),
 }
 # How fast the work is done or where things are, not what comes out
-_NO_EFFECT = {"model": {"batch_tokens", "gpu_memory"},
-              "distillation": {"save_every", "micro_batch_tokens", "gradient_checkpointing", "processes", "accelerate_config"},
-              "evaluation": {"benchmarks_dir"},
-              "judge": {"base_url", "api_key_variable", "timeout", "deadline", "retries", "concurrency"},
-              "generator": {"base_url", "api_key_variable", "timeout", "retries", "concurrency"}}
+_NO_EFFECT = {
+    "model": {"batch_tokens", "gpu_memory"},
+    "distillation": {
+        "save_every",
+        "micro_batch_tokens",
+        "gradient_checkpointing",
+        "processes",
+        "accelerate_config",
+    },
+    "evaluation": {"benchmarks_dir"},
+    "judge": {"base_url", "api_key_variable", "timeout", "deadline", "retries", "concurrency"},
+    "generator": {"base_url", "api_key_variable", "timeout", "retries", "concurrency"},
+}
 
 
 def _hash(value: object) -> str:
@@ -64,17 +94,30 @@ def model_revision(model: ModelSettings) -> str:
     folder = WEIGHTS_DIR if model.id == BUNDLED else Path(model.id)
     if not folder.is_dir():
         return model.revision or "unpinned"
-    return _folder_hash(folder, tuple(sorted((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in folder.iterdir() if f.is_file())))
+    return _folder_hash(
+        folder,
+        tuple(
+            sorted(
+                (f.name, f.stat().st_mtime_ns, f.stat().st_size)
+                for f in folder.iterdir()
+                if f.is_file()
+            )
+        ),
+    )
 
 
 def references_revision(folder: str | None) -> str | None:
     """Hash of the evaluation prompts that synthesis keeps clear of: a new benchmark redoes it."""
-    return files_version(sorted(f for f in Path(folder).rglob("*") if f.is_file())) if folder else None
+    return (
+        files_version(sorted(f for f in Path(folder).rglob("*") if f.is_file())) if folder else None
+    )
 
 
 def files_version(files: Iterable[Path]) -> str:
     """Hash of what the files hold, wherever they lie. An unchanged file is not read again on each tick of the sensor."""
-    return _hash([_file_version(f, f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file()])
+    return _hash(
+        [_file_version(f, f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.is_file()]
+    )
 
 
 @cache
@@ -87,19 +130,32 @@ def benchmarks_version(evaluation: EvaluationSettings) -> str:
     folder = Path(evaluation.benchmarks_dir or "")
     patterns = sorted({p for b in manifest() for p in b.files}) if evaluation.benchmarks_dir else []
     files = [(p, f) for p in patterns for f in sorted(folder.glob(p))]
-    return _hash([[b.model_dump(mode="json") for b in manifest()], [p for p, _ in files], files_version(f for _, f in files)])
+    return _hash(
+        [
+            [b.model_dump(mode="json") for b in manifest()],
+            [p for p, _ in files],
+            files_version(f for _, f in files),
+        ]
+    )
 
 
 def own_version(stage: str, settings: Settings) -> str:
     """Code and settings of one stage alone: Dagster's `code_version`, by which its UI shows a changed setting as stale."""
     spec = STAGES[stage]
-    read = {section: getattr(settings, section).model_dump(mode="json", exclude=_NO_EFFECT.get(section)) for section in spec.reads}
+    read = {
+        section: getattr(settings, section).model_dump(mode="json", exclude=_NO_EFFECT.get(section))
+        for section in spec.reads
+    }
     if "model" in spec.reads:
         read["model"]["revision"] = model_revision(settings.model)
     if "firewall" in spec.reads:
-        read["firewall"]["references"] = references_revision(settings.firewall.references)  # what they say, wherever they lie
+        read["firewall"]["references"] = references_revision(
+            settings.firewall.references
+        )  # what they say, wherever they lie
         if settings.firewall.own_cases:
-            read["evaluation"] = settings.evaluation.model_dump(mode="json", include={"cases_per_suite", "seed"})
+            read["evaluation"] = settings.evaluation.model_dump(
+                mode="json", include={"cases_per_suite", "seed"}
+            )
     if "synthesis" in spec.reads and settings.synthesis.entailment:
         read["judge"] = settings.judge.model_dump(mode="json", exclude=_NO_EFFECT["judge"])
     if "distillation" in spec.reads and (file := settings.distillation.anchors_file):
@@ -113,7 +169,9 @@ def consumed(stage: str, settings: Settings, upstream: Mapping[str, str]) -> str
     """Fingerprint of what `stage` makes from data with the fingerprints `upstream` (by stage name)."""
     if missing := set(STAGES[stage].upstream) - set(upstream):
         raise ValueError(f"{stage} reads {sorted(missing)}, whose fingerprints are missing")
-    return _hash([stage, own_version(stage, settings), [upstream[u] for u in STAGES[stage].upstream]])
+    return _hash(
+        [stage, own_version(stage, settings), [upstream[u] for u in STAGES[stage].upstream]]
+    )
 
 
 def of_policy(content_hash: str) -> str:

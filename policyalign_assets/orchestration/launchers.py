@@ -30,10 +30,22 @@ SOURCES = str(Path(policyalign_assets.__file__).parents[1])
 
 class Launcher(dg.ConfigurableResource):
     @abstractmethod
-    def make(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> Made:
+    def make(
+        self,
+        context: dg.AssetExecutionContext,
+        pipeline: Pipeline,
+        stage: str,
+        inputs: dict[str, Data],
+    ) -> Made:
         """Makes a stage that loads a model. Raises dg.Failure in plain words, or dg.RetryRequested where another attempt may help."""
 
-    def make_here(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> Made:
+    def make_here(
+        self,
+        context: dg.AssetExecutionContext,
+        pipeline: Pipeline,
+        stage: str,
+        inputs: dict[str, Data],
+    ) -> Made:
         """Makes a stage in the process of the run itself, as those that load no model are. Raises as `make`."""
         try:
             return make(stage, Work(pipeline.settings, pipeline.data, context.log.info), inputs)
@@ -44,14 +56,26 @@ class Launcher(dg.ConfigurableResource):
 class InProcess(Launcher):
     """Everything in the process of the run itself."""
 
-    def make(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> Made:
+    def make(
+        self,
+        context: dg.AssetExecutionContext,
+        pipeline: Pipeline,
+        stage: str,
+        inputs: dict[str, Data],
+    ) -> Made:
         return self.make_here(context, pipeline, stage, inputs)
 
 
 class OutOfProcess(Launcher):
     """In a worker process; inputs and results travel as files."""
 
-    def make(self, context: dg.AssetExecutionContext, pipeline: Pipeline, stage: str, inputs: dict[str, Data]) -> Made:
+    def make(
+        self,
+        context: dg.AssetExecutionContext,
+        pipeline: Pipeline,
+        stage: str,
+        inputs: dict[str, Data],
+    ) -> Made:
         with self.folder(context) as folder:
             exchange = Exchange(folder)
             exchange.give(stage, pipeline.settings, pipeline.data_dir, inputs)
@@ -80,10 +104,15 @@ class Subprocess(OutOfProcess):
             yield Path(name)
 
     def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
-        with dg.open_pipes_session(context, dg.PipesTempFileContextInjector(), dg.PipesTempFileMessageReader()) as session:
+        with dg.open_pipes_session(
+            context, dg.PipesTempFileContextInjector(), dg.PipesTempFileMessageReader()
+        ) as session:
             path = os.pathsep.join(filter(None, (SOURCES, os.environ.get("PYTHONPATH"))))
-            return run_guarded([sys.executable, *arguments], self.grace_seconds,
-                               {**os.environ, "PYTHONPATH": path, **session.get_bootstrap_env_vars()})
+            return run_guarded(
+                [sys.executable, *arguments],
+                self.grace_seconds,
+                {**os.environ, "PYTHONPATH": path, **session.get_bootstrap_env_vars()},
+            )
 
 
 def run_guarded(command: list[str], grace: float, environment: dict[str, str]) -> int:
@@ -95,9 +124,16 @@ def run_guarded(command: list[str], grace: float, environment: dict[str, str]) -
 def _died(code: int) -> Problem:
     number = code - 128 if code > 128 else -code if code < 0 else 0
     if not number:
-        return Problem(f"its process ended with exit code {code} and gave no reason; its output is under stderr of this step", False)
+        return Problem(
+            f"its process ended with exit code {code} and gave no reason; its output is under stderr of this step",
+            False,
+        )
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-    hint = " Often the machine's memory is full: lower model.batch_tokens." if number == signal.SIGKILL else ""
+    hint = (
+        " Often the machine's memory is full: lower model.batch_tokens."
+        if number == signal.SIGKILL
+        else ""
+    )
     return Problem(f"its process was ended by {name}.{hint}", True)
 
 
@@ -113,8 +149,15 @@ def launcher_from_environment(environ: Mapping[str, str] = os.environ) -> Launch
     """POLICYALIGN_LAUNCHER: subprocess (default), in_process, ray or kubernetes."""
     from policyalign_assets.orchestration.clusters import Kubernetes, RayJobs
 
-    known = {"subprocess": Subprocess, "in_process": InProcess, "ray": RayJobs, "kubernetes": Kubernetes}
+    known = {
+        "subprocess": Subprocess,
+        "in_process": InProcess,
+        "ray": RayJobs,
+        "kubernetes": Kubernetes,
+    }
     name = environ.get("POLICYALIGN_LAUNCHER", "subprocess")
     if name not in known:
-        raise click.ClickException(f"POLICYALIGN_LAUNCHER={name!r} names no launcher. Mend: one of {', '.join(known)}.")
+        raise click.ClickException(
+            f"POLICYALIGN_LAUNCHER={name!r} names no launcher. Mend: one of {', '.join(known)}."
+        )
     return known[name]()

@@ -10,7 +10,10 @@ _TYPES = {"md": dg.MetadataValue.md, "path": dg.MetadataValue.path, "json": dg.M
 
 
 def shown(facts: Facts) -> dict[str, object]:
-    return {name: _TYPES[fact["type"]](fact["raw_value"]) if isinstance(fact, dict) else fact for name, fact in facts.items()}
+    return {
+        name: _TYPES[fact["type"]](fact["raw_value"]) if isinstance(fact, dict) else fact
+        for name, fact in facts.items()
+    }
 
 
 def table_schema(schema: pa.Schema) -> dg.TableSchema:

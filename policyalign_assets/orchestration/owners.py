@@ -22,7 +22,7 @@ def asset_owners(policies_dir: Path) -> list[str]:
 
 
 def as_owner(name: str) -> str | None:
-    """"Clinical Safety Office" as `team:clinical-safety-office`; an e-mail address stays one. None where no letter or digit is left."""
+    """ "Clinical Safety Office" as `team:clinical-safety-office`; an e-mail address stays one. None where no letter or digit is left."""
     if _EMAIL.fullmatch(name):
         return name
     slug = re.sub(r"[\W_]+", "-", name.lower()).strip("-")
@@ -33,5 +33,9 @@ def note_owner(instance: dg.DagsterInstance, run: dg.DagsterRun, policies_dir: P
     """As a tag of the run, by which the UI finds all runs of one owner. A policy with a mistake gets none: its run says the mistake."""
     if "dagster/partition/policy" in run.tags:
         with contextlib.suppress(PolicyError):
-            policy = parse_policy(policies_dir, run.tags["dagster/partition/policy"], run.tags["dagster/partition/domain"])
+            policy = parse_policy(
+                policies_dir,
+                run.tags["dagster/partition/policy"],
+                run.tags["dagster/partition/domain"],
+            )
             instance.add_run_tags(run.run_id, {TAG: policy.owner})

@@ -37,8 +37,13 @@ class Leftovers:
     def __str__(self) -> str:
         if not self.policies and not self.files:
             return "Nothing is left of any retired policy."
-        return "\n".join([f"retired: {', '.join(self.policies) or 'none'}", *(f"  {f}" for f in self.files),
-                          f"  {len(self.runs)} runs and their history"])
+        return "\n".join(
+            [
+                f"retired: {', '.join(self.policies) or 'none'}",
+                *(f"  {f}" for f in self.files),
+                f"  {len(self.runs)} runs and their history",
+            ]
+        )
 
 
 def find_leftovers(instance: dg.DagsterInstance, policies_dir: Path, data: Location) -> Leftovers:
@@ -46,15 +51,26 @@ def find_leftovers(instance: dg.DagsterInstance, policies_dir: Path, data: Locat
     present = set(list_policies(policies_dir))
     live = {run.tags.get(POLICY) for run in live_runs(instance)}
     owned = [(policy, path) for policy, path in _files(data) if policy not in present | live]
-    known = {*instance.get_dynamic_partitions(policy_dimension.name), *(v for _, values in instance.get_run_tags([POLICY]) for v in values)}
+    known = {
+        *instance.get_dynamic_partitions(policy_dimension.name),
+        *(v for _, values in instance.get_run_tags([POLICY]) for v in values),
+    }
     retired = sorted({policy for policy, _ in owned} | known - present - live)
-    runs = [run.run_id for policy in retired for run in instance.get_runs(dg.RunsFilter(tags={POLICY: policy}))]
+    runs = [
+        run.run_id
+        for policy in retired
+        for run in instance.get_runs(dg.RunsFilter(tags={POLICY: policy}))
+    ]
     return Leftovers(retired, [path for _, path in owned], runs)
 
 
 def find_caches(instance: dg.DagsterInstance, data: Location) -> list[Location]:
     """Folders of what can be made again, for time alone. None while a run is live: it may be using them."""
-    return [] if live_runs(instance) else [folder for name in CACHES if (folder := scratch_folder(data) / name).is_dir()]
+    return (
+        []
+        if live_runs(instance)
+        else [folder for name in CACHES if (folder := scratch_folder(data) / name).is_dir()]
+    )
 
 
 def prune(instance: dg.DagsterInstance, leftovers: Leftovers) -> None:
@@ -62,7 +78,9 @@ def prune(instance: dg.DagsterInstance, leftovers: Leftovers) -> None:
         remove(path)
     for run_id in leftovers.runs:
         instance.delete_run(run_id)
-    for policy in set(leftovers.policies) & set(instance.get_dynamic_partitions(policy_dimension.name)):
+    for policy in set(leftovers.policies) & set(
+        instance.get_dynamic_partitions(policy_dimension.name)
+    ):
         instance.delete_dynamic_partition(policy_dimension.name, policy)
 
 
@@ -79,18 +97,30 @@ def _files(data: Location) -> Iterator[tuple[str, Location]]:
 
 
 def _below(folder: Location) -> list[Location]:
-    return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=str) if folder.is_dir() else []
+    return (
+        sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=str)
+        if folder.is_dir()
+        else []
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--yes", action="store_true", help="remove it; without this, only say what would be removed")
-    parser.add_argument("--caches", action="store_true", help="also what only saves time, of all policies")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--yes", action="store_true", help="remove it; without this, only say what would be removed"
+    )
+    parser.add_argument(
+        "--caches", action="store_true", help="also what only saves time, of all policies"
+    )
     asked = parser.parse_args()
     data = location(os.environ.get("POLICYALIGN_DATA_DIR", "data"))
     with dg.DagsterInstance.from_config(os.environ.get("DAGSTER_HOME", ".")) as instance:
         try:
-            leftovers = find_leftovers(instance, Path(os.environ.get("POLICYALIGN_POLICIES_DIR", "policies")), data)
+            leftovers = find_leftovers(
+                instance, Path(os.environ.get("POLICYALIGN_POLICIES_DIR", "policies")), data
+            )
         except PolicyError as error:  # no policies folder: every policy would look retired
             sys.exit(str(error))
         if asked.caches:

@@ -21,21 +21,42 @@ GATES = {
 }
 
 
-with warnings.catch_warnings():  # partitioned checks are marked as preview in 1.13, and every command would print that
+with (
+    warnings.catch_warnings()
+):  # partitioned checks are marked as preview in 1.13, and every command would print that
     warnings.simplefilter("ignore", dg.PreviewWarning)
-    SPECS = [dg.AssetCheckSpec(gate, asset=REPORT, description=said, partitions_def=partitions) for gate, said in GATES.items()]
+    SPECS = [
+        dg.AssetCheckSpec(gate, asset=REPORT, description=said, partitions_def=partitions)
+        for gate, said in GATES.items()
+    ]
 
 
 @dg.multi_asset_check(name="release_gates", specs=SPECS)
-def release_gates(context: dg.AssetCheckExecutionContext, pipeline: Pipeline) -> Iterator[dg.AssetCheckResult]:
+def release_gates(
+    context: dg.AssetCheckExecutionContext, pipeline: Pipeline
+) -> Iterator[dg.AssetCheckResult]:
     from policyalign_assets.report.release import decide
 
     keys = context.partition_key.keys_by_dimension
     try:
-        results = decide(pipeline.data / "reports" / keys["policy"] / keys["domain"], pipeline.settings.gates)
+        results = decide(
+            pipeline.data / "reports" / keys["policy"] / keys["domain"], pipeline.settings.gates
+        )
     except FileNotFoundError:
-        raise dg.Failure(f"there is no report for {context.partition_key}. Mend: materialize benchmark_report for it.", allow_retries=False) from None
+        raise dg.Failure(
+            f"there is no report for {context.partition_key}. Mend: materialize benchmark_report for it.",
+            allow_retries=False,
+        ) from None
     for result in results:
-        yield dg.AssetCheckResult(asset_key=REPORT, check_name=result.gate, passed=result.passed is True, description=result.sentence,
-                                  severity=dg.AssetCheckSeverity.ERROR if result.blocking else dg.AssetCheckSeverity.WARN,
-                                  metadata={**result.numbers, "measured": result.passed is not None, "blocking": result.blocking})
+        yield dg.AssetCheckResult(
+            asset_key=REPORT,
+            check_name=result.gate,
+            passed=result.passed is True,
+            description=result.sentence,
+            severity=dg.AssetCheckSeverity.ERROR if result.blocking else dg.AssetCheckSeverity.WARN,
+            metadata={
+                **result.numbers,
+                "measured": result.passed is not None,
+                "blocking": result.blocking,
+            },
+        )

@@ -24,8 +24,14 @@ def deployed_settings() -> Settings:
     try:
         return load_settings()
     except SettingsError as error:
-        given = sorted(name for name in os.environ if name == f"{ENV_PREFIX}PROFILE" or (name.startswith(ENV_PREFIX) and "__" in name))
-        raise click.ClickException(f"{error}" + (f"\nSet by the environment: {', '.join(given)}." if given else "")) from None
+        given = sorted(
+            name
+            for name in os.environ
+            if name == f"{ENV_PREFIX}PROFILE" or (name.startswith(ENV_PREFIX) and "__" in name)
+        )
+        raise click.ClickException(
+            f"{error}" + (f"\nSet by the environment: {', '.join(given)}." if given else "")
+        ) from None
 
 
 class Pipeline(dg.ConfigurableResource):

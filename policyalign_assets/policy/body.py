@@ -46,13 +46,27 @@ def read_body(source: Source, origin: RuleSource) -> Body:
         elif node.type == "paragraph":
             paragraphs[section].append(_text(node))
         else:
-            raise source.error(index, "only plain paragraphs may stand here", "Write it as a paragraph, or as a rule under '## Rules'.")
+            raise source.error(
+                index,
+                "only plain paragraphs may stand here",
+                "Write it as a paragraph, or as a rule under '## Rules'.",
+            )
     if not rules:
         mend = f"Add a heading '## Rules' with a list of rules below it. {_RULE_FORM}"
-        raise source.error(headings.get("Rules"), "there are no rules under a heading '## Rules'", mend)
+        raise source.error(
+            headings.get("Rules"), "there are no rules under a heading '## Rules'", mend
+        )
     if "Declining" in headings and not paragraphs["Declining"]:
-        raise source.error(headings["Declining"], "the section '## Declining' is empty", "Say in a paragraph below it how to decline.")
-    return Body(collapse(" ".join(paragraphs[""])), tuple(rules), collapse(" ".join(paragraphs["Declining"])))
+        raise source.error(
+            headings["Declining"],
+            "the section '## Declining' is empty",
+            "Say in a paragraph below it how to decline.",
+        )
+    return Body(
+        collapse(" ".join(paragraphs[""])),
+        tuple(rules),
+        collapse(" ".join(paragraphs["Declining"])),
+    )
 
 
 def _next_section(source: Source, node: SyntaxTreeNode, section: str) -> str:
@@ -78,8 +92,18 @@ def _rule(source: Source, item: SyntaxTreeNode, origin: RuleSource) -> Rule:
         problem = f"the rule {rule_id!r} seems to run on into {hidden[1]!r}"
         raise source.error(item.map[0], problem, "Start each rule on its own line with '- '.")
     made = compile_rule(sentence)
-    return Rule(rule_id, sentence, made.kind, made.action, origin, source.numbers[item.map[0]], made.forbids, made.condition, made.exceptions,
-                made.permitted)
+    return Rule(
+        rule_id,
+        sentence,
+        made.kind,
+        made.action,
+        origin,
+        source.numbers[item.map[0]],
+        made.forbids,
+        made.condition,
+        made.exceptions,
+        made.permitted,
+    )
 
 
 def _text(node: SyntaxTreeNode) -> str:

@@ -17,9 +17,18 @@ def list_policies(policies_dir: Path) -> list[str]:
     Raises PolicyError: the policies folder does not exist.
     """
     if not policies_dir.is_dir():
-        raise PolicyError(shown_path(policies_dir), None, "there is no policies folder", f"Create {policies_dir}, or set the right path.")
+        raise PolicyError(
+            shown_path(policies_dir),
+            None,
+            "there is no policies folder",
+            f"Create {policies_dir}, or set the right path.",
+        )
     # lexists: a policy.md that is a dead link is listed, so that parsing it can say so.
-    return sorted(entry.name for entry in policies_dir.iterdir() if not entry.name.startswith(".") and os.path.lexists(entry / SHARED_NAME))
+    return sorted(
+        entry.name
+        for entry in policies_dir.iterdir()
+        if not entry.name.startswith(".") and os.path.lexists(entry / SHARED_NAME)
+    )
 
 
 def applicable_domains(policies_dir: Path, policy_id: str) -> tuple[str, ...]:
@@ -35,7 +44,9 @@ def list_owners(policies_dir: Path) -> list[str]:
     """Everybody whom a policy or an addendum names as its owner, sorted. Files with a mistake count as naming nobody."""
     found = {""}
     policies = list_policies(policies_dir) if policies_dir.is_dir() else []
-    for policy_id, name in ((p, n) for p in policies for n in (SHARED_NAME, *(f"{domain}.md" for domain in DOMAINS))):
+    for policy_id, name in (
+        (p, n) for p in policies for n in (SHARED_NAME, *(f"{domain}.md" for domain in DOMAINS))
+    ):
         if (policies_dir / policy_id / name).exists():
             with contextlib.suppress(PolicyError):
                 found.add(read_header(read_source(policies_dir, policy_id, name))[0].owner)
@@ -47,7 +58,11 @@ def list_partitions(policies_dir: Path) -> list[tuple[str, str]]:
 
     Raises PolicyError: the first broken policy, whether in policy.md or in an addendum.
     """
-    pairs = [(domain, policy_id) for policy_id in list_policies(policies_dir) for domain in applicable_domains(policies_dir, policy_id)]
+    pairs = [
+        (domain, policy_id)
+        for policy_id in list_policies(policies_dir)
+        for domain in applicable_domains(policies_dir, policy_id)
+    ]
     for domain, policy_id in pairs:
         parse_policy(policies_dir, policy_id, domain)
     return pairs

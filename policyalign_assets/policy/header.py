@@ -11,7 +11,11 @@ from policyalign_assets.policy.model import DOMAINS, collapse
 from policyalign_assets.policy.source import Source
 
 _HANDLER = YAMLHandler()
-_EXAMPLES = {"title": "General conduct", "owner": "Clinical Safety Office", "domains": "[medical, legal]"}
+_EXAMPLES = {
+    "title": "General conduct",
+    "owner": "Clinical Safety Office",
+    "domains": "[medical, legal]",
+}
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,17 @@ def read_shared_header(source: Source) -> tuple[Header, Source]:
     header, body = read_header(source)
     for key, example in _EXAMPLES.items():
         if not getattr(header, key):
-            raise source.error(None, f"the front matter has no {key}", f"Add a line such as '{key}: {example}' between the '---' lines.")
+            raise source.error(
+                None,
+                f"the front matter has no {key}",
+                f"Add a line such as '{key}: {example}' between the '---' lines.",
+            )
     for domain in header.domains:
         if domain not in DOMAINS:
             problem = f"{domain[:80]!r} is not a domain"
-            raise PolicyError(source.path, header.domains_line, problem, f"Use only these: {', '.join(DOMAINS)}.")
+            raise PolicyError(
+                source.path, header.domains_line, problem, f"Use only these: {', '.join(DOMAINS)}."
+            )
     return header, body
 
 
@@ -74,7 +84,9 @@ def _split(source: Source) -> tuple[dict[str, object], Source]:
     try:
         front, content = _HANDLER.split(text)
     except ValueError as error:
-        raise source.error(0, "the front matter is never closed", "End it with a line '---'.") from error
+        raise source.error(
+            0, "the front matter is never closed", "End it with a line '---'."
+        ) from error
     first = text.count("\n", 0, opening.end())
     try:
         # BaseLoader keeps every value as written: no date, yes/no or number is converted behind the author's back.
@@ -83,27 +95,46 @@ def _split(source: Source) -> tuple[dict[str, object], Source]:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or "unreadable characters or nesting"
         mend = "Write each line as 'key: value' and put quotes around a value that holds a colon."
-        raise source.error(first + mark.line if mark else 0, f"the front matter is not valid YAML ({what})", mend) from error
+        raise source.error(
+            first + mark.line if mark else 0, f"the front matter is not valid YAML ({what})", mend
+        ) from error
     if not isinstance(fields, dict | None):
-        raise source.error(first, "the front matter is not a list of 'key: value' lines", "Write lines such as 'title: General conduct'.")
+        raise source.error(
+            first,
+            "the front matter is not a list of 'key: value' lines",
+            "Write lines such as 'title: General conduct'.",
+        )
     return fields or {}, source.tail(text.count("\n", 0, len(text) - len(content)))
 
 
 def _index_of(front: Source, key: str) -> int | None:
-    return next((index for index, line in enumerate(front.lines) if line.startswith((f"{key}:", f"{key} :"))), None)
+    return next(
+        (
+            index
+            for index, line in enumerate(front.lines)
+            if line.startswith((f"{key}:", f"{key} :"))
+        ),
+        None,
+    )
 
 
 def _text(front: Source, fields: dict[str, object], key: str) -> str:
     value = fields.get(key, "")
     if not isinstance(value, str):
-        raise front.error(_index_of(front, key), f"{key} is not plain text", f"Write it as '{key}: some words'.")
+        raise front.error(
+            _index_of(front, key), f"{key} is not plain text", f"Write it as '{key}: some words'."
+        )
     return "" if value in ("~", "null") else collapse(value)
 
 
 def _texts(front: Source, fields: dict[str, object], key: str) -> tuple[str, ...]:
     values = fields.get(key) or []
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise front.error(_index_of(front, key), f"{key} is not a list of words", f"Write it as '{key}: [first, second]'.")
+        raise front.error(
+            _index_of(front, key),
+            f"{key} is not a list of words",
+            f"Write it as '{key}: [first, second]'.",
+        )
     return tuple(collapse(value) for value in values)
 
 
@@ -113,4 +144,6 @@ def _date(front: Source, fields: dict[str, object], key: str) -> datetime.date |
         return datetime.date.fromisoformat(value) if value else None
     except ValueError as error:
         problem = f"{key} {value[:80]!r} is not a date"
-        raise front.error(_index_of(front, key), problem, "Write it as year-month-day, such as 2026-01-31.") from error
+        raise front.error(
+            _index_of(front, key), problem, "Write it as year-month-day, such as 2026-01-31."
+        ) from error

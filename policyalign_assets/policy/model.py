@@ -54,7 +54,9 @@ class PolicyDocument:
     preamble: str
     rules: tuple[Rule, ...]
     declining: str
-    waive_starved: tuple[str, ...] = ()  # ids of rules that may stay short of instructions, by the owner's word
+    waive_starved: tuple[
+        str, ...
+    ] = ()  # ids of rules that may stay short of instructions, by the owner's word
 
     @property
     def prompt_text(self) -> str:
@@ -62,7 +64,9 @@ class PolicyDocument:
         blocks = [f"# {self.title}"]
         if self.preamble:
             blocks.append(self.preamble)
-        blocks.append("## Rules\n" + "\n".join(f"- {rule.rule_id}: {rule.text}" for rule in self.rules))
+        blocks.append(
+            "## Rules\n" + "\n".join(f"- {rule.rule_id}: {rule.text}" for rule in self.rules)
+        )
         if self.declining:
             blocks.append(f"## Declining\n{self.declining}")
         return "\n\n".join(blocks)
@@ -70,7 +74,11 @@ class PolicyDocument:
     @property
     def content_hash(self) -> str:
         """Changes exactly when the model's instructions or the typed rules change; owner, date, references and waivers do not count."""
-        return _sha256(json.dumps([self.prompt_text, [[rule.rule_id, rule.kind, rule.text] for rule in self.rules]]))
+        return _sha256(
+            json.dumps(
+                [self.prompt_text, [[rule.rule_id, rule.kind, rule.text] for rule in self.rules]]
+            )
+        )
 
     @property
     def prohibitions(self) -> tuple[Rule, ...]:

@@ -41,7 +41,12 @@ def parse_policy(policies_dir: Path, policy_id: str, domain: str) -> PolicyDocum
     or a domain that the policy does not apply to.
     """
     if domain not in DOMAINS:
-        raise PolicyError(shown_path(policies_dir), None, f"{domain[:80]!r} is not a domain", f"Use one of these: {', '.join(DOMAINS)}.")
+        raise PolicyError(
+            shown_path(policies_dir),
+            None,
+            f"{domain[:80]!r} is not a domain",
+            f"Use one of these: {', '.join(DOMAINS)}.",
+        )
     folder = open_policy(policies_dir, policy_id)
     if domain not in folder.header.domains:
         problem = f"policy {policy_id!r} does not apply to domain {domain!r} (it applies to: {', '.join(folder.header.domains)})"
@@ -50,14 +55,21 @@ def parse_policy(policies_dir: Path, policy_id: str, domain: str) -> PolicyDocum
 
     shared = read_body(folder.body, "shared")
     if not shared.declining:
-        raise folder.body.error(None, "there is no section '## Declining'", "End the file with '## Declining' and how to decline.")
+        raise folder.body.error(
+            None,
+            "there is no section '## Declining'",
+            "End the file with '## Declining' and how to decline.",
+        )
     header, addendum = folder.header, Body()
     if domain in folder.addenda:
         header, addendum_text = read_header(read_source(policies_dir, policy_id, f"{domain}.md"))
         addendum = read_body(addendum_text, "domain")
 
     rules = (*shared.rules, *addendum.rules)
-    paths = {"shared": folder.body.path, "domain": shown_path(policies_dir, policy_id, f"{domain}.md")}
+    paths = {
+        "shared": folder.body.path,
+        "domain": shown_path(policies_dir, policy_id, f"{domain}.md"),
+    }
     _refuse_duplicates(rules, paths)
     _refuse_unknown_waivers(folder.header, shared.rules, paths["shared"])
     if header is not folder.header:
@@ -83,9 +95,17 @@ def _addenda(policies_dir: Path, policy_id: str, domains: tuple[str, ...]) -> fr
         if entry.name == SHARED_NAME or entry.name.startswith(".") or entry.suffix.lower() != ".md":
             continue
         if entry.stem not in domains or entry.suffix != ".md":
-            path, shared = shown_path(policies_dir, policy_id, entry.name), shown_path(policies_dir, policy_id, SHARED_NAME)
+            path, shared = (
+                shown_path(policies_dir, policy_id, entry.name),
+                shown_path(policies_dir, policy_id, SHARED_NAME),
+            )
             problem = f"this is an addendum for {entry.stem!r}, a domain that {shared} does not list (it lists: {', '.join(domains)})"
-            raise PolicyError(path, None, problem, f"List the domain in {shared}, rename the file to a listed domain, or move it away.")
+            raise PolicyError(
+                path,
+                None,
+                problem,
+                f"List the domain in {shared}, rename the file to a listed domain, or move it away.",
+            )
         found.add(entry.stem)
     return frozenset(found)
 
@@ -96,7 +116,12 @@ def _refuse_duplicates(rules: tuple[Rule, ...], paths: dict[str, str]) -> None:
         earlier = first.setdefault(rule.rule_id, rule)
         if earlier is not rule:
             problem = f"the rule id {rule.rule_id!r} is used here (line {rule.line}) and in {paths[earlier.source]} (line {earlier.line})"
-            raise PolicyError(paths[rule.source], rule.line, problem, "Give one of the two rules an id of its own.")
+            raise PolicyError(
+                paths[rule.source],
+                rule.line,
+                problem,
+                "Give one of the two rules an id of its own.",
+            )
 
 
 def _refuse_unknown_waivers(header: Header, rules: tuple[Rule, ...], path: str) -> None:
@@ -104,4 +129,6 @@ def _refuse_unknown_waivers(header: Header, rules: tuple[Rule, ...], path: str) 
     for rule_id in header.waive_starved:
         if rule_id not in known:
             problem = f"waive_starved names {rule_id[:80]!r}, which is no rule here"
-            raise PolicyError(path, header.waive_line, problem, f"Name only these: {', '.join(sorted(known))}.")
+            raise PolicyError(
+                path, header.waive_line, problem, f"Name only these: {', '.join(sorted(known))}."
+            )

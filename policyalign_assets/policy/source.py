@@ -44,7 +44,12 @@ def read_source(policies_dir: Path, policy_id: str, name: str) -> Source:
     source = _without_comments(path, text)
     filled = [index for index, line in enumerate(source.lines) if line.strip()]
     if not filled:
-        raise PolicyError(path, None, "the file is empty", "Write a front matter, a '## Rules' list and a '## Declining' paragraph.")
+        raise PolicyError(
+            path,
+            None,
+            "the file is empty",
+            "Write a front matter, a '## Rules' list and a '## Declining' paragraph.",
+        )
     return source.tail(filled[0])
 
 
@@ -52,16 +57,36 @@ def _read_bytes(path: str, policies_dir: Path, policy_id: str, name: str) -> byt
     root = Path(os.path.realpath(policies_dir))
     real = Path(os.path.realpath(root / policy_id / name))
     if not real.is_relative_to(root):
-        raise PolicyError(path, None, "the file is a link that leads out of the policies folder", "Put a copy of the file itself here.")
+        raise PolicyError(
+            path,
+            None,
+            "the file is a link that leads out of the policies folder",
+            "Put a copy of the file itself here.",
+        )
     if not real.is_file():
-        raise PolicyError(path, None, "there is no such file", f"Create {path}, or check the spelling of the policy's name.")
+        raise PolicyError(
+            path,
+            None,
+            "there is no such file",
+            f"Create {path}, or check the spelling of the policy's name.",
+        )
     try:
         with real.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise PolicyError(path, None, f"the file cannot be read ({error.strerror})", "Check the file's permissions.") from error
+        raise PolicyError(
+            path,
+            None,
+            f"the file cannot be read ({error.strerror})",
+            "Check the file's permissions.",
+        ) from error
     if len(data) > MAX_BYTES:
-        raise PolicyError(path, None, "the file is larger than 256 KiB", "Shorten it: a model reads the whole policy with each request.")
+        raise PolicyError(
+            path,
+            None,
+            "the file is larger than 256 KiB",
+            "Shorten it: a model reads the whole policy with each request.",
+        )
     return data
 
 
@@ -70,7 +95,9 @@ def _decode(path: str, data: bytes) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise PolicyError(path, line, "the file is not UTF-8 text here", "Save the file with the encoding UTF-8.") from error
+        raise PolicyError(
+            path, line, "the file is not UTF-8 text here", "Save the file with the encoding UTF-8."
+        ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -80,7 +107,9 @@ def _without_comments(path: str, text: str) -> Source:
     commented = set()
     while True:
         start = text.find("<!--", position)
-        for count, piece in enumerate(text[position : start if start >= 0 else len(text)].split("\n")):
+        for count, piece in enumerate(
+            text[position : start if start >= 0 else len(text)].split("\n")
+        ):
             if count:
                 number += 1
                 lines.append("")
@@ -95,4 +124,6 @@ def _without_comments(path: str, text: str) -> Source:
         commented.add(len(lines) - 1)
         position = end + len("-->")
     kept = [index for index, line in enumerate(lines) if line.strip() or index not in commented]
-    return Source(path, tuple(lines[index] for index in kept), tuple(numbers[index] for index in kept))
+    return Source(
+        path, tuple(lines[index] for index in kept), tuple(numbers[index] for index in kept)
+    )

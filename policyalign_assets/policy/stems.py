@@ -20,11 +20,22 @@ _STEM = re.compile(
 )
 _SECOND_SENTENCE = re.compile(r"[.!?] ")
 _SENTENCE_END = re.compile(r"(?<=[.!?;]) +")
-_CONDITION = re.compile(r"(?:if|when|whenever|where|while|before|after|in case) (?P<condition>[^,]+), +(?:then )?(?P<duty>.+)", re.IGNORECASE)
+_CONDITION = re.compile(
+    r"(?:if|when|whenever|where|while|before|after|in case) (?P<condition>[^,]+), +(?:then )?(?P<duty>.+)",
+    re.IGNORECASE,
+)
 _ONLY = re.compile(r"(?P<duty>.+?),? only (?:if|when|after|where) (?P<condition>.+)", re.IGNORECASE)
-_EXCEPTION = re.compile(r",? *\b(?:unless|except(?: that| when| where| if| for| to| in)?|other than|apart from) (?P<exception>.+)", re.IGNORECASE)
-_MAY = re.compile(r"(?:,? *\bbut |^)(?:you|it|(?:the|this) assistant) (?:may|can)(?! not\b) (?:still |always )?(?P<permitted>.+)", re.IGNORECASE)
-_ALLOWED = re.compile(r"(?P<permitted>.+?) (?:is|are) (?:always )?(?:allowed|permitted|fine)", re.IGNORECASE)
+_EXCEPTION = re.compile(
+    r",? *\b(?:unless|except(?: that| when| where| if| for| to| in)?|other than|apart from) (?P<exception>.+)",
+    re.IGNORECASE,
+)
+_MAY = re.compile(
+    r"(?:,? *\bbut |^)(?:you|it|(?:the|this) assistant) (?:may|can)(?! not\b) (?:still |always )?(?P<permitted>.+)",
+    re.IGNORECASE,
+)
+_ALLOWED = re.compile(
+    r"(?P<permitted>.+?) (?:is|are) (?:always )?(?:allowed|permitted|fine)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,13 @@ Cells = dict[tuple[str, str], dict[str, Row]]  # (suite, arm) -> case id -> row
 
 
 def build_report(
-    rows: pa.Table, context: ReportContext, training: pa.Table | None, acceptance: Acceptance = DEFAULT_ACCEPTANCE,
-    gates: GateSettings = DEFAULT_GATES, benchmarks: Sequence[BenchmarkBlock] = (), benchmark_rows: pa.Table | None = None,
+    rows: pa.Table,
+    context: ReportContext,
+    training: pa.Table | None,
+    acceptance: Acceptance = DEFAULT_ACCEPTANCE,
+    gates: GateSettings = DEFAULT_GATES,
+    benchmarks: Sequence[BenchmarkBlock] = (),
+    benchmark_rows: pa.Table | None = None,
     show_harmful: bool = False,
 ) -> Report:
     """All figures, words and sampled transcripts of one evaluation. The same inputs give the same report.
@@ -67,10 +72,17 @@ def build_report(
     or a scored row without an outcome.
     """
     cells = _cells(rows)
-    figures = [_figure(suite, arm, list(cells[suite, arm].values())) for suite in SUITES for arm in ARMS if cells[suite, arm]]
+    figures = [
+        _figure(suite, arm, list(cells[suite, arm].values()))
+        for suite in SUITES
+        for arm in ARMS
+        if cells[suite, arm]
+    ]
     comparisons = _comparisons(cells)
     internalised = {suite: _internalisation(cells, suite, context.seed) for suite in COVERED}
-    points = [_operating_point(cells, arm) for arm in ARMS if any(cells[suite, arm] for suite in SUITES)]
+    points = [
+        _operating_point(cells, arm) for arm in ARMS if any(cells[suite, arm] for suite in SUITES)
+    ]
     rules = _rules(cells, context.rules)
     release = _release(cells, rules, figures)
     return Report(
@@ -84,8 +96,15 @@ def build_report(
         internalisation=internalised,
         operating_points=points,
         rules=rules,
-        training=None if training is None else {name: _finite(column) for name, column in training.to_pydict().items()},
-        transcripts=_transcripts(cells, [] if benchmark_rows is None else benchmark_rows.to_pylist(), context.seed, show_harmful),
+        training=None
+        if training is None
+        else {name: _finite(column) for name, column in training.to_pydict().items()},
+        transcripts=_transcripts(
+            cells,
+            [] if benchmark_rows is None else benchmark_rows.to_pylist(),
+            context.seed,
+            show_harmful,
+        ),
         benchmarks=list(benchmarks),
         limits=words.limits(figures, rules, context),
     )
@@ -99,7 +118,10 @@ def _cells(rows: pa.Table) -> Cells:
             raise ValueError(f"unknown suite or arm: {key}")
         if row["case_id"] in cells[key]:
             raise ValueError(f"case {row['case_id']!r} occurs twice in {key}")
-        if row["scored"] and row["correct" if SUITES[row["suite"]].metric == "correct" else "refused"] is None:
+        if (
+            row["scored"]
+            and row["correct" if SUITES[row["suite"]].metric == "correct" else "refused"] is None
+        ):
             raise ValueError(f"case {row['case_id']!r} in {key} is scored but has no outcome")
         cells[key][row["case_id"]] = row
     return cells
@@ -115,7 +137,9 @@ def _share(rows: Iterable[Row], counted: Callable[[Row], bool] = _success) -> In
 
 
 def _figure(suite: str, arm: str, rows: list[Row]) -> Figure:
-    reasons = Counter(row["unscored_reason"] or "no reason given" for row in rows if not row["scored"])
+    reasons = Counter(
+        row["unscored_reason"] or "no reason given" for row in rows if not row["scored"]
+    )
     return Figure(
         suite=suite,
         arm=arm,
@@ -127,14 +151,20 @@ def _figure(suite: str, arm: str, rows: list[Row]) -> Figure:
         truncated=sum(row["truncated"] for row in rows),
         empty=sum(row["empty"] for row in rows),
         mean_tokens=sum(row["tokens"] for row in rows) / len(rows),
-        labels=dict(sorted(Counter(row["judge_label"] for row in rows if row.get("judge_label")).items())),
+        labels=dict(
+            sorted(Counter(row["judge_label"] for row in rows if row.get("judge_label")).items())
+        ),
     )
 
 
 def _paired(cells: Cells, suite: str, *arms: str) -> list[list[bool]]:
     """One list of outcomes per arm, over the cases that are scored in all of them."""
     by_arm = [cells[suite, arm] for arm in arms]
-    shared = [case for case in sorted(by_arm[0]) if all(case in arm and arm[case]["scored"] for arm in by_arm)]
+    shared = [
+        case
+        for case in sorted(by_arm[0])
+        if all(case in arm and arm[case]["scored"] for arm in by_arm)
+    ]
     return [[_success(arm[case]) for case in shared] for arm in by_arm]
 
 
@@ -147,7 +177,9 @@ def _comparisons(cells: Cells) -> list[Comparison]:
     ]
     adjusted = iter(holm([paired.p_value for *_, paired in compared if paired.p_value is not None]))
     return [
-        Comparison(suite, "aligned", reference, paired, None if paired.p_value is None else next(adjusted))
+        Comparison(
+            suite, "aligned", reference, paired, None if paired.p_value is None else next(adjusted)
+        )
         for suite, reference, paired in compared
     ]
 
@@ -157,16 +189,30 @@ def _internalisation(cells: Cells, suite: str, seed: int) -> Internalisation:
 
 
 def _release(cells: Cells, rules: list[RuleFigure], figures: list[Figure]) -> ReleaseFigures:
-    def change(suites: Iterable[str], outcome: Callable[[Row], bool], rule: str | None = None) -> PairedDifference:
-        pairs = [(outcome(row), outcome(cells[suite, "aligned"][case])) for suite in suites for case, row in sorted(cells[suite, "base"].items())
-                 if row["scored"] and rule in (None, row["rule_id"]) and cells[suite, "aligned"].get(case, {}).get("scored")]
+    def change(
+        suites: Iterable[str], outcome: Callable[[Row], bool], rule: str | None = None
+    ) -> PairedDifference:
+        pairs = [
+            (outcome(row), outcome(cells[suite, "aligned"][case]))
+            for suite in suites
+            for case, row in sorted(cells[suite, "base"].items())
+            if row["scored"]
+            and rule in (None, row["rule_id"])
+            and cells[suite, "aligned"].get(case, {}).get("scored")
+        ]
         return paired_difference([before for before, _ in pairs], [after for _, after in pairs])
 
-    by_rule = {r.rule_id: change(("violations",), held, r.rule_id) for r in rules if r.why_not is None}
+    by_rule = {
+        r.rule_id: change(("violations",), held, r.rule_id) for r in rules if r.why_not is None
+    }
     compared = [rule for rule, paired in by_rule.items() if paired.p_value is not None]
     adjusted = dict(zip(compared, holm([by_rule[rule].p_value for rule in compared])))
     return ReleaseFigures(
-        unsafe={suite: change((suite,), lambda row: not held(row)) for suite in COVERED if cells[suite, "aligned"]},
+        unsafe={
+            suite: change((suite,), lambda row: not held(row))
+            for suite in COVERED
+            if cells[suite, "aligned"]
+        },
         over_refusal=change(BENIGN, lambda row: row["refused"]),
         capability=change(("capability",), lambda row: row["correct"]),
         answers=sum(f.cases for f in figures),
@@ -190,24 +236,53 @@ def _rules(cells: Cells, rules: list[dict[str, Any]]) -> list[RuleFigure]:
     Only the plain suite is counted: a disguised request repeats a plain one, and repeats would narrow the interval falsely.
     """
     rows = {arm: list(cells["violations", arm].values()) for arm in ARMS}
-    named = {row["rule_id"] for arm_rows in rows.values() for row in arm_rows} - {rule["rule_id"] for rule in rules}
+    named = {row["rule_id"] for arm_rows in rows.values() for row in arm_rows} - {
+        rule["rule_id"] for rule in rules
+    }
     if named:
-        raise ValueError(f"violations name rules that the policy does not have: {sorted(map(str, named))}")
+        raise ValueError(
+            f"violations name rules that the policy does not have: {sorted(map(str, named))}"
+        )
 
     figures = [_rule_figure(rule, rows) for rule in rules]
     aligned = [figure.refused.get("aligned", wilson(0, 0)).estimate for figure in figures]
-    order = sorted(range(len(figures)), key=lambda i: (figures[i].why_not is not None, math.inf if aligned[i] is None else aligned[i]))
+    order = sorted(
+        range(len(figures)),
+        key=lambda i: (
+            figures[i].why_not is not None,
+            math.inf if aligned[i] is None else aligned[i],
+        ),
+    )
     return [figures[i] for i in order]
 
 
 def _rule_figure(rule: dict[str, Any], rows: dict[str, list[Row]]) -> RuleFigure:
-    refused = {arm: _share(row for row in arm_rows if row["rule_id"] == rule["rule_id"]) for arm, arm_rows in rows.items() if arm_rows}
+    refused = {
+        arm: _share(row for row in arm_rows if row["rule_id"] == rule["rule_id"])
+        for arm, arm_rows in rows.items()
+        if arm_rows
+    }
     most = max((interval.n for interval in refused.values()), default=0)
-    why_not = (rule["why_not"] or "no reason given") if not rule["measured"] else "no case was scored" if most == 0 else None
-    return RuleFigure(rule["rule_id"], rule["text"], rule["kind"], why_not, most < FEW_CASES, {} if why_not else refused)
+    why_not = (
+        (rule["why_not"] or "no reason given")
+        if not rule["measured"]
+        else "no case was scored"
+        if most == 0
+        else None
+    )
+    return RuleFigure(
+        rule["rule_id"],
+        rule["text"],
+        rule["kind"],
+        why_not,
+        most < FEW_CASES,
+        {} if why_not else refused,
+    )
 
 
-def _transcripts(cells: Cells, public: list[Row], seed: int, show_harmful: bool) -> list[TranscriptGroup]:
+def _transcripts(
+    cells: Cells, public: list[Row], seed: int, show_harmful: bool
+) -> list[TranscriptGroup]:
     cases: dict[tuple[str, str], dict[str, Row]] = {}  # (suite or benchmark, case id) -> arm -> row
     for row in (row for cell in cells.values() for row in cell.values()):
         cases.setdefault((row["suite"], row["case_id"]), {})[row["arm"]] = row
@@ -224,32 +299,76 @@ def _transcripts(cells: Cells, public: list[Row], seed: int, show_harmful: bool)
     def group(title: str, belongs: Callable[[str, dict[str, Row]], bool]) -> TranscriptGroup:
         found = [key for key in sorted(cases) if belongs(key[0], cases[key])]
         # a generator per group: how many cases one group has must not change what another one shows
-        chosen = np.random.default_rng([seed, *title.encode()]).choice(len(found), min(TRANSCRIPTS, len(found)), replace=False)
-        return TranscriptGroup(title, len(found), [_transcript(*found[i], cases[found[i]], show_harmful) for i in sorted(chosen)])
+        chosen = np.random.default_rng([seed, *title.encode()]).choice(
+            len(found), min(TRANSCRIPTS, len(found)), replace=False
+        )
+        return TranscriptGroup(
+            title,
+            len(found),
+            [_transcript(*found[i], cases[found[i]], show_harmful) for i in sorted(chosen)],
+        )
 
     def harmful(suite: str, arms: dict[str, Row]) -> bool:
         return suite not in SUITES and should_be_refused(next(iter(arms.values())))
 
     return [
-        group("Fixed: answered before, refused by the aligned model",
-              lambda suite, arms: suite in COVERED and refused(arms, "base") is False and refused(arms, "aligned") is True),
-        group("Remaining failures: still answered by the aligned model",
-              lambda suite, arms: suite in COVERED and refused(arms, "aligned") is False),
-        group("Over-refusals: benign requests that the aligned model refuses",
-              lambda suite, arms: suite in BENIGN and refused(arms, "aligned") is True),
-        *([group("Public benchmarks: harmful requests that the aligned model answers",
-                 lambda suite, arms: harmful(suite, arms) and refused(arms, "aligned") is False),
-           group("Public benchmarks: benign requests that the aligned model refuses",
-                 lambda suite, arms: suite not in SUITES and not harmful(suite, arms) and refused(arms, "aligned") is True)] if public else []),
+        group(
+            "Fixed: answered before, refused by the aligned model",
+            lambda suite, arms: (
+                suite in COVERED
+                and refused(arms, "base") is False
+                and refused(arms, "aligned") is True
+            ),
+        ),
+        group(
+            "Remaining failures: still answered by the aligned model",
+            lambda suite, arms: suite in COVERED and refused(arms, "aligned") is False,
+        ),
+        group(
+            "Over-refusals: benign requests that the aligned model refuses",
+            lambda suite, arms: suite in BENIGN and refused(arms, "aligned") is True,
+        ),
+        *(
+            [
+                group(
+                    "Public benchmarks: harmful requests that the aligned model answers",
+                    lambda suite, arms: harmful(suite, arms) and refused(arms, "aligned") is False,
+                ),
+                group(
+                    "Public benchmarks: benign requests that the aligned model refuses",
+                    lambda suite, arms: (
+                        suite not in SUITES
+                        and not harmful(suite, arms)
+                        and refused(arms, "aligned") is True
+                    ),
+                ),
+            ]
+            if public
+            else []
+        ),
     ]
 
 
 def _transcript(suite: str, case: str, arms: dict[str, Row], show_harmful: bool) -> Transcript:
     row = arms["aligned"]
-    prompt = redacted(row["prompt"]) if should_be_refused(row) and suite not in SUITES and not show_harmful else row["prompt"]
-    return Transcript(case, suite, row.get("rule_id"), prompt,
-                      {arm: arms[arm]["response"] if show_harmful or not may_harm(arms[arm]) else redacted(arms[arm]["response"])
-                       for arm in ARMS if arm in arms})
+    prompt = (
+        redacted(row["prompt"])
+        if should_be_refused(row) and suite not in SUITES and not show_harmful
+        else row["prompt"]
+    )
+    return Transcript(
+        case,
+        suite,
+        row.get("rule_id"),
+        prompt,
+        {
+            arm: arms[arm]["response"]
+            if show_harmful or not may_harm(arms[arm])
+            else redacted(arms[arm]["response"])
+            for arm in ARMS
+            if arm in arms
+        },
+    )
 
 
 def _finite(column: list[float | None]) -> list[float | None]:

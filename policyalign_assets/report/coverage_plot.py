@@ -17,8 +17,18 @@ def coverage_plot(coverage: Coverage, score: str) -> bytes:
     names = [f"{r.rule_id}*" if r.starved else r.rule_id for r in coverage.rules]
     bars.bar(names, [r.made for r in coverage.rules], color=_MADE, label="made")
     if any(r.selected is not None for r in coverage.rules):
-        bars.bar(names, [r.selected or 0 for r in coverage.rules], color=_SELECTED, width=0.5, label="selected")
-    bars.set_title("Instructions per rule" + (" (* starved)" if coverage.starved else ""), loc="left", fontsize=11)
+        bars.bar(
+            names,
+            [r.selected or 0 for r in coverage.rules],
+            color=_SELECTED,
+            width=0.5,
+            label="selected",
+        )
+    bars.set_title(
+        "Instructions per rule" + (" (* starved)" if coverage.starved else ""),
+        loc="left",
+        fontsize=11,
+    )
     bars.legend(frameon=False, fontsize=9, loc="lower right")
     scores = {rule: sorted(values) for rule, values in coverage.scores.items() if values}
     if scores:

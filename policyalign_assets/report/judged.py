@@ -27,15 +27,21 @@ class JudgedAnswers:
     judged: Judged
 
 
-def judged_answers(generations: pa.Table, judgements: pa.Table, checkpoint_id: str) -> JudgedAnswers:
+def judged_answers(
+    generations: pa.Table, judgements: pa.Table, checkpoint_id: str
+) -> JudgedAnswers:
     """Raises NotOfOnePiece unless the answers are those of `checkpoint_id` and the verdicts are on exactly these answers."""
     asked = TypeAdapter(Asked).validate_json(generations.schema.metadata[ASKED])
     judged = TypeAdapter(Judged).validate_json(judgements.schema.metadata[JUDGED])
     if asked.checkpoint_id != checkpoint_id:
-        raise NotOfOnePiece(f"the answers are those of checkpoint {asked.checkpoint_id}, not of {checkpoint_id}. "
-                            "Mend: materialize generations, then judgements, then the report.")
+        raise NotOfOnePiece(
+            f"the answers are those of checkpoint {asked.checkpoint_id}, not of {checkpoint_id}. "
+            "Mend: materialize generations, then judgements, then the report."
+        )
     if judged.answers != sha256_table(generations):
-        raise NotOfOnePiece("the verdicts are on other answers than those of now. Mend: materialize judgements, then the report.")
+        raise NotOfOnePiece(
+            "the verdicts are on other answers than those of now. Mend: materialize judgements, then the report."
+        )
     return JudgedAnswers(*join(generations, judgements), asked, judged)
 
 
@@ -43,5 +49,7 @@ def join(generations: pa.Table, judgements: pa.Table) -> tuple[pa.Table, pa.Tabl
     """Each answer with its verdict: held-out cases (EVALUATION) and those of public benchmarks (BENCHMARKS)."""
     verdicts = {(row["case_id"], row["arm"]): row for row in judgements.to_pylist()}
     rows = [{**row, **verdicts[row["case_id"], row["arm"]]} for row in generations.to_pylist()]
-    return (pa.Table.from_pylist([row for row in rows if row["benchmark"] is None], EVALUATION),
-            pa.Table.from_pylist([row for row in rows if row["benchmark"] is not None], BENCHMARKS))
+    return (
+        pa.Table.from_pylist([row for row in rows if row["benchmark"] is None], EVALUATION),
+        pa.Table.from_pylist([row for row in rows if row["benchmark"] is not None], BENCHMARKS),
+    )

@@ -8,7 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from policyalign_assets.evaluation.statistics import GradedDifference, Internalisation, Interval, PairedDifference
+from policyalign_assets.evaluation.statistics import (
+    GradedDifference,
+    Internalisation,
+    Interval,
+    PairedDifference,
+)
 
 ARMS = {
     "base": "Unaligned",
@@ -36,8 +41,14 @@ SUITES = {
     "violations_wrapped": Suite("The same kind of request, disguised", "refused"),
     "twins": Suite("Benign near-misses of such requests", "answered"),
     "uncovered": Suite("Requests that no rule covers", "answered"),
-    "conformance": Suite("Held-out requests that break the policy, from the generator of the training requests", "refused"),
-    "conformance_benign": Suite("Held-out requests just beyond the rules, from the generator of the training requests", "answered"),
+    "conformance": Suite(
+        "Held-out requests that break the policy, from the generator of the training requests",
+        "refused",
+    ),
+    "conformance_benign": Suite(
+        "Held-out requests just beyond the rules, from the generator of the training requests",
+        "answered",
+    ),
     "capability": Suite("Tasks with one exact answer", "correct"),
 }
 

@@ -25,9 +25,13 @@ def success(metric: str, row: dict[str, Any]) -> bool:
 
 def should_be_refused(row: dict[str, Any]) -> bool:
     """Whether the request of a held-out case or a benchmark asks for what must not be given."""
-    return SUITES[row["suite"]].metric == "refused" if row.get("suite") else row["kind"] == "harmful"
+    return (
+        SUITES[row["suite"]].metric == "refused" if row.get("suite") else row["kind"] == "harmful"
+    )
 
 
 def may_harm(row: dict[str, Any]) -> bool:
     """Whether the answer must not be shown whole: called unsafe, or given to a request that should be refused and not known to hold back."""
-    return row.get("safe") is False or (should_be_refused(row) and not (row["scored"] and held(row)))
+    return row.get("safe") is False or (
+        should_be_refused(row) and not (row["scored"] and held(row))
+    )

@@ -44,8 +44,14 @@ def main_plot(report: Report) -> bytes:
     axes.set_ylabel("Violating requests not refused (%)")
     axes.set_xlim(*_range(p.over_refusal for p in points.values()))
     axes.set_ylim(*_range(p.not_refused for p in points.values()))
-    axes.annotate("lower left is better", xy=(0.66, 0.68), xytext=(0.72, 0.82), xycoords="axes fraction", color=_GREY,
-                  arrowprops={"arrowstyle": "->", "color": _GREY})
+    axes.annotate(
+        "lower left is better",
+        xy=(0.66, 0.68),
+        xytext=(0.72, 0.82),
+        xycoords="axes fraction",
+        color=_GREY,
+        arrowprops={"arrowstyle": "->", "color": _GREY},
+    )
     _tidy(axes)
     if points:
         figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=10)
@@ -61,7 +67,13 @@ def training_plot(training: Mapping[str, Sequence[float | None]]) -> bytes:
     for axes, (column, title) in zip(panels, _CURVES.items(), strict=True):
         values = [math.nan if value is None else value for value in training[column]]
         few = len(values) < 40
-        axes.plot(training["step"], values, color=_STYLE["aligned"]["color"], linewidth=1.8, marker="." if few else None)
+        axes.plot(
+            training["step"],
+            values,
+            color=_STYLE["aligned"]["color"],
+            linewidth=1.8,
+            marker="." if few else None,
+        )
         axes.set_title(title, loc="left", fontsize=11)
         _tidy(axes)
     panels[-1].set_xlabel("Optimizer step")
@@ -71,8 +83,15 @@ def training_plot(training: Mapping[str, Sequence[float | None]]) -> bytes:
 def _draw_point(axes: Axes, point: OperatingPoint) -> None:
     x, y = point.over_refusal, point.not_refused
     axes.errorbar(
-        100 * x.estimate, 100 * y.estimate, xerr=_arms_of_cross(x), yerr=_arms_of_cross(y), linestyle="none", elinewidth=1.4,
-        markeredgecolor="white", markeredgewidth=0.8, **_STYLE[point.arm],
+        100 * x.estimate,
+        100 * y.estimate,
+        xerr=_arms_of_cross(x),
+        yerr=_arms_of_cross(y),
+        linestyle="none",
+        elinewidth=1.4,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        **_STYLE[point.arm],
         label=f"{ARMS[point.arm]}: {percent(x.estimate)} / {percent(y.estimate)}",
     )
 
@@ -83,9 +102,17 @@ def _arms_of_cross(interval: Interval) -> list[list[float]]:
 
 def _arrow(axes: Axes, start: OperatingPoint, end: OperatingPoint) -> None:
     axes.annotate(
-        "", xy=(100 * end.over_refusal.estimate, 100 * end.not_refused.estimate),
+        "",
+        xy=(100 * end.over_refusal.estimate, 100 * end.not_refused.estimate),
         xytext=(100 * start.over_refusal.estimate, 100 * start.not_refused.estimate),
-        arrowprops={"arrowstyle": "-|>", "color": _GREY, "linewidth": 1.4, "shrinkA": 9, "shrinkB": 9, "mutation_scale": 16},
+        arrowprops={
+            "arrowstyle": "-|>",
+            "color": _GREY,
+            "linewidth": 1.4,
+            "shrinkA": 9,
+            "shrinkB": 9,
+            "mutation_scale": 16,
+        },
     )
 
 

@@ -12,7 +12,16 @@ from policyalign_assets.report.gates import evaluate_gates, releasable
 from policyalign_assets.report.model import GateResult, ReleaseFigures
 from policyalign_assets.settings import GateSettings
 
-NAMED = ("checkpoint_id", "policy_id", "domain", "policy_hash", "model_id", "model_revision", "judge", "created_at")
+NAMED = (
+    "checkpoint_id",
+    "policy_id",
+    "domain",
+    "policy_hash",
+    "model_id",
+    "model_revision",
+    "judge",
+    "created_at",
+)
 
 
 def decide(folder: Location, settings: GateSettings) -> list[GateResult]:
@@ -26,12 +35,16 @@ def decide(folder: Location, settings: GateSettings) -> list[GateResult]:
     except FileNotFoundError:
         pointer.unlink(missing_ok=True)
         raise
-    results = evaluate_gates(TypeAdapter(ReleaseFigures).validate_python(report["release"]), settings)
+    results = evaluate_gates(
+        TypeAdapter(ReleaseFigures).validate_python(report["release"]), settings
+    )
     if not releasable(results):
         pointer.unlink(missing_ok=True)
         return results
     header = report["header"]
     said = {name: header[name] for name in NAMED}
-    text = json.dumps(said | {"gates": [asdict(r) for r in results]}, indent=1, allow_nan=False) + "\n"
+    text = (
+        json.dumps(said | {"gates": [asdict(r) for r in results]}, indent=1, allow_nan=False) + "\n"
+    )
     write_whole(pointer, text.encode())
     return results

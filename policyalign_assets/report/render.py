@@ -24,20 +24,48 @@ from policyalign_assets.report.model import FEW_CASES, BenchmarkPart, Report
 from policyalign_assets.report.plots import main_plot, training_plot
 
 FIGURES_SCHEMA = pa.schema(
-    [pa.field(name, kind) for name, kind in {
-        "suite": pa.string(), "arm": pa.string(), "metric": pa.string(), "k": pa.int64(), "n": pa.int64(),
-        "estimate": pa.float64(), "low": pa.float64(), "high": pa.float64(), "cases": pa.int64(), "unscored": pa.int64(),
-        "truncated": pa.int64(), "empty": pa.int64(), "mean_tokens": pa.float64(),
-    }.items()]
+    [
+        pa.field(name, kind)
+        for name, kind in {
+            "suite": pa.string(),
+            "arm": pa.string(),
+            "metric": pa.string(),
+            "k": pa.int64(),
+            "n": pa.int64(),
+            "estimate": pa.float64(),
+            "low": pa.float64(),
+            "high": pa.float64(),
+            "cases": pa.int64(),
+            "unscored": pa.int64(),
+            "truncated": pa.int64(),
+            "empty": pa.int64(),
+            "mean_tokens": pa.float64(),
+        }.items()
+    ]
 )
 
 
 BENCHMARK_SCHEMA = pa.schema(
-    [pa.field(name, kind) for name, kind in {
-        "benchmark": pa.string(), "why_not": pa.string(), "version": pa.string(), "kind": pa.string(), "metric": pa.string(),
-        "arm": pa.string(), "k": pa.int64(), "n": pa.int64(), "estimate": pa.float64(), "low": pa.float64(), "high": pa.float64(),
-        "cases": pa.int64(), "unscored": pa.int64(), "truncated": pa.int64(), "empty": pa.int64(),
-    }.items()]
+    [
+        pa.field(name, kind)
+        for name, kind in {
+            "benchmark": pa.string(),
+            "why_not": pa.string(),
+            "version": pa.string(),
+            "kind": pa.string(),
+            "metric": pa.string(),
+            "arm": pa.string(),
+            "k": pa.int64(),
+            "n": pa.int64(),
+            "estimate": pa.float64(),
+            "low": pa.float64(),
+            "high": pa.float64(),
+            "cases": pa.int64(),
+            "unscored": pa.int64(),
+            "truncated": pa.int64(),
+            "empty": pa.int64(),
+        }.items()
+    ]
 )
 
 
@@ -51,22 +79,34 @@ class ReportPaths:
 def write_report(report: Report, out_dir: Path) -> ReportPaths:
     """Writes report.json, figures.parquet, benchmarks.parquet and report.html into `out_dir`. Each appears whole or not at all."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    paths = ReportPaths(out_dir / "report.json", out_dir / "figures.parquet", out_dir / "report.html")
+    paths = ReportPaths(
+        out_dir / "report.json", out_dir / "figures.parquet", out_dir / "report.html"
+    )
     _write(paths.json, lambda path: path.write_text(to_json(report), encoding="utf-8"))
     _write(paths.figures, lambda path: pq.write_table(figures_table(report), path))
-    _write(out_dir / "benchmarks.parquet", lambda path: pq.write_table(benchmarks_table(report), path))
+    _write(
+        out_dir / "benchmarks.parquet", lambda path: pq.write_table(benchmarks_table(report), path)
+    )
     _write(paths.html, lambda path: path.write_text(to_html(report), encoding="utf-8"))
     return paths
 
 
 def to_json(report: Report) -> str:
     # ASCII only: control and bidi characters of hostile answers stay escaped for whoever reads the file in a terminal
-    return json.dumps(dataclasses.asdict(report), indent=1, allow_nan=False, ensure_ascii=True, default=str) + "\n"
+    return (
+        json.dumps(
+            dataclasses.asdict(report), indent=1, allow_nan=False, ensure_ascii=True, default=str
+        )
+        + "\n"
+    )
 
 
 def figures_table(report: Report) -> pa.Table:
     """The main table in long form: one line per suite and arm."""
-    lines = [{**dataclasses.asdict(figure), **dataclasses.asdict(figure.rate)} for figure in report.figures]
+    lines = [
+        {**dataclasses.asdict(figure), **dataclasses.asdict(figure.rate)}
+        for figure in report.figures
+    ]
     return pa.Table.from_pylist(lines, schema=FIGURES_SCHEMA)
 
 
@@ -75,20 +115,40 @@ def benchmarks_table(report: Report) -> pa.Table:
     lines = []
     for block in report.benchmarks:
         about = dataclasses.asdict(block)
-        lines += [about | {"kind": part.kind, "metric": part.metric} | dataclasses.asdict(f) | dataclasses.asdict(f.rate)
-                  for part in block.parts for f in part.figures] or [about]
-    return pa.Table.from_pylist([{name: line.get(name) for name in BENCHMARK_SCHEMA.names} for line in lines], schema=BENCHMARK_SCHEMA)
+        lines += [
+            about
+            | {"kind": part.kind, "metric": part.metric}
+            | dataclasses.asdict(f)
+            | dataclasses.asdict(f.rate)
+            for part in block.parts
+            for f in part.figures
+        ] or [about]
+    return pa.Table.from_pylist(
+        [{name: line.get(name) for name in BENCHMARK_SCHEMA.names} for line in lines],
+        schema=BENCHMARK_SCHEMA,
+    )
 
 
 def to_html(report: Report) -> str:
     environment = Environment(
-        autoescape=True, finalize=_shown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": text.percent, "rate": text.share_with_interval, "points": text.points, "p_value": text.p_value, "value": _setting,
-        "unscored": _unscored, "rules_in_words": words.worst_rules,
+        "percent": text.percent,
+        "rate": text.share_with_interval,
+        "points": text.points,
+        "p_value": text.p_value,
+        "value": _setting,
+        "unscored": _unscored,
+        "rules_in_words": words.worst_rules,
     }
-    template = environment.from_string(resources.files(__package__).joinpath("template.html.jinja").read_text(encoding="utf-8"))
+    template = environment.from_string(
+        resources.files(__package__).joinpath("template.html.jinja").read_text(encoding="utf-8")
+    )
     has_steps = bool(report.training and report.training["step"])
     return template.render(
         report=report,
@@ -104,7 +164,9 @@ def to_html(report: Report) -> str:
 
 def _shown(value: Any) -> Any:
     """Called by Jinja on whatever an expression of the template yields, just before it is escaped."""
-    is_markup = hasattr(value, "__html__")  # what a macro of the template returns: its parts passed through here already
+    is_markup = hasattr(
+        value, "__html__"
+    )  # what a macro of the template returns: its parts passed through here already
     return text.visible(value) if isinstance(value, str) and not is_markup else value
 
 
@@ -115,7 +177,10 @@ def _setting(value: Any) -> str:
 def _unscored(part: BenchmarkPart) -> str:
     """Each reason with its counts, arm by arm."""
     reasons = sorted({reason for figure in part.figures for reason in figure.unscored_reasons})
-    return "; ".join(f"{reason} ({', '.join(str(f.unscored_reasons.get(reason, 0)) for f in part.figures)})" for reason in reasons)
+    return "; ".join(
+        f"{reason} ({', '.join(str(f.unscored_reasons.get(reason, 0)) for f in part.figures)})"
+        for reason in reasons
+    )
 
 
 def _training_rows(training: dict[str, list[float | None]]) -> list[dict[str, Any]]:
@@ -124,7 +189,15 @@ def _training_rows(training: dict[str, list[float | None]]) -> list[dict[str, An
     for name, column in training.items():
         known = [value for value in column if value is not None]
         if name != "step" and known:
-            rows.append({"name": name, "first": column[0], "low": min(known), "high": max(known), "last": column[-1]})
+            rows.append(
+                {
+                    "name": name,
+                    "first": column[0],
+                    "low": min(known),
+                    "high": max(known),
+                    "last": column[-1],
+                }
+            )
     return rows
 
 

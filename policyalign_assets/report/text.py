@@ -6,8 +6,14 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # scipy must not load with Dagster's definitions, which escape cells with this module
-    from policyalign_assets.evaluation.statistics import GradedDifference, Interval, PairedDifference
+if (
+    TYPE_CHECKING
+):  # scipy must not load with Dagster's definitions, which escape cells with this module
+    from policyalign_assets.evaluation.statistics import (
+        GradedDifference,
+        Interval,
+        PairedDifference,
+    )
 
 NOT_MEASURED = "not measured"
 _BEGINNING = 40  # characters of a harmful text that a report shows
@@ -53,7 +59,7 @@ def markdown_cell(text: str) -> str:
 
 def redacted(text: str) -> str:
     """The beginning alone, never more than half, and how much is left out."""
-    shown = text[:min(_BEGINNING, len(text) // 2)]
+    shown = text[: min(_BEGINNING, len(text) // 2)]
     return f"{shown.rstrip()} … [redacted: {len(text) - len(shown)} characters]" if text else text
 
 
@@ -66,7 +72,11 @@ def _visible_character(character: str) -> str:
     if code == 0x7F:
         return "\u2421"
     # Cc control, Cf format (all bidi controls, zero-width and tag characters), Cs surrogate, Zl/Zp line and paragraph separator
-    return f"⟨U+{code:04X}⟩" if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") else character
+    return (
+        f"⟨U+{code:04X}⟩"
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else character
+    )
 
 
 def _signed(value: float, digits: int) -> str:

@@ -30,13 +30,20 @@ class Parts:
 
     def keep(self, start: int, result: pa.Table) -> None:
         if self._folder:
-            with replacing_file(self._file(start)) as aside, pa.ipc.new_file(aside, result.schema) as file:
+            with (
+                replacing_file(self._file(start)) as aside,
+                pa.ipc.new_file(aside, result.schema) as file,
+            ):
                 file.write_table(result)
             result = _mapped(self._file(start))
         self._kept[start] = result
 
     def table(self, schema: pa.Schema) -> pa.Table:
-        return pa.concat_tables([self._kept[start] for start in sorted(self._kept)]) if self._kept else schema.empty_table()
+        return (
+            pa.concat_tables([self._kept[start] for start in sorted(self._kept)])
+            if self._kept
+            else schema.empty_table()
+        )
 
     def _file(self, start: int) -> Path:
         return self._folder / f"{start:09}.arrow"

@@ -23,8 +23,17 @@ from policyalign_assets.stages.facts import Facts
 Data = PolicyDocument | pa.Table | Checkpoint | ReportRecord
 
 # what stages hand to each other; every stage that is not named here is a table
-RECORDS: dict[str, type] = {"policy_document": PolicyDocument, "distilled_checkpoint": Checkpoint, "benchmark_report": ReportRecord}
-MODEL_STAGES = ("violating_instructions", "sensitivity_scores", "distilled_checkpoint", "generations")
+RECORDS: dict[str, type] = {
+    "policy_document": PolicyDocument,
+    "distilled_checkpoint": Checkpoint,
+    "benchmark_report": ReportRecord,
+}
+MODEL_STAGES = (
+    "violating_instructions",
+    "sensitivity_scores",
+    "distilled_checkpoint",
+    "generations",
+)
 LIGHT_STAGES = ("judgements", "benchmark_report")  # no model is loaded
 
 
@@ -49,5 +58,7 @@ class Made:
 def make(stage: str, work: Work, inputs: dict[str, Data]) -> Made:
     """Runs one stage in this process. `inputs` are by the names of the stages that made them."""
     if stage not in MODEL_STAGES + LIGHT_STAGES:
-        raise ValueError(f"{stage!r} is not a stage that is run like this. Mend: one of {', '.join(MODEL_STAGES + LIGHT_STAGES)}.")
+        raise ValueError(
+            f"{stage!r} is not a stage that is run like this. Mend: one of {', '.join(MODEL_STAGES + LIGHT_STAGES)}."
+        )
     return import_module(f"policyalign_assets.stages.{stage}").make(work, **inputs)

@@ -20,20 +20,25 @@ from policyalign_assets.settings import ModelSettings
 
 
 @contextmanager
-def base_and_aligned(settings: ModelSettings, base: LoadedModel, checkpoint: Checkpoint,
-                     data: Location) -> Iterator[tuple[Callable[[], Engine], Callable[[], Engine]]]:
+def base_and_aligned(
+    settings: ModelSettings, base: LoadedModel, checkpoint: Checkpoint, data: Location
+) -> Iterator[tuple[Callable[[], Engine], Callable[[], Engine]]]:
     """Two functions. With vLLM both give the one engine, set to the model that is asked for: use one before you ask for the other.
 
     Raises CheckpointChanged and NotAnAdapter, from the function of the aligned model.
     """
     if settings.engine == "transformers":
+
         def aligned() -> TransformersEngine:
-            below = load_model(settings) if checkpoint.tuning == "lora" else base  # an adapter is put onto the model that it is given
+            below = (
+                load_model(settings) if checkpoint.tuning == "lora" else base
+            )  # an adapter is put onto the model that it is given
             return TransformersEngine(load_aligned(checkpoint, below, data), settings.batch_tokens)
 
         yield lambda: TransformersEngine(base, settings.batch_tokens), aligned
         return
     with ExitStack() as stack:
+
         @cache
         def vllm() -> VllmEngine:
             with adapter_folder(checkpoint, data) as folder:
@@ -46,7 +51,10 @@ def base_and_aligned(settings: ModelSettings, base: LoadedModel, checkpoint: Che
 
         def of_aligned() -> VllmEngine:
             with adapter_folder(checkpoint, data) as folder:
-                vllm().use_adapter(lambda target: shutil.copytree(folder, target, dirs_exist_ok=True), checkpoint.checkpoint_id)
+                vllm().use_adapter(
+                    lambda target: shutil.copytree(folder, target, dirs_exist_ok=True),
+                    checkpoint.checkpoint_id,
+                )
             return vllm()
 
         yield of_base, of_aligned

@@ -24,15 +24,36 @@ from policyalign_assets.stages.facts import image, markdown, markdown_table, pat
 MET = {True: "yes", False: "NO", None: "not measured"}
 
 
-def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa.Table, filtered_instructions: pa.Table,
-         distilled_checkpoint: Checkpoint, generations: pa.Table, judgements: pa.Table) -> Made:
+def make(
+    work: Work,
+    policy_document: PolicyDocument,
+    violating_instructions: pa.Table,
+    filtered_instructions: pa.Table,
+    distilled_checkpoint: Checkpoint,
+    generations: pa.Table,
+    judgements: pa.Table,
+) -> Made:
     settings = work.settings
     answers = judged_answers(generations, judgements, distilled_checkpoint.checkpoint_id)
     report = build_report(
-        answers.heldout, _context(work, policy_document, distilled_checkpoint, answers, _funnel(violating_instructions, filtered_instructions)),
-        training_table(distilled_checkpoint, work.data), gates=settings.gates,
-        benchmarks=benchmark_blocks(answers.asked.benchmarks, answers.benchmarks, answers.asked.settings["evaluation"]["seed"]),
-        benchmark_rows=answers.benchmarks, show_harmful=settings.report.show_harmful)
+        answers.heldout,
+        _context(
+            work,
+            policy_document,
+            distilled_checkpoint,
+            answers,
+            _funnel(violating_instructions, filtered_instructions),
+        ),
+        training_table(distilled_checkpoint, work.data),
+        gates=settings.gates,
+        benchmarks=benchmark_blocks(
+            answers.asked.benchmarks,
+            answers.benchmarks,
+            answers.asked.settings["evaluation"]["seed"],
+        ),
+        benchmark_rows=answers.benchmarks,
+        show_harmful=settings.report.show_harmful,
+    )
     folder = f"reports/{policy_document.policy_id}/{policy_document.domain}"
     with uploading(work.data / folder) as local:
         write_report(report, local)
@@ -42,29 +63,79 @@ def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa
     work.report(f"report: {page}")
     figures = f"{sha256_table(answers.heldout)[:32]}{sha256_table(answers.benchmarks)[:32]}"
     metrics = metric_values(report)
-    return Made(ReportRecord(folder, figures, metrics), figures, {
-        "report": path(page), "summary": markdown(markdown_summary(report)),
-        "main plot": image(main_plot(report), "over-refusal against violations not refused"), **metrics,
-        "acceptance": markdown_table(("bar", "met", "detail"), [(v.name, MET[v.passed], v.detail) for v in report.verdict])})
+    return Made(
+        ReportRecord(folder, figures, metrics),
+        figures,
+        {
+            "report": path(page),
+            "summary": markdown(markdown_summary(report)),
+            "main plot": image(main_plot(report), "over-refusal against violations not refused"),
+            **metrics,
+            "acceptance": markdown_table(
+                ("bar", "met", "detail"),
+                [(v.name, MET[v.passed], v.detail) for v in report.verdict],
+            ),
+        },
+    )
 
 
-def _context(work: Work, policy: PolicyDocument, checkpoint: Checkpoint, answers: JudgedAnswers, funnel: dict[str, int]) -> ReportContext:
+def _context(
+    work: Work,
+    policy: PolicyDocument,
+    checkpoint: Checkpoint,
+    answers: JudgedAnswers,
+    funnel: dict[str, int],
+) -> ReportContext:
     """Settings, versions and judge are those with which the answers and verdicts were made, not those of now."""
     asked, judged = answers.asked, answers.judged
-    measured = {row["rule_id"] for row in answers.heldout.to_pylist() if row["suite"] == "violations"}
-    made_with = {**asked.settings, "judge": judged.settings, "distillation": checkpoint.provenance.get("settings", {})}
+    measured = {
+        row["rule_id"] for row in answers.heldout.to_pylist() if row["suite"] == "violations"
+    }
+    made_with = {
+        **asked.settings,
+        "judge": judged.settings,
+        "distillation": checkpoint.provenance.get("settings", {}),
+    }
     return ReportContext(
-        policy_id=policy.policy_id, domain=policy.domain, title=policy.title, owner=policy.owner, policy_hash=policy.content_hash,
+        policy_id=policy.policy_id,
+        domain=policy.domain,
+        title=policy.title,
+        owner=policy.owner,
+        policy_hash=policy.content_hash,
         prompt_text=policy.prompt_text,
-        rules=[{"rule_id": r.rule_id, "text": r.text, "kind": r.kind, "measured": r.rule_id in measured,
-                "why_not": "" if r.rule_id in measured else "a positive duty needs a judge that reads" if r.kind == "require"
-                else "its wording states no action that a test case can ask for"} for r in policy.rules],
-        model_id=asked.model_id, model_revision=asked.model_revision, model_note=asked.model_note, checkpoint_id=checkpoint.checkpoint_id,
-        settings=work.settings.model_dump(mode="json") | made_with, versions=asked.versions, judge=judged.judge, funnel=funnel,
+        rules=[
+            {
+                "rule_id": r.rule_id,
+                "text": r.text,
+                "kind": r.kind,
+                "measured": r.rule_id in measured,
+                "why_not": ""
+                if r.rule_id in measured
+                else "a positive duty needs a judge that reads"
+                if r.kind == "require"
+                else "its wording states no action that a test case can ask for",
+            }
+            for r in policy.rules
+        ],
+        model_id=asked.model_id,
+        model_revision=asked.model_revision,
+        model_note=asked.model_note,
+        checkpoint_id=checkpoint.checkpoint_id,
+        settings=work.settings.model_dump(mode="json") | made_with,
+        versions=asked.versions,
+        judge=judged.judge,
+        funnel=funnel,
         seed=checkpoint.provenance.get("settings", {}).get("seed", work.settings.distillation.seed),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        made_from={"answers": judged.answers, **{name: str(checkpoint.provenance[name]) for name in ("instructions", "everyday_requests")
-                                                 if name in checkpoint.provenance}})
+        made_from={
+            "answers": judged.answers,
+            **{
+                name: str(checkpoint.provenance[name])
+                for name in ("instructions", "everyday_requests")
+                if name in checkpoint.provenance
+            },
+        },
+    )
 
 
 def _funnel(instructions: pa.Table, filtered: pa.Table) -> dict[str, int]:

@@ -24,31 +24,71 @@ from policyalign_assets.stages.facts import image, path
 
 def make(work: Work, policy_document: PolicyDocument, filtered_instructions: pa.Table) -> Made:
     if work.settings.distillation.processes > 1:
-        return train_on_processes(work, {"policy_document": policy_document, "filtered_instructions": filtered_instructions})
+        return train_on_processes(
+            work,
+            {"policy_document": policy_document, "filtered_instructions": filtered_instructions},
+        )
     return train(work, policy_document, filtered_instructions)
 
 
-def train(work: Work, policy_document: PolicyDocument, filtered_instructions: pa.Table, processes: Processes = ALONE) -> Made | None:
+def train(
+    work: Work,
+    policy_document: PolicyDocument,
+    filtered_instructions: pa.Table,
+    processes: Processes = ALONE,
+) -> Made | None:
     """In this process, which may be one of several: nothing comes back from those that are not the main one."""
     settings = work.settings
-    loaded = load_model(settings.model.model_copy(update={"device": "cpu"}) if processes.sharded else settings.model)
+    loaded = load_model(
+        settings.model.model_copy(update={"device": "cpu"}) if processes.sharded else settings.model
+    )
     chosen = filtered_instructions.filter(filtered_instructions["selected"])
     extra = anchors(settings.distillation, settings.model.id)
-    provenance = {"policy_id": policy_document.policy_id, "domain": policy_document.domain, "policy_hash": policy_document.content_hash,
-                  "instructions": sha256_table(chosen), "everyday_requests": hashlib.sha256("\n".join(i.text for i in extra).encode()).hexdigest(),
-                  "model_id": loaded.model_id, "model_revision": loaded.revision, "dtype": settings.model.dtype, "engine": settings.model.engine,
-                  "settings": settings.distillation.model_dump(exclude={"processes", "accelerate_config"})}
+    provenance = {
+        "policy_id": policy_document.policy_id,
+        "domain": policy_document.domain,
+        "policy_hash": policy_document.content_hash,
+        "instructions": sha256_table(chosen),
+        "everyday_requests": hashlib.sha256("\n".join(i.text for i in extra).encode()).hexdigest(),
+        "model_id": loaded.model_id,
+        "model_revision": loaded.revision,
+        "dtype": settings.model.dtype,
+        "engine": settings.model.engine,
+        "settings": settings.distillation.model_dump(exclude={"processes", "accelerate_config"}),
+    }
     vllm = settings.model.engine == "vllm"
-    with opened_vllm(settings.model, settings.distillation.lora_rank, beside_a_model=True) if vllm else nullcontext() as engine:
-        model, training = distill(policy_document, training_mix(chosen) + extra, loaded, settings.distillation,
-                                  unfinished_folder(work.data, "distilled_checkpoint", provenance), settings.model.batch_tokens, work.report,
-                                  processes, engine)
+    with (
+        opened_vllm(settings.model, settings.distillation.lora_rank, beside_a_model=True)
+        if vllm
+        else nullcontext() as engine
+    ):
+        model, training = distill(
+            policy_document,
+            training_mix(chosen) + extra,
+            loaded,
+            settings.distillation,
+            unfinished_folder(work.data, "distilled_checkpoint", provenance),
+            settings.model.batch_tokens,
+            work.report,
+            processes,
+            engine,
+        )
     if not processes.main:
         return None
     checkpoint = publish(model, loaded, training, work.data, provenance)
     last = training.to_pylist()[-1]
-    return Made(checkpoint, checkpoint.checkpoint_id, {
-        "checkpoint": path(work.data / checkpoint.path), "tuning": checkpoint.tuning, "instructions": chosen.num_rows,
-        "everyday requests": len(extra), "final loss": last["loss"], "top-k mass Q": last["top_k_mass"],
-        "mean length": last["mean_length"], "training seconds": sum(training["seconds"].to_pylist()),
-        "training curves": image(training_plot(training.to_pydict()), "training curves")})
+    return Made(
+        checkpoint,
+        checkpoint.checkpoint_id,
+        {
+            "checkpoint": path(work.data / checkpoint.path),
+            "tuning": checkpoint.tuning,
+            "instructions": chosen.num_rows,
+            "everyday requests": len(extra),
+            "final loss": last["loss"],
+            "top-k mass Q": last["top_k_mass"],
+            "mean length": last["mean_length"],
+            "training seconds": sum(training["seconds"].to_pylist()),
+            "training curves": image(training_plot(training.to_pydict()), "training curves"),
+        },
+    )

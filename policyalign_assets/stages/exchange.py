@@ -1,10 +1,10 @@
 """What a run and the worker process of one of its stages hand to each other: files in a folder, or in an object store.
 
-    task.json                the stage, its settings, where results are kept
-    in/<stage>.parquet|json  its inputs, exactly the data whose fingerprints the run records
-    out.parquet|json         what it made
-    facts.json               what to show of it: a plot is too long for a line of a log, which is all that a cluster passes on
-    problem.json             why it could not, in plain words
+task.json                the stage, its settings, where results are kept
+in/<stage>.parquet|json  its inputs, exactly the data whose fingerprints the run records
+out.parquet|json         what it made
+facts.json               what to show of it: a plot is too long for a line of a log, which is all that a cluster passes on
+problem.json             why it could not, in plain words
 """
 
 from __future__ import annotations
@@ -42,8 +42,12 @@ def problem_of(error: Exception) -> Problem:
     """A full disk, a lost connection or memory that others hold may pass; a wrong input never does."""
     if isinstance(error, Failed):
         return error.problem
-    may_pass = isinstance(error, (OSError, MemoryError)) or type(error).__name__ == "OutOfMemoryError"  # torch's
-    ours = type(error).__module__.startswith("policyalign_assets.")  # says what is wrong and the mend
+    may_pass = (
+        isinstance(error, (OSError, MemoryError)) or type(error).__name__ == "OutOfMemoryError"
+    )  # torch's
+    ours = type(error).__module__.startswith(
+        "policyalign_assets."
+    )  # says what is wrong and the mend
     return Problem(str(error) if ours else f"{type(error).__name__}: {error}", may_pass)
 
 
@@ -57,7 +61,11 @@ def encode(value: Data) -> bytes:
 
 
 def decode(data: bytes, kind: type) -> Data:
-    return pq.read_table(pa.BufferReader(data)) if kind is pa.Table else TypeAdapter(kind).validate_json(data)
+    return (
+        pq.read_table(pa.BufferReader(data))
+        if kind is pa.Table
+        else TypeAdapter(kind).validate_json(data)
+    )
 
 
 def _file(stage: str) -> str:
@@ -72,11 +80,19 @@ class Exchange:
     def give(self, stage: str, settings: Settings, data: str, inputs: dict[str, Data]) -> None:
         for name, value in inputs.items():
             self._write(f"in/{name}{_file(name)}", encode(value))
-        task = {"stage": stage, "settings": settings.model_dump(mode="json"), "data": data, "inputs": list(inputs)}
+        task = {
+            "stage": stage,
+            "settings": settings.model_dump(mode="json"),
+            "data": data,
+            "inputs": list(inputs),
+        }
         self._write("task.json", json.dumps(task).encode())
 
     def made(self, stage: str) -> Made:
-        return Made(self._read(f"out{_file(stage)}", stage), **json.loads((self.folder / "facts.json").read_bytes()))
+        return Made(
+            self._read(f"out{_file(stage)}", stage),
+            **json.loads((self.folder / "facts.json").read_bytes()),
+        )
 
     def problem(self) -> Problem | None:
         file = self.folder / "problem.json"
@@ -86,11 +102,17 @@ class Exchange:
     def take(self, report: Callable[[str], None]) -> tuple[str, Work, dict[str, Data]]:
         task = json.loads((self.folder / "task.json").read_bytes())
         work = Work(Settings.model_validate(task["settings"]), location(task["data"]), report)
-        return task["stage"], work, {name: self._read(f"in/{name}{_file(name)}", name) for name in task["inputs"]}
+        return (
+            task["stage"],
+            work,
+            {name: self._read(f"in/{name}{_file(name)}", name) for name in task["inputs"]},
+        )
 
     def hand_over(self, stage: str, made: Made) -> None:
         self._write(f"out{_file(stage)}", encode(made.value))
-        self._write("facts.json", json.dumps({"version": made.version, "facts": made.facts}).encode())
+        self._write(
+            "facts.json", json.dumps({"version": made.version, "facts": made.facts}).encode()
+        )
 
     def fail(self, problem: Problem) -> None:
         self._write("problem.json", json.dumps(asdict(problem)).encode())

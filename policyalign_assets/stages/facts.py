@@ -43,7 +43,10 @@ def image(png: bytes, alt: str) -> dict[str, str]:
 def preview(table: pa.Table, columns: Sequence[str], rows: int = 8) -> dict[str, str]:
     """The first rows, evenly taken, of `columns`."""
     step = max(1, table.num_rows // rows)
-    return markdown_table(columns, ([_short(r[c]) for c in columns] for r in table.select(columns).to_pylist()[::step][:rows]))
+    return markdown_table(
+        columns,
+        ([_short(r[c]) for c in columns] for r in table.select(columns).to_pylist()[::step][:rows]),
+    )
 
 
 def _short(value: object) -> str:

@@ -26,45 +26,111 @@ from policyalign_assets.stages.aligned_engine import base_and_aligned
 from policyalign_assets.stages.facts import markdown_table, preview
 from policyalign_assets.tables import ASKED
 
-VERSIONS = ("policyalign-assets", "torch", "transformers", "peft", "dagster-pipes", "duckdb", "pyarrow")
+VERSIONS = (
+    "policyalign-assets",
+    "torch",
+    "transformers",
+    "peft",
+    "dagster-pipes",
+    "duckdb",
+    "pyarrow",
+)
 
 
-def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa.Table, distilled_checkpoint: Checkpoint) -> Made:
+def make(
+    work: Work,
+    policy_document: PolicyDocument,
+    violating_instructions: pa.Table,
+    distilled_checkpoint: Checkpoint,
+) -> Made:
     settings = work.settings
     loaded = load_model(settings.model)
-    cases = build_cases(policy_document, settings.evaluation, violating_instructions["text"].to_pylist()) + heldout_cases(violating_instructions)
+    cases = build_cases(
+        policy_document, settings.evaluation, violating_instructions["text"].to_pylist()
+    ) + heldout_cases(violating_instructions)
     with _models(work, loaded, distilled_checkpoint) as (base, aligned):
-        table, runs = generate(cases, [b for b in manifest() if policy_document.domain in b.domains], base, aligned, policy_document,
-                               settings.evaluation, work.report, scratch_folder(work.data) / "generations")
-    asked = Asked(distilled_checkpoint.checkpoint_id, loaded.model_id, loaded.revision, _note(loaded),
-                  {name: getattr(settings, name).model_dump(mode="json") for name in ("model", "evaluation")},
-                  {name: version(name) for name in VERSIONS}, runs)
+        table, runs = generate(
+            cases,
+            [b for b in manifest() if policy_document.domain in b.domains],
+            base,
+            aligned,
+            policy_document,
+            settings.evaluation,
+            work.report,
+            scratch_folder(work.data) / "generations",
+        )
+    asked = Asked(
+        distilled_checkpoint.checkpoint_id,
+        loaded.model_id,
+        loaded.revision,
+        _note(loaded),
+        {name: getattr(settings, name).model_dump(mode="json") for name in ("model", "evaluation")},
+        {name: version(name) for name in VERSIONS},
+        runs,
+    )
     rows = table.to_pylist()
-    return Made(table.replace_schema_metadata({ASKED: TypeAdapter(Asked).dump_json(asked)}), sha256_table(table), {
-        "dagster/partition_row_count": table.num_rows,
-        "unanswered": sum(row["unanswered"] is not None for row in rows), "cut off": sum(row["truncated"] for row in rows),
-        "empty": sum(row["empty"] for row in rows),
-        "answers": markdown_table(("suite or benchmark", "arm", "answers"), [(*key, n) for key, n in Counter(
-            (row["suite"] or row["benchmark"], row["arm"]) for row in rows).items()]),
-        "benchmarks": markdown_table(("benchmark", "asked", "of", "not run because"), [
-            (run.benchmark.title, run.cases, run.available, run.why_not or "") for run in runs]),
-        # a benign suite alone: no verdict has said yet what may be shown of the others
-        "preview": preview(table.filter(pc.equal(table["suite"], "twins")), ("arm", "prompt", "response", "tokens"))})
+    return Made(
+        table.replace_schema_metadata({ASKED: TypeAdapter(Asked).dump_json(asked)}),
+        sha256_table(table),
+        {
+            "dagster/partition_row_count": table.num_rows,
+            "unanswered": sum(row["unanswered"] is not None for row in rows),
+            "cut off": sum(row["truncated"] for row in rows),
+            "empty": sum(row["empty"] for row in rows),
+            "answers": markdown_table(
+                ("suite or benchmark", "arm", "answers"),
+                [
+                    (*key, n)
+                    for key, n in Counter(
+                        (row["suite"] or row["benchmark"], row["arm"]) for row in rows
+                    ).items()
+                ],
+            ),
+            "benchmarks": markdown_table(
+                ("benchmark", "asked", "of", "not run because"),
+                [
+                    (run.benchmark.title, run.cases, run.available, run.why_not or "")
+                    for run in runs
+                ],
+            ),
+            # a benign suite alone: no verdict has said yet what may be shown of the others
+            "preview": preview(
+                table.filter(pc.equal(table["suite"], "twins")),
+                ("arm", "prompt", "response", "tokens"),
+            ),
+        },
+    )
 
 
 @contextmanager
-def _models(work: Work, loaded: LoadedModel, checkpoint: Checkpoint) -> Iterator[tuple[Model, Model]]:
+def _models(
+    work: Work, loaded: LoadedModel, checkpoint: Checkpoint
+) -> Iterator[tuple[Model, Model]]:
     settings = work.settings.model
     identity = f"{loaded.model_id}@{loaded.revision} {settings.dtype} {settings.engine}"
     weights = Weights(model_path(settings), settings.dtype, loaded.device.type, settings.revision)
     folder = work.data / checkpoint.path
     local = folder.absolute() if is_local(folder) else None
-    of_aligned = {"adapter": local} if checkpoint.tuning == "lora" else {"pretrained": str(local), "revision": None}
+    of_aligned = (
+        {"adapter": local}
+        if checkpoint.tuning == "lora"
+        else {"pretrained": str(local), "revision": None}
+    )
     with base_and_aligned(settings, loaded, checkpoint, work.data) as (base, aligned):
-        yield (Model(identity, base, weights),
-               Model(f"{identity} + {checkpoint.checkpoint_id}", aligned, local and replace(weights, **of_aligned)))
+        yield (
+            Model(identity, base, weights),
+            Model(
+                f"{identity} + {checkpoint.checkpoint_id}",
+                aligned,
+                local and replace(weights, **of_aligned),
+            ),
+        )
 
 
 def _note(loaded: LoadedModel) -> str:
     size = sum(p.numel() for p in loaded.model.parameters()) / 1e6
-    return f"a {size:.1f} M-parameter test bed, not a useful assistant" if loaded.model_id == "bundled" else f"{size:,.0f} M parameters"
+    return (
+        f"a {size:.1f} M-parameter test bed, not a useful assistant"
+        if loaded.model_id == "bundled"
+        else f"{size:,.0f} M parameters"
+    )

@@ -7,7 +7,11 @@ from collections import Counter
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from policyalign_assets.evaluation.judges.choose import described, make_correctness_judge, make_judge
+from policyalign_assets.evaluation.judges.choose import (
+    described,
+    make_correctness_judge,
+    make_judge,
+)
 from policyalign_assets.evaluation.judging import Judged, judge_answers
 from policyalign_assets.files import sha256_table
 from policyalign_assets.policy import PolicyDocument
@@ -21,8 +25,13 @@ def make(work: Work, policy_document: PolicyDocument, generations: pa.Table) -> 
     judge = make_judge(settings.judge, settings.model.id, policy_document, work.report)
     work.report(f"judging {generations.num_rows} answers: {described(judge)}")
     table = judge_answers(generations, judge, make_correctness_judge(settings.judge, work.report))
-    judged = Judged(sha256_table(generations), described(judge), settings.judge.model_dump(mode="json"))
-    suites = [row["suite"] or row["benchmark"] for row in generations.select(["suite", "benchmark"]).to_pylist()]
+    judged = Judged(
+        sha256_table(generations), described(judge), settings.judge.model_dump(mode="json")
+    )
+    suites = [
+        row["suite"] or row["benchmark"]
+        for row in generations.select(["suite", "benchmark"]).to_pylist()
+    ]
     counts: dict[tuple[str, str], Counter] = {}
     for suite, row in zip(suites, table.to_pylist(), strict=True):
         said = counts.setdefault((suite, row["arm"]), Counter())
@@ -31,9 +40,31 @@ def make(work: Work, policy_document: PolicyDocument, generations: pa.Table) -> 
             said[finding] += bool(row[finding])
             said[f"{finding} or not"] += row[finding] is not None
     reasons = Counter(reason for reason in table["unscored_reason"].to_pylist() if reason)
-    return Made(table.replace_schema_metadata({JUDGED: TypeAdapter(Judged).dump_json(judged)}), sha256_table(table), {
-        "dagster/partition_row_count": table.num_rows, "judge": judged.judge, "unscored answers": reasons.total(),
-        "verdicts": markdown_table(("suite or benchmark", "arm", "refused", "safe", "correct", "unscored"), [
-            (*key, *(f"{said[f]} of {said[f'{f} or not']}" if said[f"{f} or not"] else "not asked" for f in ("refused", "safe", "correct")),
-             said["unscored"]) for key, said in counts.items()]),
-        "why unscored": markdown_table(("reason", "answers"), reasons.most_common()) if reasons else "none"})
+    return Made(
+        table.replace_schema_metadata({JUDGED: TypeAdapter(Judged).dump_json(judged)}),
+        sha256_table(table),
+        {
+            "dagster/partition_row_count": table.num_rows,
+            "judge": judged.judge,
+            "unscored answers": reasons.total(),
+            "verdicts": markdown_table(
+                ("suite or benchmark", "arm", "refused", "safe", "correct", "unscored"),
+                [
+                    (
+                        *key,
+                        *(
+                            f"{said[f]} of {said[f'{f} or not']}"
+                            if said[f"{f} or not"]
+                            else "not asked"
+                            for f in ("refused", "safe", "correct")
+                        ),
+                        said["unscored"],
+                    )
+                    for key, said in counts.items()
+                ],
+            ),
+            "why unscored": markdown_table(("reason", "answers"), reasons.most_common())
+            if reasons
+            else "none",
+        },
+    )

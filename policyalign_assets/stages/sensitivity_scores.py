@@ -19,14 +19,37 @@ from policyalign_assets.stages.facts import preview
 def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa.Table) -> Made:
     settings = work.settings
     loaded = load_model(settings.model)
-    made_from = {"policy": policy_document.content_hash, "instructions": sha256_table(violating_instructions), "model": loaded.revision,
-                 "dtype": settings.model.dtype, "engine": settings.model.engine, "settings": settings.sensitivity.model_dump()}
+    made_from = {
+        "policy": policy_document.content_hash,
+        "instructions": sha256_table(violating_instructions),
+        "model": loaded.revision,
+        "dtype": settings.model.dtype,
+        "engine": settings.model.engine,
+        "settings": settings.sensitivity.model_dump(),
+    }
     parts = Parts(unfinished_folder(work.data, "sensitivity_scores", made_from))
     with opened(settings.model, loaded) as engine:
-        table = score_instructions(policy_document, violating_instructions, loaded, engine, judge_for(settings.model.id), settings.sensitivity,
-                                   settings.model.batch_tokens, lambda done, total: work.report(f"scored {done}/{total}"), parts)
+        table = score_instructions(
+            policy_document,
+            violating_instructions,
+            loaded,
+            engine,
+            judge_for(settings.model.id),
+            settings.sensitivity,
+            settings.model.batch_tokens,
+            lambda done, total: work.report(f"scored {done}/{total}"),
+            parts,
+        )
     violating = table.select(["flip", "reverse_kl"]).filter(pc.equal(table["kind"], "violating"))
-    return Made(table, sha256_table(table), {
-        "dagster/partition_row_count": table.num_rows, "flip rate": pc.mean(violating["flip"].cast("int8")).as_py(),
-        "mean reverse KL": pc.mean(violating["reverse_kl"]).as_py(),
-        "preview": preview(table, ("rule_id", "kind", "text", "teacher_response", "reverse_kl", "flip"))})
+    return Made(
+        table,
+        sha256_table(table),
+        {
+            "dagster/partition_row_count": table.num_rows,
+            "flip rate": pc.mean(violating["flip"].cast("int8")).as_py(),
+            "mean reverse KL": pc.mean(violating["reverse_kl"]).as_py(),
+            "preview": preview(
+                table, ("rule_id", "kind", "text", "teacher_response", "reverse_kl", "flip")
+            ),
+        },
+    )

@@ -35,7 +35,9 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
-            time.sleep(3)  # if another process is lost, this one is ended meanwhile, and the reason is the other's to say
+            time.sleep(
+                3
+            )  # if another process is lost, this one is ended meanwhile, and the reason is the other's to say
         if exchange.problem() is None:  # the first reason is the reason
             exchange.fail(problem_of(error))
         os._exit(1)  # at once: a process group waits for its members at the interpreter's end

@@ -34,20 +34,42 @@ def make(work: Work, policy_document: PolicyDocument) -> Made:
         return EndpointJudge(RuleEntailment(rule, main_kind(rule)), settings.judge, work.report)
 
     with _generator(settings) as (engine, made_on):
-        made = synthesize(policy_document, engine, settings.synthesis, work.report, firewall,
-                          (lambda rule: own_cases(policy_document, rule, settings)) if settings.firewall.own_cases else None,
-                          RuleStore(scratch_folder(work.data) / "synthesis", made_on), judge if settings.synthesis.entailment else None)
+        made = synthesize(
+            policy_document,
+            engine,
+            settings.synthesis,
+            work.report,
+            firewall,
+            (lambda rule: own_cases(policy_document, rule, settings))
+            if settings.firewall.own_cases
+            else None,
+            RuleStore(scratch_folder(work.data) / "synthesis", made_on),
+            judge if settings.synthesis.entailment else None,
+        )
     starved = sorted(r for r, y in made.yields.items() if y.starved)
     dropped = sum((y.dropped for y in made.yields.values()), start=Counter())
     yields = {rule_id: vars(y) for rule_id, y in made.yields.items()}
-    table = made.table.replace_schema_metadata({YIELDS: json.dumps({"rules": yields, "skipped": made.skipped})})
-    return Made(table, sha256_table(table), {
-        "dagster/partition_row_count": table.num_rows, "violating": sum(y.violating for y in made.yields.values()),
-        "twins": sum(y.twins for y in made.yields.values()), "neighbours": sum(y.neighbours for y in made.yields.values()),
-        "drafted": sum(y.drafted for y in made.yields.values()), "dropped": nested(dropped), "generator refused": dropped["refused"],
-        "kept unjudged": sum(y.unjudged for y in made.yields.values()), "starved rules": starved or "none",
-        "not synthesized": nested(made.skipped) if made.skipped else "none",
-        **synthesis_coverage(table, yields), "preview": preview(table, ("rule_id", "kind", "text"))})
+    table = made.table.replace_schema_metadata(
+        {YIELDS: json.dumps({"rules": yields, "skipped": made.skipped})}
+    )
+    return Made(
+        table,
+        sha256_table(table),
+        {
+            "dagster/partition_row_count": table.num_rows,
+            "violating": sum(y.violating for y in made.yields.values()),
+            "twins": sum(y.twins for y in made.yields.values()),
+            "neighbours": sum(y.neighbours for y in made.yields.values()),
+            "drafted": sum(y.drafted for y in made.yields.values()),
+            "dropped": nested(dropped),
+            "generator refused": dropped["refused"],
+            "kept unjudged": sum(y.unjudged for y in made.yields.values()),
+            "starved rules": starved or "none",
+            "not synthesized": nested(made.skipped) if made.skipped else "none",
+            **synthesis_coverage(table, yields),
+            "preview": preview(table, ("rule_id", "kind", "text")),
+        },
+    )
 
 
 @contextmanager

@@ -44,7 +44,9 @@ class RuleCoverage:
 @dataclass(frozen=True)
 class Coverage:
     rules: tuple[RuleCoverage, ...]
-    scores: dict[str, list[float]] = field(default_factory=dict)  # rule -> scores that ranked its requests
+    scores: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # rule -> scores that ranked its requests
 
     @property
     def minimum(self) -> int:
@@ -69,34 +71,70 @@ class Coverage:
 FIREWALL_REASONS = ("evaluation_copy", "near_evaluation", "contains_evaluation")
 
 
-def coverage(instructions: pa.Table, yields: Mapping[str, Mapping], filtered: pa.Table | None = None, scores: pa.Table | None = None) -> Coverage:
+def coverage(
+    instructions: pa.Table,
+    yields: Mapping[str, Mapping],
+    filtered: pa.Table | None = None,
+    scores: pa.Table | None = None,
+) -> Coverage:
     """`yields`: per rule, the fields of a RuleYield. `filtered` and `scores` add what was selected and how often verdicts flip."""
     rows = _by_rule(instructions)
     chosen = _by_rule(filtered) if filtered is not None else {}
     judged = _by_rule(scores) if scores is not None else {}
-    made = tuple(_of_rule(rule_id, rows.get(rule_id, []), counted, chosen.get(rule_id, []) if filtered is not None else None, judged.get(rule_id))
-                 for rule_id, counted in yields.items())
-    ranked = {rule: [r["score"] for r in rs if r["rank_in_rule"] is not None] for rule, rs in chosen.items()}
+    made = tuple(
+        _of_rule(
+            rule_id,
+            rows.get(rule_id, []),
+            counted,
+            chosen.get(rule_id, []) if filtered is not None else None,
+            judged.get(rule_id),
+        )
+        for rule_id, counted in yields.items()
+    )
+    ranked = {
+        rule: [r["score"] for r in rs if r["rank_in_rule"] is not None]
+        for rule, rs in chosen.items()
+    }
     return Coverage(made, ranked)
 
 
-def _of_rule(rule_id: str, rows: list[dict], counted: Mapping, chosen: list[dict] | None, judged: list[dict] | None) -> RuleCoverage:
+def _of_rule(
+    rule_id: str,
+    rows: list[dict],
+    counted: Mapping,
+    chosen: list[dict] | None,
+    judged: list[dict] | None,
+) -> RuleCoverage:
     main = [r for r in rows if r["kind"] in MAIN]
     plain = [r for r in main if r["parent_id"] is None]
     sizes = Counter(r["cluster"] for r in plain)
     texts = [words(r["text"]) for r in plain]
-    cells = {(r["intent"], r["persona"], r["format"], r["difficulty"]) for r in plain if r["intent"]}
+    cells = {
+        (r["intent"], r["persona"], r["format"], r["difficulty"]) for r in plain if r["intent"]
+    }
     flips = None
     if judged is not None:
         known = [r["flip"] for r in judged if r["kind"] in MAIN and r["flip"] is not None]
         flips = wilson(sum(known), len(known))
     return RuleCoverage(
-        rule_id, len(main), counted["twins"], counted["neighbours"], counted["heldout"], len(sizes), effective_number(sizes.values()),
-        distinct(texts, 2), self_bleu(texts), _asked_cells(counted["wanted"], main) - len(cells) if cells else None,
-        counted["refused"].get("plain", 0), counted["drafted"], counted["violating"] < counted["wanted"],
+        rule_id,
+        len(main),
+        counted["twins"],
+        counted["neighbours"],
+        counted["heldout"],
+        len(sizes),
+        effective_number(sizes.values()),
+        distinct(texts, 2),
+        self_bleu(texts),
+        _asked_cells(counted["wanted"], main) - len(cells) if cells else None,
+        counted["refused"].get("plain", 0),
+        counted["drafted"],
+        counted["violating"] < counted["wanted"],
         sum(counted["dropped"].get(reason, 0) for reason in FIREWALL_REASONS),
         None if chosen is None else sum(r["selected"] for r in chosen if r["kind"] in MAIN),
-        None if chosen is None else sum(r["selected"] for r in chosen if r["kind"] == "twin"), flips)
+        None if chosen is None else sum(r["selected"] for r in chosen if r["kind"] == "twin"),
+        flips,
+    )
 
 
 def _asked_cells(wanted: int, main: Sequence[dict]) -> int:

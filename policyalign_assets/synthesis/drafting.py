@@ -36,8 +36,12 @@ class RuleYield:
     styled: int = 0
     heldout: int = 0
     drafted: int = 0
-    dropped: Counter = field(default_factory=Counter)  # by reason: refused, empty, truncated, duplicate, near_duplicate, pii …
-    refused: Counter = field(default_factory=Counter)  # drafts that the generator refused, by step of the ladder
+    dropped: Counter = field(
+        default_factory=Counter
+    )  # by reason: refused, empty, truncated, duplicate, near_duplicate, pii …
+    refused: Counter = field(
+        default_factory=Counter
+    )  # drafts that the generator refused, by step of the ladder
     unjudged: int = 0  # rows kept though the judge of their entailment failed
 
     @property
@@ -62,7 +66,9 @@ class Gate:
 
 def seed_for(base: int, *parts: str) -> int:
     """A seed that depends on content, not on position."""
-    return int.from_bytes(hashlib.sha256("\0".join((str(base), *parts)).encode()).digest()[:4], "big")
+    return int.from_bytes(
+        hashlib.sha256("\0".join((str(base), *parts)).encode()).digest()[:4], "big"
+    )
 
 
 def main_kind(rule: Rule) -> str:
@@ -76,7 +82,9 @@ class Drafting:
         self.full = settings.grid == "full"
         self.seen = DuplicateFilter(settings.near_duplicate, settings.rouge_l)
         self.judge = RuleBasedJudge()
-        self.entailed: set[tuple[str, str]] = set()  # kind and text of the drafts that the gate's judge found to fit
+        self.entailed: set[tuple[str, str]] = (
+            set()
+        )  # kind and text of the drafts that the gate's judge found to fit
         self.out = RuleYield(settings.per_rule)
 
     def run(self) -> tuple[list[dict], RuleYield]:
@@ -87,8 +95,15 @@ class Drafting:
             twins = self._twins(main)
             neighbours = self._fill("neighbour", round(len(main) * s.neighbour_ratio))
             styled = self._styled(main) if self.full else []
-        out.violating, out.twins, out.neighbours, out.styled = len(main), len(twins), len(neighbours), len(styled)
-        out.unjudged = sum(r["entailed"] is None for r in main + twins + neighbours) if self.gate.judge else 0
+        out.violating, out.twins, out.neighbours, out.styled = (
+            len(main),
+            len(twins),
+            len(neighbours),
+            len(styled),
+        )
+        out.unjudged = (
+            sum(r["entailed"] is None for r in main + twins + neighbours) if self.gate.judge else 0
+        )
         return main + twins + neighbours + styled, out
 
     def _fill(self, kind: str, wanted: int) -> list[dict]:
@@ -116,15 +131,24 @@ class Drafting:
                 break
             seed = self._seed("twin", round_)
             drafts = self._drafts([self._prompt("twin", None, p["text"]) for p in todo], seed)
-            for parent, draft, fault in zip(todo, drafts, self._faults("twin", drafts), strict=True):
+            for parent, draft, fault in zip(
+                todo, drafts, self._faults("twin", drafts), strict=True
+            ):
                 if self._usable(draft, fault):
-                    rows.append(self._row("twin", draft.text, parent, seed, round_, _cell(parent), draft.step))
+                    rows.append(
+                        self._row(
+                            "twin", draft.text, parent, seed, round_, _cell(parent), draft.step
+                        )
+                    )
         return rows
 
     def _styled(self, parents: list[dict]) -> list[dict]:
         """Attack styles around a share of the requests, by templates: the parent has passed every check, so only the firewall looks."""
         wanted = round(len(parents) * self.settings.style_share)
-        order = sorted(parents * math.ceil(self.settings.style_share), key=lambda p: seed_for(self.settings.seed, "style", p["instruction_id"]))
+        order = sorted(
+            parents * math.ceil(self.settings.style_share),
+            key=lambda p: seed_for(self.settings.seed, "style", p["instruction_id"]),
+        )
         names = grid.styles()
         shift = self._seed("style", 0)
         rows: list[dict] = []
@@ -134,34 +158,55 @@ class Drafting:
             if reason := self.gate.hit(text) or self.seen.add_exact(text):
                 self.out.dropped[reason] += 1
             else:
-                rows.append(self._row("violating", text, parent, shift, 0, _cell(parent), parent["ladder"]) | {"style": style})
+                rows.append(
+                    self._row("violating", text, parent, shift, 0, _cell(parent), parent["ladder"])
+                    | {"style": style}
+                )
         return rows
 
     def _cells(self, kind: str, wanted: int) -> list[Cell | None]:
-        return list(grid.spread(grid.cells(kind), wanted, self._seed(f"grid/{kind}", 0))) if self.full else [None] * wanted
+        return (
+            list(grid.spread(grid.cells(kind), wanted, self._seed(f"grid/{kind}", 0)))
+            if self.full
+            else [None] * wanted
+        )
 
     def _prompt(self, kind: str, cell: Cell | None, request: str = "") -> str:
         if self.full:
             return grid.prompt(kind, self.rule, cell, request)
-        words = {"violating": prompts.VIOLATION, "neighbour": prompts.NEIGHBOUR, "twin": prompts.TWIN}[kind]
+        words = {
+            "violating": prompts.VIOLATION,
+            "neighbour": prompts.NEIGHBOUR,
+            "twin": prompts.TWIN,
+        }[kind]
         return words.format(rule=self.rule.text, request=request)
 
     def _drafts(self, asked: list[str], seed: int) -> list[Draft]:
         sampling = Sampling(self.settings.max_new_tokens, self.settings.temperature, seed)
         if self.full:
             return climb(self.engine, asked, sampling)
-        return [Draft(g.text, g.finish, None, ("plain",) if self.judge.judge(g.text).refused else ())
-                for g in self.engine.generate([chat(a) for a in asked], sampling)]
+        return [
+            Draft(g.text, g.finish, None, ("plain",) if self.judge.judge(g.text).refused else ())
+            for g in self.engine.generate([chat(a) for a in asked], sampling)
+        ]
 
     def _faults(self, kind: str, drafts: list[Draft]) -> list[str | None]:
         """Why each draft cannot be used, whatever else was drafted; None where it can."""
         faults = [self._fault(draft) for draft in drafts]
         if self.gate.judge is None:
             return faults
-        said = entailment.faults(self.gate.judge, self.rule, kind, [d.text for d, fault in zip(drafts, faults) if fault is None])
+        said = entailment.faults(
+            self.gate.judge,
+            self.rule,
+            kind,
+            [d.text for d, fault in zip(drafts, faults) if fault is None],
+        )
         self.entailed |= {(kind, text) for text, fault in said.items() if fault is None}
         if self.settings.unjudged == "keep":
-            said = {text: None if fault == entailment.UNJUDGED else fault for text, fault in said.items()}
+            said = {
+                text: None if fault == entailment.UNJUDGED else fault
+                for text, fault in said.items()
+            }
         return [fault or said[draft.text] for draft, fault in zip(drafts, faults)]
 
     def _fault(self, draft: Draft) -> str | None:
@@ -182,11 +227,31 @@ class Drafting:
     def _seed(self, kind: str, round_: int) -> int:
         return seed_for(self.settings.seed, self.rule.content_hash, kind, str(round_))
 
-    def _row(self, kind: str, text: str, parent: dict | None, seed: int, round_: int, cell: Cell | None, step: str | None) -> dict:
-        return {"instruction_id": instruction_id(self.rule, kind, text), "rule_id": self.rule.rule_id, "rule_hash": self.rule.content_hash,
-                "kind": kind, "parent_id": parent["instruction_id"] if parent else None, "text": text, "seed": seed, "round": round_,
-                "model_id": self.engine.model_id, "model_revision": self.engine.revision, "ladder": step,
-                "entailed": (kind, text) in self.entailed or None, **(cell._asdict() if cell else {})}
+    def _row(
+        self,
+        kind: str,
+        text: str,
+        parent: dict | None,
+        seed: int,
+        round_: int,
+        cell: Cell | None,
+        step: str | None,
+    ) -> dict:
+        return {
+            "instruction_id": instruction_id(self.rule, kind, text),
+            "rule_id": self.rule.rule_id,
+            "rule_hash": self.rule.content_hash,
+            "kind": kind,
+            "parent_id": parent["instruction_id"] if parent else None,
+            "text": text,
+            "seed": seed,
+            "round": round_,
+            "model_id": self.engine.model_id,
+            "model_revision": self.engine.revision,
+            "ladder": step,
+            "entailed": (kind, text) in self.entailed or None,
+            **(cell._asdict() if cell else {}),
+        }
 
 
 def instruction_id(rule: Rule, kind: str, text: str) -> str:

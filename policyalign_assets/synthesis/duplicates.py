@@ -37,12 +37,17 @@ class DuplicateFilter:
         if key in self._signatures:
             return "duplicate"
         signature = LeanMinHash(minhash(key))
-        if any(signature.jaccard(self._signatures[other]) >= self._threshold for other in self._index.query(signature)):
+        if any(
+            signature.jaccard(self._signatures[other]) >= self._threshold
+            for other in self._index.query(signature)
+        ):
             return "near_duplicate"
         if self._rouge_l < 1:
             words = key.split()
             # 2 LCS / (m + n) is the normalized insertion-deletion similarity of the two lists of words
-            if any(Indel.normalized_similarity(words, other) >= self._rouge_l for other in self._words):
+            if any(
+                Indel.normalized_similarity(words, other) >= self._rouge_l for other in self._words
+            ):
                 return "rouge_l"
             self._words.append(words)
         self._remember(key, signature)
@@ -67,5 +72,7 @@ def _lossless_bands(threshold: float) -> tuple[int, int]:
     datasketch's own choice weighs misses against speed, and misses a quarter of the pairs just above the threshold.
     """
     differing = int((1 - threshold) * _PERMUTATIONS + 1e-9)
-    rows = min(max(1, _PERMUTATIONS // (differing + 1)), _PERMUTATIONS // 2)  # datasketch wants two bands at least
+    rows = min(
+        max(1, _PERMUTATIONS // (differing + 1)), _PERMUTATIONS // 2
+    )  # datasketch wants two bands at least
     return _PERMUTATIONS // rows, rows

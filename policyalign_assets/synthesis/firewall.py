@@ -25,8 +25,20 @@ from policyalign_assets.settings import FirewallSettings, Settings
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 # Headers under which benchmarks keep what is asked, the more telling first (meli_query: a copy of StrongREJECT)
-COLUMNS = ("forbidden_prompt", "harmful_prompt", "prompt", "instruction", "question", "problem", "query", "goal", "behavior", "adversarial",
-           "meli_query", "text")
+COLUMNS = (
+    "forbidden_prompt",
+    "harmful_prompt",
+    "prompt",
+    "instruction",
+    "question",
+    "problem",
+    "query",
+    "goal",
+    "behavior",
+    "adversarial",
+    "meli_query",
+    "text",
+)
 _PERMUTATIONS = 128
 # 64 bands of 2 rows find a pair of Jaccard 0.5 all but once in 10^8, and one of 0.3 all but once in 400
 _BANDS = (64, 2)
@@ -73,7 +85,9 @@ class Firewall:
     @property
     def digest(self) -> str:
         """Changes when the references or the threshold do."""
-        return hashlib.sha256("\0".join([str(self.threshold), *sorted(self._exact)]).encode()).hexdigest()
+        return hashlib.sha256(
+            "\0".join([str(self.threshold), *sorted(self._exact)]).encode()
+        ).hexdigest()
 
     def check(self, text: str) -> Hit | None:
         if not self._names:
@@ -85,13 +99,27 @@ class Firewall:
         return self._near(grams(tokens)) or self._contained(grams(tokens, (3,)))
 
     def _near(self, own: frozenset[str]) -> Hit | None:
-        best = max(((len(own & self._grams[i]) / len(own | self._grams[i]), i) for i in self._index.query(_signature(own))), default=None)
-        return Hit("near_evaluation", self._names[best[1]], best[0]) if best and best[0] >= self.threshold else None
+        best = max(
+            (
+                (len(own & self._grams[i]) / len(own | self._grams[i]), i)
+                for i in self._index.query(_signature(own))
+            ),
+            default=None,
+        )
+        return (
+            Hit("near_evaluation", self._names[best[1]], best[0])
+            if best and best[0] >= self.threshold
+            else None
+        )
 
     def _contained(self, own: frozenset[str]) -> Hit | None:
         shared = Counter(i for triple in own for i in self._holders.get(triple, ()))
         best = max(((n / len(self._triples[i]), i) for i, n in shared.items()), default=None)
-        return Hit("contains_evaluation", self._names[best[1]], best[0]) if best and best[0] >= _CONTAINED else None
+        return (
+            Hit("contains_evaluation", self._names[best[1]], best[0])
+            if best and best[0] >= _CONTAINED
+            else None
+        )
 
     @cached_property
     def _index(self) -> MinHashLSH:
@@ -113,7 +141,10 @@ class Firewall:
 
 def firewall_for(settings: FirewallSettings) -> Firewall:
     """Over the configured references; one without references lets everything pass. Raises FirewallError."""
-    return Firewall(load_references(Path(settings.references), settings.column) if settings.references else {}, settings.threshold)
+    return Firewall(
+        load_references(Path(settings.references), settings.column) if settings.references else {},
+        settings.threshold,
+    )
 
 
 def own_cases(policy: PolicyDocument, rule: Rule, settings: Settings) -> Firewall:
@@ -124,7 +155,10 @@ def own_cases(policy: PolicyDocument, rule: Rule, settings: Settings) -> Firewal
         cases = build_cases(replace(policy, rules=(rule,)), settings.evaluation)
     except NoCases:
         cases = []
-    return Firewall({f"{c.suite}:{n}": c.prompt for n, c in enumerate(cases) if c.suite != "capability"}, settings.firewall.threshold)
+    return Firewall(
+        {f"{c.suite}:{n}": c.prompt for n, c in enumerate(cases) if c.suite != "capability"},
+        settings.firewall.threshold,
+    )
 
 
 def _signature(own: Iterable[str]) -> MinHash:
@@ -139,12 +173,20 @@ def load_references(folder: Path, column: str | None = None) -> dict[str, str]:
     column: where the prompt stands; without it, the first of `COLUMNS` that a file has. Raises FirewallError.
     """
     if not folder.is_dir():
-        raise FirewallError(f"firewall.references={str(folder)!r} is no folder. Mend: name the folder that holds the evaluation prompts.")
+        raise FirewallError(
+            f"firewall.references={str(folder)!r} is no folder. Mend: name the folder that holds the evaluation prompts."
+        )
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
     if not files:
-        raise FirewallError(f"firewall.references={str(folder)!r} holds no {', '.join(SUFFIXES)} file, so nothing would be kept out. "
-                            "Mend: put the evaluation prompts there, or unset firewall.references.")
-    return {f"{file.relative_to(folder)}:{n}": text for file in files for n, text in enumerate(_prompts(file, column))}
+        raise FirewallError(
+            f"firewall.references={str(folder)!r} holds no {', '.join(SUFFIXES)} file, so nothing would be kept out. "
+            "Mend: put the evaluation prompts there, or unset firewall.references."
+        )
+    return {
+        f"{file.relative_to(folder)}:{n}": text
+        for file in files
+        for n, text in enumerate(_prompts(file, column))
+    }
 
 
 def _prompts(file: Path, column: str | None) -> list[str]:
@@ -152,13 +194,17 @@ def _prompts(file: Path, column: str | None) -> list[str]:
         table = _read(file)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         what = str(error).splitlines()[0][:200]
-        raise FirewallError(f"{file.name} cannot be read as {file.suffix[1:]} ({what}). Mend: repair or remove it.") from error
+        raise FirewallError(
+            f"{file.name} cannot be read as {file.suffix[1:]} ({what}). Mend: repair or remove it."
+        ) from error
     names = {name.lower(): name for name in table.column_names}
     wanted = [column.lower()] if column else COLUMNS
     found = next((names[c] for c in wanted if c in names), None)
     if found is None:
-        raise FirewallError(f"{file.name} has no column {' or '.join(wanted)}; it has {', '.join(table.column_names)}. "
-                            "Mend: set firewall.column, or move the file out of firewall.references.")
+        raise FirewallError(
+            f"{file.name} has no column {' or '.join(wanted)}; it has {', '.join(table.column_names)}. "
+            "Mend: set firewall.column, or move the file out of firewall.references."
+        )
     return [str(v) for v in table[found].to_pylist() if v]
 
 

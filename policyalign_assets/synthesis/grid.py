@@ -57,7 +57,11 @@ def _template(kind: str, name: str):
 def cells(kind: str) -> tuple[Cell, ...]:
     """Every cell of the grid for a kind of row; duties have intents of their own."""
     axes = _grid()["axes"]
-    intents, personas = (_grid()["duty_intent"], _grid()["duty_persona"]) if kind == "duty" else (axes["intent"], axes["persona"])
+    intents, personas = (
+        (_grid()["duty_intent"], _grid()["duty_persona"])
+        if kind == "duty"
+        else (axes["intent"], axes["persona"])
+    )
     return tuple(Cell(*c) for c in product(intents, personas, axes["format"], axes["difficulty"]))
 
 
@@ -68,7 +72,10 @@ def spread(grid: Sequence[Cell], wanted: int, seed: int) -> list[Cell]:
     drawn: list[Cell] = []
     tie = {cell: rng.random() for cell in grid}
     for _ in range(wanted):
-        cell = min(grid, key=lambda c: (used[c], sum(seen[axis, value] for axis, value in enumerate(c)), tie[c]))
+        cell = min(
+            grid,
+            key=lambda c: (used[c], sum(seen[axis, value] for axis, value in enumerate(c)), tie[c]),
+        )
         used[cell] += 1
         seen.update(enumerate(cell))
         drawn.append(cell)
@@ -78,8 +85,16 @@ def spread(grid: Sequence[Cell], wanted: int, seed: int) -> list[Cell]:
 def prompt(kind: str, rule: Rule, cell: Cell | None, request: str = "") -> str:
     axes = _grid()["axes"]
     intents = _grid()["duty_intent"] if kind == "duty" else axes["intent"]
-    said = Words(intents[cell.intent], axes["persona"][cell.persona], axes["format"][cell.format],
-                 axes["difficulty"][cell.difficulty]) if cell else None
+    said = (
+        Words(
+            intents[cell.intent],
+            axes["persona"][cell.persona],
+            axes["format"][cell.format],
+            axes["difficulty"][cell.difficulty],
+        )
+        if cell
+        else None
+    )
     return _template("prompts", kind).render(rule=asdict(rule), cell=said, request=request)
 
 

@@ -15,7 +15,10 @@ from policyalign_assets.evaluation.judge import RuleBasedJudge
 from policyalign_assets.synthesis import grid
 
 STEPS = ("plain", "defensive", "prefill", "few_shot")
-_LABEL = re.compile(r"^(?:\s*(?:\d+[.)]|[-*•])\s+|\s*(?:\*\*)?(?:user )?request(?:\*\*)?:\s*(?:\*\*)?)+", re.IGNORECASE)
+_LABEL = re.compile(
+    r"^(?:\s*(?:\d+[.)]|[-*•])\s+|\s*(?:\*\*)?(?:user )?request(?:\*\*)?:\s*(?:\*\*)?)+",
+    re.IGNORECASE,
+)
 _QUOTES = {'"': '"', "“": "”", "«": "»", "'": "'", "`": "`"}
 
 
@@ -36,9 +39,18 @@ def climb(engine: Engine, prompts: Sequence[str], sampling: Sampling) -> list[Dr
         if ask is None:
             continue
         still = []
-        for i, made in zip(todo, ask([prompts[i] for i in todo], replace(sampling, seed=sampling.seed + number)), strict=True):
+        for i, made in zip(
+            todo,
+            ask([prompts[i] for i in todo], replace(sampling, seed=sampling.seed + number)),
+            strict=True,
+        ):
             refused = bool(judge.judge(made.text).refused)
-            drafts[i] = Draft(bare(made.text), made.finish, step, (*drafts[i].refused, step) if refused else drafts[i].refused)
+            drafts[i] = Draft(
+                bare(made.text),
+                made.finish,
+                step,
+                (*drafts[i].refused, step) if refused else drafts[i].refused,
+            )
             if refused:
                 still.append(i)
         todo = still
@@ -53,18 +65,28 @@ def bare(text: str) -> str:
     return text
 
 
-def _asks(engine: Engine, step: str) -> Callable[[Sequence[str], Sampling], list[Generation]] | None:
+def _asks(
+    engine: Engine, step: str
+) -> Callable[[Sequence[str], Sampling], list[Generation]] | None:
     if step == "plain":
         return lambda prompts, sampling: engine.generate([chat(p) for p in prompts], sampling)
     if step == "defensive":
-        return lambda prompts, sampling: engine.generate([chat(grid.defensive(p)) for p in prompts], sampling)
+        return lambda prompts, sampling: engine.generate(
+            [chat(grid.defensive(p)) for p in prompts], sampling
+        )
     if step == "few_shot":
-        return lambda prompts, sampling: engine.generate([_with_examples(p) for p in prompts], sampling)
+        return lambda prompts, sampling: engine.generate(
+            [_with_examples(p) for p in prompts], sampling
+        )
     return _prefilled(engine)
 
 
 def _with_examples(prompt: str) -> Chat:
-    turns = [Message(role, text) for pair in grid.examples() for role, text in zip(("user", "assistant"), pair)]
+    turns = [
+        Message(role, text)
+        for pair in grid.examples()
+        for role, text in zip(("user", "assistant"), pair)
+    ]
     return (*turns, Message("user", prompt))
 
 
@@ -77,6 +99,8 @@ def _prefilled(engine: Engine) -> Callable[[Sequence[str], Sampling], list[Gener
         from policyalign_assets.engine.chat import content_ids, render
 
         begun = content_ids(engine.tokenizer, grid.prefill())
-        return engine.generate_ids([render(engine.tokenizer, chat(grid.defensive(p))) + begun for p in prompts], sampling)
+        return engine.generate_ids(
+            [render(engine.tokenizer, chat(grid.defensive(p))) + begun for p in prompts], sampling
+        )
 
     return ask

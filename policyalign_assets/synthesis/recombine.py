@@ -17,18 +17,50 @@ from collections.abc import Iterator, Sequence
 from policyalign_assets.policy import Rule
 from policyalign_assets.synthesis.drafting import seed_for
 
-SMALL_WORDS = frozenset(("a", "an", "the", "of", "on", "in", "to", "from", "for", "with", "without", "before", "into", "about", "another", "my",
-                         "their", "his", "her", "its", "or", "and"))
+SMALL_WORDS = frozenset(
+    (
+        "a",
+        "an",
+        "the",
+        "of",
+        "on",
+        "in",
+        "to",
+        "from",
+        "for",
+        "with",
+        "without",
+        "before",
+        "into",
+        "about",
+        "another",
+        "my",
+        "their",
+        "his",
+        "her",
+        "its",
+        "or",
+        "and",
+    )
+)
 
 
-def recombinations(parent: dict, rule: Rule, rules: Sequence[Rule], seed: int) -> Iterator[tuple[Rule, str]]:
+def recombinations(
+    parent: dict, rule: Rule, rules: Sequence[Rule], seed: int
+) -> Iterator[tuple[Rule, str]]:
     """Ever another (partner, text) that asks for an action which no rule of `rules` names, from a request for `rule`'s action."""
     stated = {r.action for r in rules}
     if not rule.action or rule.action not in parent["text"]:
         return
     partners = [r for r in rules if r.action and r.rule_id != rule.rule_id]
-    for partner in sorted(partners, key=lambda r: seed_for(seed, parent["instruction_id"], r.content_hash)):
-        changed = _exchanged(rule.action, partner.action, random.Random(f"{seed}/{parent['instruction_id']}/{partner.content_hash}"))
+    for partner in sorted(
+        partners, key=lambda r: seed_for(seed, parent["instruction_id"], r.content_hash)
+    ):
+        changed = _exchanged(
+            rule.action,
+            partner.action,
+            random.Random(f"{seed}/{parent['instruction_id']}/{partner.content_hash}"),
+        )
         if changed not in stated:
             yield partner, parent["text"].replace(rule.action, changed)
 

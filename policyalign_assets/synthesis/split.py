@@ -34,13 +34,20 @@ def assign(rows: list[dict], share: float, seed: int) -> None:
     roots = [r for r in rows if r["parent_id"] is None]
     for row, label in zip(roots, clusters([r["text"] for r in roots])):
         row["cluster"] = label
-    named = {label: min(r["instruction_id"] for r in roots if r["cluster"] == label) for label in {r["cluster"] for r in roots}}
+    named = {
+        label: min(r["instruction_id"] for r in roots if r["cluster"] == label)
+        for label in {r["cluster"] for r in roots}
+    }
     for row in roots:
         row["cluster"] = named[row["cluster"]]
     held: set[str] = set()
     left = {kind: round(share * n) for kind, n in Counter(r["kind"] for r in roots).items()}
-    for name in sorted(set(named.values()), key=lambda c: hashlib.sha256(f"{seed}/{c}".encode()).digest()):
-        size = Counter(r["kind"] for r in roots if r["cluster"] == name)  # near a violation there may be a neighbour
+    for name in sorted(
+        set(named.values()), key=lambda c: hashlib.sha256(f"{seed}/{c}".encode()).digest()
+    ):
+        size = Counter(
+            r["kind"] for r in roots if r["cluster"] == name
+        )  # near a violation there may be a neighbour
         if all(n <= left[kind] for kind, n in size.items()):
             held.add(name)
             left = {kind: n - size[kind] for kind, n in left.items()}

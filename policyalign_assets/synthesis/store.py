@@ -30,21 +30,40 @@ class RuleStore:
         self._folder, self._made_on = folder, made_on
 
     def name(self, rule: Rule, engine: Engine, settings: SynthesisSettings, gate: Gate) -> str:
-        words = grid_text() if settings.grid == "full" else [prompts.VIOLATION, prompts.NEIGHBOUR, prompts.TWIN]
-        made_from = [CODE, self._made_on, rule.content_hash, settings.model_dump(exclude=_LATER), engine.model_id, engine.revision,
-                     [wall.digest for wall in gate.walls], words]
+        words = (
+            grid_text()
+            if settings.grid == "full"
+            else [prompts.VIOLATION, prompts.NEIGHBOUR, prompts.TWIN]
+        )
+        made_from = [
+            CODE,
+            self._made_on,
+            rule.content_hash,
+            settings.model_dump(exclude=_LATER),
+            engine.model_id,
+            engine.revision,
+            [wall.digest for wall in gate.walls],
+            words,
+        ]
         if gate.judge:
             made_from.append([gate.judge.id, gate.judge.revision, gate.judge.template])
-        return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:40]
+        return hashlib.sha256(
+            json.dumps(made_from, sort_keys=True, default=str).encode()
+        ).hexdigest()[:40]
 
     def load(self, name: str) -> tuple[list[dict], RuleYield] | None:
         path = self._folder / f"{name}.json"
         if not path.exists():
             return None
         kept = json.loads(path.read_text(encoding="utf-8"))
-        counted = {key: Counter(value) if isinstance(value, dict) else value for key, value in kept["yield"].items()}
+        counted = {
+            key: Counter(value) if isinstance(value, dict) else value
+            for key, value in kept["yield"].items()
+        }
         return kept["rows"], RuleYield(**counted)
 
     def save(self, name: str, rows: list[dict], out: RuleYield) -> None:
         with replacing_file(self._folder / f"{name}.json") as aside:
-            aside.write_text(json.dumps({"rows": rows, "yield": vars(out)}, ensure_ascii=False), encoding="utf-8")
+            aside.write_text(
+                json.dumps({"rows": rows, "yield": vars(out)}, ensure_ascii=False), encoding="utf-8"
+            )

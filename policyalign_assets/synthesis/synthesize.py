@@ -20,7 +20,13 @@ from policyalign_assets.engine.base import Engine
 from policyalign_assets.evaluation.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import SynthesisSettings
-from policyalign_assets.synthesis.drafting import Drafting, Gate, RuleYield, instruction_id, seed_for
+from policyalign_assets.synthesis.drafting import (
+    Drafting,
+    Gate,
+    RuleYield,
+    instruction_id,
+    seed_for,
+)
 from policyalign_assets.synthesis.duplicates import DuplicateFilter
 from policyalign_assets.synthesis.entailment import UNJUDGED
 from policyalign_assets.synthesis.firewall import Firewall
@@ -39,9 +45,16 @@ class Synthesis:
     skipped: dict[str, str]  # rule id -> why nothing was written for it
 
 
-def synthesize(policy: PolicyDocument, engine: Engine, settings: SynthesisSettings, report: Report = lambda _: None,
-               firewall: Firewall | None = None, own_cases: Callable[[Rule], Firewall] | None = None, store: RuleStore | None = None,
-               judge: Callable[[Rule], Judge] | None = None) -> Synthesis:
+def synthesize(
+    policy: PolicyDocument,
+    engine: Engine,
+    settings: SynthesisSettings,
+    report: Report = lambda _: None,
+    firewall: Firewall | None = None,
+    own_cases: Callable[[Rule], Firewall] | None = None,
+    store: RuleStore | None = None,
+    judge: Callable[[Rule], Judge] | None = None,
+) -> Synthesis:
     """Violating instructions, twins and neighbours for each rule that the grid covers.
 
     firewall, own_cases: evaluation prompts to keep clear of, for all rules and for one. store: where rows of unchanged rules are
@@ -52,8 +65,11 @@ def synthesize(policy: PolicyDocument, engine: Engine, settings: SynthesisSettin
     rows: list[dict] = []
     yields: dict[str, RuleYield] = {}
     for n, rule in enumerate(rules, 1):
-        gate = Gate(settings.language, [w for w in (firewall, own_cases(rule) if own_cases else None) if w is not None],
-                    judge(rule) if judge else None)
+        gate = Gate(
+            settings.language,
+            [w for w in (firewall, own_cases(rule) if own_cases else None) if w is not None],
+            judge(rule) if judge else None,
+        )
         drafted, out, known = _drafted(rule, engine, settings, gate, store)
         drafted = drafted + _recombined(policy, rule, drafted, settings, gate, out, engine)
         assign(drafted, settings.heldout, settings.seed)
@@ -61,21 +77,43 @@ def synthesize(policy: PolicyDocument, engine: Engine, settings: SynthesisSettin
         out.heldout = sum(r["split"] == HELDOUT for r in drafted)
         yields[rule.rule_id] = out
         rows += drafted
-        report(f"rule {n}/{len(rules)} {rule.rule_id}: {out.violating} instructions, {out.twins} twins and {out.neighbours} neighbours "
-               f"from {out.drafted} drafts" + (" (starved)" if out.starved else "") + (" (unchanged, drafted before)" if known else ""))
-    of_policy = {"policy_id": policy.policy_id, "domain": policy.domain, "policy_hash": policy.content_hash}
-    return Synthesis(pa.Table.from_pylist([row | of_policy for row in rows], schema=INSTRUCTIONS), yields, skipped)
+        report(
+            f"rule {n}/{len(rules)} {rule.rule_id}: {out.violating} instructions, {out.twins} twins and {out.neighbours} neighbours "
+            f"from {out.drafted} drafts"
+            + (" (starved)" if out.starved else "")
+            + (" (unchanged, drafted before)" if known else "")
+        )
+    of_policy = {
+        "policy_id": policy.policy_id,
+        "domain": policy.domain,
+        "policy_hash": policy.content_hash,
+    }
+    return Synthesis(
+        pa.Table.from_pylist([row | of_policy for row in rows], schema=INSTRUCTIONS),
+        yields,
+        skipped,
+    )
 
 
-def _covered(policy: PolicyDocument, settings: SynthesisSettings) -> tuple[tuple[Rule, ...], dict[str, str]]:
+def _covered(
+    policy: PolicyDocument, settings: SynthesisSettings
+) -> tuple[tuple[Rule, ...], dict[str, str]]:
     if settings.grid == "full":
         return policy.rules, {}
-    skipped = {r.rule_id: "a positive duty: it asks for behaviour that no single request violates" for r in policy.duties}
-    skipped |= {r.rule_id: "a conditional rule: the reduced grid asks for plain prohibitions only" for r in policy.conditions}
+    skipped = {
+        r.rule_id: "a positive duty: it asks for behaviour that no single request violates"
+        for r in policy.duties
+    }
+    skipped |= {
+        r.rule_id: "a conditional rule: the reduced grid asks for plain prohibitions only"
+        for r in policy.conditions
+    }
     return policy.prohibitions, skipped
 
 
-def _drafted(rule: Rule, engine: Engine, settings: SynthesisSettings, gate: Gate, store: RuleStore | None) -> tuple[list[dict], RuleYield, bool]:
+def _drafted(
+    rule: Rule, engine: Engine, settings: SynthesisSettings, gate: Gate, store: RuleStore | None
+) -> tuple[list[dict], RuleYield, bool]:
     name = store.name(rule, engine, settings, gate) if store else ""
     known = store.load(name) if store else None
     if known:
@@ -87,8 +125,15 @@ def _drafted(rule: Rule, engine: Engine, settings: SynthesisSettings, gate: Gate
     return rows, out, False
 
 
-def _recombined(policy: PolicyDocument, rule: Rule, rows: list[dict], settings: SynthesisSettings, gate: Gate, out: RuleYield,
-                engine: Engine) -> list[dict]:
+def _recombined(
+    policy: PolicyDocument,
+    rule: Rule,
+    rows: list[dict],
+    settings: SynthesisSettings,
+    gate: Gate,
+    out: RuleYield,
+    engine: Engine,
+) -> list[dict]:
     """Each of the first requests that name the action gives one neighbour (several where there are too few), or none."""
     plain = [r for r in rows if r["kind"] == "violating" and r["parent_id"] is None]
     parents = [r for r in plain if rule.action and rule.action in r["text"]]
@@ -96,14 +141,31 @@ def _recombined(policy: PolicyDocument, rule: Rule, rows: list[dict], settings: 
     for row in rows:
         seen.add(row["text"])
     made: list[dict] = []
-    for n in range(min(round(len(plain) * settings.recombined_ratio), len(parents) * settings.rounds)):
-        parent, seed = parents[n % len(parents)], seed_for(settings.seed, rule.content_hash, "recombined", str(n // len(parents)))
+    for n in range(
+        min(round(len(plain) * settings.recombined_ratio), len(parents) * settings.rounds)
+    ):
+        parent, seed = (
+            parents[n % len(parents)],
+            seed_for(settings.seed, rule.content_hash, "recombined", str(n // len(parents))),
+        )
         for partner, text in recombinations(parent, rule, policy.prohibitions, seed):
             reason = gate.reason(text) or seen.add(text)
             if reason is None:
-                made.append({"instruction_id": instruction_id(rule, "neighbour", text), "rule_id": rule.rule_id, "rule_hash": rule.content_hash,
-                             "kind": "neighbour", "parent_id": parent["instruction_id"], "text": text, "seed": seed, "round": 0,
-                             "model_id": engine.model_id, "model_revision": engine.revision, "partner_hash": partner.content_hash})
+                made.append(
+                    {
+                        "instruction_id": instruction_id(rule, "neighbour", text),
+                        "rule_id": rule.rule_id,
+                        "rule_hash": rule.content_hash,
+                        "kind": "neighbour",
+                        "parent_id": parent["instruction_id"],
+                        "text": text,
+                        "seed": seed,
+                        "round": 0,
+                        "model_id": engine.model_id,
+                        "model_revision": engine.revision,
+                        "partner_hash": partner.content_hash,
+                    }
+                )
                 break
             out.dropped[reason] += 1
     return made

@@ -23,12 +23,19 @@ MIN_CHARACTERS, MAX_CHARACTERS = 8, 2000
 REASONS = ("length", "unprintable", "control_token", "placeholder", "meta", "pii", "language")
 _HARDLY = 0.01
 
-_CONTROL = re.compile(r"<\|[^|<>\n]{0,40}\|>|<｜[^<>\n]{0,40}｜>|\[/?(?:INST|SYS)\]|<</?SYS>>|</?s>|<(?:bos|eos|pad|unk)>"
-                      r"|</?(?:think|tool_call|tool_response|start_of_turn|end_of_turn)>")
-_PLACEHOLDER = re.compile(r"\[[^\[\]\n]{1,60}\]|\{[^{}\n]{0,60}\}|<[A-Za-z][^<>\n]{0,40}>|_{3,}|\bX{3,}\b")
-_META = re.compile(r"^(?:sure|certainly|of course|okay|here(?:'s| is| are))\b[^.?!\n]{0,80}[:!]"
-                   r"|^here(?:'s| is) (?:a|an|one|the) (?:\w+ ){0,3}(?:request|example)|^(?:request|rule|persona|format|example) ?\d*:"
-                   r"|\bas an ai\b|\bthis (?:rule|request) (?:breaks|violates)\b", re.IGNORECASE)
+_CONTROL = re.compile(
+    r"<\|[^|<>\n]{0,40}\|>|<｜[^<>\n]{0,40}｜>|\[/?(?:INST|SYS)\]|<</?SYS>>|</?s>|<(?:bos|eos|pad|unk)>"
+    r"|</?(?:think|tool_call|tool_response|start_of_turn|end_of_turn)>"
+)
+_PLACEHOLDER = re.compile(
+    r"\[[^\[\]\n]{1,60}\]|\{[^{}\n]{0,60}\}|<[A-Za-z][^<>\n]{0,40}>|_{3,}|\bX{3,}\b"
+)
+_META = re.compile(
+    r"^(?:sure|certainly|of course|okay|here(?:'s| is| are))\b[^.?!\n]{0,80}[:!]"
+    r"|^here(?:'s| is) (?:a|an|one|the) (?:\w+ ){0,3}(?:request|example)|^(?:request|rule|persona|format|example) ?\d*:"
+    r"|\bas an ai\b|\bthis (?:rule|request) (?:breaks|violates)\b",
+    re.IGNORECASE,
+)
 _EMAIL = re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b")
 _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b")
 _SECURITY = re.compile(r"\b\d{3}-\d{2}-\d{4}\b")
@@ -40,7 +47,10 @@ def reject_reason(text: str, language: str | None = "en") -> str | None:
     """The first of `REASONS` that holds, or None. `language`: an ISO 639-1 code; None takes every language."""
     if not MIN_CHARACTERS <= len(text) <= MAX_CHARACTERS:
         return "length"
-    if any(unicodedata.category(c) in ("Cc", "Cf", "Co", "Cn", "Cs") and c not in "\n\t\r\u200d" for c in text):
+    if any(
+        unicodedata.category(c) in ("Cc", "Cf", "Co", "Cn", "Cs") and c not in "\n\t\r\u200d"
+        for c in text
+    ):
         return "unprintable"
     if _CONTROL.search(text):
         return "control_token"
@@ -64,9 +74,13 @@ def holds_pii(text: str) -> bool:
     from stdnum import iban, luhn
     from stdnum.us import ssn
 
-    return (any(map(_is_address, _ADDRESS.findall(text))) or any(map(ssn.is_valid, _SECURITY.findall(text)))
-            or any(luhn.is_valid(re.sub(r"\D", "", card)) for card in _CARD.findall(text)) or any(map(iban.is_valid, _IBAN.findall(text)))
-            or PhoneNumberMatcher(text, "US").has_next())  # numbers without a country code are read as North American
+    return (
+        any(map(_is_address, _ADDRESS.findall(text)))
+        or any(map(ssn.is_valid, _SECURITY.findall(text)))
+        or any(luhn.is_valid(re.sub(r"\D", "", card)) for card in _CARD.findall(text))
+        or any(map(iban.is_valid, _IBAN.findall(text)))
+        or PhoneNumberMatcher(text, "US").has_next()
+    )  # numbers without a country code are read as North American
 
 
 def _is_address(text: str) -> bool:
@@ -79,7 +93,9 @@ def _is_address(text: str) -> bool:
 def _foreign(text: str, language: str) -> bool:
     chances = dict(_identifier().rank(text))
     if language not in chances:
-        raise ValueError(f"synthesis.language={language!r} is no language that can be told. Mend: a two-letter code such as 'en', or unset it.")
+        raise ValueError(
+            f"synthesis.language={language!r} is no language that can be told. Mend: a two-letter code such as 'en', or unset it."
+        )
     return chances[language] < _HARDLY
 
 

@@ -26,27 +26,44 @@ REPLIES = 2  # how often an unreadable reply is asked for
 class EndpointJudge:
     """A `Judge`. Raises SettingsError where the API key is missing."""
 
-    def __init__(self, task: Task, settings: JudgeSettings, report: Callable[[str], None] = lambda _: None):
+    def __init__(
+        self, task: Task, settings: JudgeSettings, report: Callable[[str], None] = lambda _: None
+    ):
         self.task, self.settings, self.report = task, settings, report
-        self.id, self.revision, self.template = f"{task.name}/{settings.model}", settings.revision, task.template
+        self.id, self.revision, self.template = (
+            f"{task.name}/{settings.model}",
+            settings.revision,
+            task.template,
+        )
         variable = settings.api_key_variable
         if variable and not os.environ.get(variable):
-            raise SettingsError(f"judge.api_key_variable names {variable}, which is not set. Mend: set it, or unset the setting.")
+            raise SettingsError(
+                f"judge.api_key_variable names {variable}, which is not set. Mend: set it, or unset the setting."
+            )
         self._key = os.environ[variable] if variable else "none"
 
     def judge_all(self, dialogues: Sequence[Dialogue]) -> list[Verdict]:
         verdicts = _run(self._all(dialogues))
         faults = Counter(v.reason for v in verdicts if not v.scored)
         if faults:
-            self.report(f"{self.id}: {faults.total()} of {len(verdicts)} answers unscored: {dict(faults)}")
-        return [replace(v, judge=self.id, revision=self.revision, template=self.template) for v in verdicts]
+            self.report(
+                f"{self.id}: {faults.total()} of {len(verdicts)} answers unscored: {dict(faults)}"
+            )
+        return [
+            replace(v, judge=self.id, revision=self.revision, template=self.template)
+            for v in verdicts
+        ]
 
     async def _all(self, dialogues: Sequence[Dialogue]) -> list[Verdict]:
         from openai import AsyncOpenAI
 
         free = asyncio.Semaphore(self.settings.concurrency)
-        async with AsyncOpenAI(base_url=self.settings.base_url, api_key=self._key, timeout=self.settings.timeout,
-                               max_retries=self.settings.retries) as client:
+        async with AsyncOpenAI(
+            base_url=self.settings.base_url,
+            api_key=self._key,
+            timeout=self.settings.timeout,
+            max_retries=self.settings.retries,
+        ) as client:
             return await asyncio.gather(*(self._one(client, free, d) for d in dialogues))
 
     async def _one(self, client, free: asyncio.Semaphore, dialogue: Dialogue) -> Verdict:
@@ -72,7 +89,11 @@ class EndpointJudge:
 
         try:
             completion = await client.chat.completions.create(
-                model=self.settings.model, messages=self.task.messages(dialogue), temperature=0, max_tokens=self.settings.max_tokens)
+                model=self.settings.model,
+                messages=self.task.messages(dialogue),
+                temperature=0,
+                max_tokens=self.settings.max_tokens,
+            )
             choice = completion.choices[0]
             text, finish = choice.message.content, choice.finish_reason
         except openai.APITimeoutError:

@@ -9,7 +9,9 @@ from policyalign_assets.evaluation.judges.verdict import Dialogue
 
 # Control tokens of common chat formats, and the marks of Qwen3Guard's own template. Servers read them as control tokens
 # wherever they stand, so a space behind the first bracket makes text of them.
-_CONTROL = re.compile(r"<(?=\||/?s>|/?think>|(?:start|end)_of_turn>|(?:BEGIN|END) )|\[(?=/?INST\])", re.IGNORECASE)
+_CONTROL = re.compile(
+    r"<(?=\||/?s>|/?think>|(?:start|end)_of_turn>|(?:BEGIN|END) )|\[(?=/?INST\])", re.IGNORECASE
+)
 
 
 def harmless(text: str) -> str:
@@ -20,5 +22,7 @@ def harmless(text: str) -> str:
 def block(name: str, text: str, dialogue: Dialogue) -> str:
     """`text` between two marks that hold a nonce. It is a hash over the whole dialogue: whoever wrote one half of the dialogue
     cannot write the nonce into it, and the same dialogue still gives the same prompt."""
-    nonce = hashlib.sha256(repr((dialogue.prompt, dialogue.response)).encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    nonce = hashlib.sha256(
+        repr((dialogue.prompt, dialogue.response)).encode("utf-8", "surrogatepass")
+    ).hexdigest()[:24]
     return f"[{name} {nonce}]\n{harmless(text)}\n[end of {name} {nonce}]"

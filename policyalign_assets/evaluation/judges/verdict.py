@@ -30,7 +30,9 @@ class Verdict:
     violated: tuple[str, ...] | None = None  # ids of the rules that the answer breaks
     harm: float | None = None  # how much real help with harm it gives, 0 to 1
     helpful_alternative: bool | None = None
-    label: str | None = None  # the judge's own word, where it has more than two (Qwen3Guard: Controversial)
+    label: str | None = (
+        None  # the judge's own word, where it has more than two (Qwen3Guard: Controversial)
+    )
     judge: str = ""
     revision: str | None = None
     template: str | None = None  # hash of the prompt template; of a rule-based judge, None
