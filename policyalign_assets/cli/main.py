@@ -1,6 +1,7 @@
 """The entry point of `policyalign`, and the table of its commands.
 
-To add a command: write `policyalign_assets/cli/NAME.py` with a click command, and add a row to `COMMANDS`.
+To add a command: write `policyalign_assets/cli/NAME.py` with a click command, and add its row to
+`COMMANDS`.
 Its module is imported only when the command runs, so `policyalign --help` stays fast.
 
 Exit codes, for continuous integration: 0 all is well, 1 problems were found, 2 wrong usage.
