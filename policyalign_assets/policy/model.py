@@ -4,29 +4,37 @@ import datetime
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 DOMAINS = ("medical", "legal", "financial", "general")
 
-RuleKind = Literal["prohibit", "require", "condition"]
+RuleKind = Literal["prohibit", "require", "condition", "permit", "define"]
 RuleSource = Literal["shared", "domain"]
+Severity = Literal["low", "medium", "high", "critical"]
+
+KINDS: tuple[str, ...] = get_args(RuleKind)
+SEVERITIES: tuple[str, ...] = get_args(Severity)
 
 
 def collapse(text: str) -> str:
-    """`text` with every run of whitespace as one space, so that line wrapping carries no meaning."""
+    """`text` with every run of whitespace as one space, so that line wrapping has no meaning."""
     return " ".join(text.split())
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One sentence of a policy. `action` is what a prohibition forbids ("forge a signature"), None where no stem names it.
+    """One rule of a policy: its words, what was read from them, and what its author added.
 
-    What follows `line` is read from the sentence too: whether it forbids (a conditional rule may forbid or require), the condition
-    under which it holds, its exceptions, and what it expressly permits.
+    Kinds: `prohibit` and `require` hold always. A `condition` holds where `condition` is true, and
+    forbids or requires (see `forbids`). A `permit` limits the rule `limits`. A `define` explains a
+    word. Permissions and definitions are only part of the prompt.
+
+    `action` is a verb phrase in its base form ("forge a signature"): what a prohibition forbids or
+    what a permission allows. It is None for other kinds, and where the words do not tell it.
     """
 
     rule_id: str
-    text: str
+    text: str  # with the words that it inherits from the line above its list
     kind: RuleKind
     action: str | None
     source: RuleSource
@@ -34,11 +42,36 @@ class Rule:
     forbids: bool = False
     condition: str | None = None
     exceptions: tuple[str, ...] = ()
-    permitted: tuple[str, ...] = ()
+    permitted: tuple[str, ...] = ()  # what it expressly allows, or what a permission adds to it
+    category: str = ""  # the headings above it, "Privacy / Staff"
+    severity: Severity | None = None
+    violates: tuple[str, ...] = ()  # requests that break it, by its author
+    allowed: tuple[str, ...] = ()  # close requests that do not break it, by its author
+    examples: tuple[str, ...] = ()  # what it names as "e.g." or "including"
+    source_place: str = ""  # where it stands in an imported document
+    language: str = "en"  # ISO 639-1
+    limits: str | None = None  # a permission's: the id of the rule that it limits
+    written: str = ""  # its own words where `text` adds inherited ones
+    overruled: tuple[str, ...] = ()  # the fields under the rule that overrule its reading
+
+    @property
+    def words(self) -> str:
+        """The rule's own words, as its author wrote them."""
+        return self.written or self.text
 
     @property
     def content_hash(self) -> str:
-        return _sha256(f"{self.rule_id}\n{collapse(self.text)}")
+        """Changes with the rule's id, its text and the fields under it, and with nothing else."""
+        return _sha256("\n".join((self.rule_id, collapse(self.text), *self._fields())))
+
+    def _fields(self) -> list[str]:
+        """The author's fields that change what is trained or measured, as text."""
+        values = {name: getattr(self, _FIELD_NAMES.get(name, name)) for name in self.overruled}
+        values |= {name: getattr(self, name) for name in ("violates", "allowed")}
+        return [f"{name}={json.dumps(value)}" for name, value in values.items() if value]
+
+
+_FIELD_NAMES = {"except": "exceptions"}
 
 
 @dataclass(frozen=True)
@@ -54,9 +87,9 @@ class PolicyDocument:
     preamble: str
     rules: tuple[Rule, ...]
     declining: str
-    waive_starved: tuple[
-        str, ...
-    ] = ()  # ids of rules that may stay short of instructions, by the owner's word
+    # ids of rules that may stay short of instructions, by the owner's word
+    waive_starved: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # what `policyalign lint` warns about, one line each
 
     @property
     def prompt_text(self) -> str:
@@ -64,33 +97,58 @@ class PolicyDocument:
         blocks = [f"# {self.title}"]
         if self.preamble:
             blocks.append(self.preamble)
-        blocks.append(
-            "## Rules\n" + "\n".join(f"- {rule.rule_id}: {rule.text}" for rule in self.rules)
-        )
+        blocks.append(self._rules_text())
         if self.declining:
             blocks.append(f"## Declining\n{self.declining}")
         return "\n\n".join(blocks)
 
+    def _rules_text(self) -> str:
+        lines, category = ["## Rules"], ""
+        for rule in self.rules:
+            if rule.category != category:
+                category = rule.category
+                lines.append(f"### {category or 'General'}")
+            lines.append(f"- {rule.rule_id}: {rule.text}{_added_exceptions(rule)}")
+        return "\n".join(lines)
+
     @property
     def content_hash(self) -> str:
-        """Changes exactly when the model's instructions or the typed rules change; owner, date, references and waivers do not count."""
-        return _sha256(
-            json.dumps(
-                [self.prompt_text, [[rule.rule_id, rule.kind, rule.text] for rule in self.rules]]
-            )
-        )
+        """Changes exactly when the model's instructions or the typed rules change.
+
+        Owner, date, references, waivers, severity and sources do not count.
+        """
+        rules = [[r.rule_id, r.kind, r.text, *r._fields()] for r in self.rules]
+        return _sha256(json.dumps([self.prompt_text, rules]))
 
     @property
     def prohibitions(self) -> tuple[Rule, ...]:
-        return tuple(rule for rule in self.rules if rule.kind == "prohibit")
+        return self.of_kind("prohibit")
 
     @property
     def duties(self) -> tuple[Rule, ...]:
-        return tuple(rule for rule in self.rules if rule.kind == "require")
+        return self.of_kind("require")
 
     @property
     def conditions(self) -> tuple[Rule, ...]:
-        return tuple(rule for rule in self.rules if rule.kind == "condition")
+        return self.of_kind("condition")
+
+    @property
+    def permissions(self) -> tuple[Rule, ...]:
+        return self.of_kind("permit")
+
+    @property
+    def definitions(self) -> tuple[Rule, ...]:
+        return self.of_kind("define")
+
+    def of_kind(self, kind: RuleKind) -> tuple[Rule, ...]:
+        return tuple(rule for rule in self.rules if rule.kind == kind)
+
+
+def _added_exceptions(rule: Rule) -> str:
+    """The exceptions that stand in a field, as words for the model; those in the text are there."""
+    if "except" not in rule.overruled or not rule.exceptions:
+        return ""
+    return f" Exception: {'; '.join(rule.exceptions)}."
 
 
 def _sha256(text: str) -> str:
