@@ -215,8 +215,8 @@ def _update(
             lambda: _gradients(
                 tuning,
                 optimizer,
-                mini,
-                mini_tokens,
+                mini,  # noqa: B023 - called before the loop goes on
+                mini_tokens,  # noqa: B023
                 student,
                 teacher,
                 settings,

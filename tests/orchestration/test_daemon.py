@@ -96,7 +96,7 @@ class World:
             [sys.executable, "-c", DAEMON, "run", "-w", "workspace.yaml"],
             cwd=self.folder,
             env=self.environ(**environ),
-            stdout=open(self.folder / "daemon.log", "a"),
+            stdout=open(self.folder / "daemon.log", "a"),  # noqa: SIM115 - the daemon writes on
             stderr=subprocess.STDOUT,
         )
 

@@ -1,0 +1,65 @@
+"""The entry point of `policyalign`, and the table of its commands.
+
+To add a command: write `policyalign_assets/cli/NAME.py` with a click command, and add its row to
+`COMMANDS`.
+Its module is imported only when the command runs, so `policyalign --help` stays fast.
+
+Exit codes, for continuous integration: 0 all is well, 1 problems were found, 2 wrong usage.
+"""
+
+import importlib
+from typing import NamedTuple
+
+import click
+
+
+class Entry(NamedTuple):
+    """Where a command is, as "module:attribute", and the line that `policyalign --help` shows."""
+
+    target: str
+    summary: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "lint": Entry(
+        "policyalign_assets.cli.lint:lint",
+        "Show how each rule of a policy is read, and all faults.",
+    ),
+}
+
+
+class LazyGroup(click.Group):
+    """A group of commands that imports a command's module when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].summary) for name in sorted(COMMANDS)])
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Runs the command. Errors of this package name their fix: no traceback is shown."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if not type(error).__module__.startswith("policyalign_assets."):
+                raise
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="policyalign-assets")
+def main() -> None:
+    """Keeps language models aligned with written safety policies.
+
+    \b
+    Exit codes: 0 all is well, 1 problems were found, 2 wrong usage.
+    """
