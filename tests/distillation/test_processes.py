@@ -22,9 +22,9 @@ from policyalign_assets.policy import parse_policy
 from policyalign_assets.records import training_table
 from policyalign_assets.runtime.accelerated import AccelerateConfigError, launch_config
 from policyalign_assets.runtime.exchange import Failed, problem_of
+from policyalign_assets.runtime.execution import make as make_stage
 from policyalign_assets.runtime.guard import LINUX, descendants
 from policyalign_assets.settings import SettingsError, load_settings
-from policyalign_assets.runtime.execution import make as make_stage
 from policyalign_assets.stages import Work
 from policyalign_assets.stages.fingerprints import own_version
 

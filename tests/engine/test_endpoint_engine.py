@@ -15,8 +15,8 @@ from policyalign_assets.engine.generation.endpoint_engine import (
 )
 from policyalign_assets.files import location
 from policyalign_assets.runtime.exchange import problem_of
-from policyalign_assets.settings import GeneratorSettings, SettingsError, load_settings
 from policyalign_assets.runtime.execution import make
+from policyalign_assets.settings import GeneratorSettings, SettingsError, load_settings
 from policyalign_assets.stages import Work
 from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.synthesis.ladder import climb

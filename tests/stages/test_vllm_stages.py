@@ -26,6 +26,7 @@ from policyalign_assets.engine.generation.opening import opened, opened_vllm
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
+from policyalign_assets.runtime.execution import make
 from policyalign_assets.settings import (
     FilterSettings,
     ModelSettings,
@@ -33,7 +34,6 @@ from policyalign_assets.settings import (
     Settings,
     SynthesisSettings,
 )
-from policyalign_assets.runtime.execution import make
 from policyalign_assets.stages import Work
 from policyalign_assets.stages.aligned_engine import base_and_aligned
 

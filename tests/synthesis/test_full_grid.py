@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from policyalign_assets.engine.base import Sampling
 from policyalign_assets.files import location
 from policyalign_assets.filtering.select import select_instructions
-from policyalign_assets.settings import load_settings
 from policyalign_assets.runtime.execution import make
+from policyalign_assets.settings import load_settings
 from policyalign_assets.stages import Work
 from policyalign_assets.stages.coverage_facts import yields_of
 from policyalign_assets.synthesis import grid
