@@ -20,7 +20,7 @@ test: .venv/installed
 
 # the vLLM engine on the bundled model, on a CPU, in an environment of its own
 test-vllm: .venv-vllm/installed
-	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/test_vllm.py tests/test_vllm_stages.py
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/engine/test_vllm.py tests/stages/test_vllm_stages.py
 
 ui: .venv/installed
 	$(DAGSTER) dev -w workspace.yaml

@@ -13,10 +13,10 @@ from policyalign_assets.distillation.anchors import anchors
 from policyalign_assets.distillation.batches import Instruction
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.base import Sampling, chat
+from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import LoadedModel, load_model
-from policyalign_assets.engine.transformers_engine import TransformersEngine
 from policyalign_assets.evaluation.cases import TestCase
-from policyalign_assets.evaluation.judge import judge_for
+from policyalign_assets.judges.phrases import judge_for
 from policyalign_assets.policy import PolicyDocument, parse_policy
 from policyalign_assets.settings import DistillationSettings, Settings
 

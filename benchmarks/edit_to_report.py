@@ -26,9 +26,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from policyalign_assets.orchestration import fingerprints
 from policyalign_assets.orchestration.realign import desired_states, live_runs
 from policyalign_assets.settings import load_settings
+from policyalign_assets.stages import fingerprints
 
 ROOT = Path(__file__).parents[1]
 POLICY, EDITED = "general-conduct", "medical|general-conduct"

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import dagster as dg
 
-from policyalign_assets.orchestration import assets, fingerprints
+from policyalign_assets.orchestration import assets
 from policyalign_assets.orchestration.realign import desired_states, policy_changes
 from policyalign_assets.orchestration.resources import Pipeline
+from policyalign_assets.stages import fingerprints
 
 POLICY = """---
 title: P{0}
@@ -39,7 +40,7 @@ Decline.
 """
 VALIDATE = ["-m", "dagster", "definitions", "validate", "-m"]
 EMPTY = "import dagster as dg\ndefs = dg.Definitions()\n"
-WORKER = ["-c", "import policyalign_assets.worker, policyalign_assets.stages.{0}"]
+WORKER = ["-c", "import policyalign_assets.runtime.worker, policyalign_assets.stages.{0}"]
 
 
 def seconds(*args: str, times: int = 5) -> float:

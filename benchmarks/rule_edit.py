@@ -17,11 +17,12 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from policyalign_assets.engine.transformers_engine import TransformersEngine
+from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.files import location, sha256_table
 from policyalign_assets.policy import parse_policy
+from policyalign_assets.runtime.execution import make
 from policyalign_assets.settings import load_settings
-from policyalign_assets.stages import Work, make
+from policyalign_assets.stages import Work
 
 ASKED = Counter()
 KINDS = ("violating", "twin", "neighbour, written", "neighbour, recombined")

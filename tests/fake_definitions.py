@@ -15,9 +15,8 @@ import dagster as dg
 import pyarrow as pa
 
 from policyalign_assets import definitions
-from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.orchestration.launchers import Launcher, run_guarded
-from policyalign_assets.report.record import ReportRecord
+from policyalign_assets.records import Checkpoint, ReportRecord
 from policyalign_assets.stages import Made
 from policyalign_assets.stages.facts import image
 from policyalign_assets.synthesis.drafting import RuleYield

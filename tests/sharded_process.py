@@ -9,7 +9,7 @@ from policyalign_assets.distillation.adapters import (
     teacher_weights,
 )
 from policyalign_assets.distillation.processes import Accelerated
-from policyalign_assets.engine.folded import fold, using
+from policyalign_assets.engine.forward.folded import fold, using
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.settings import DistillationSettings, ModelSettings
 

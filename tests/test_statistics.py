@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from policyalign_assets.evaluation.statistics import (
+from policyalign_assets.statistics import (
     graded_difference,
     holm,
     internalisation,

@@ -17,8 +17,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from policyalign_assets.bundled_model import WEIGHTS_DIR
-from policyalign_assets.bundled_model.world import (
+from policyalign_assets.engine.base import Sampling, chat
+from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
+from policyalign_assets.engine.loading import load_model
+from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
+from policyalign_assets.judges.phrases import RuleBasedJudge
+from policyalign_assets.policy import list_partitions, parse_policy
+from policyalign_assets.settings import ModelSettings
+from policyalign_assets.statistics import wilson
+from policyalign_assets.world.world import (
     UNCOVERED_KINDS,
     Action,
     Case,
@@ -26,13 +33,6 @@ from policyalign_assets.bundled_model.world import (
     WorldPolicy,
     lexicon,
 )
-from policyalign_assets.engine.base import Sampling, chat
-from policyalign_assets.engine.loading import load_model
-from policyalign_assets.engine.transformers_engine import TransformersEngine
-from policyalign_assets.evaluation.judge import RuleBasedJudge
-from policyalign_assets.evaluation.statistics import wilson
-from policyalign_assets.policy import list_partitions, parse_policy
-from policyalign_assets.settings import ModelSettings
 
 BARS = {
     "covered": 0.95,
@@ -234,7 +234,7 @@ def main() -> None:
     table = measure(args.weights, args.n, args.seed, args.policies)
     print(markdown(table))
     if args.write:
-        folder = WEIGHTS_DIR if args.weights == "bundled" else Path(args.weights)
+        folder = BUNDLED_WEIGHTS if args.weights == "bundled" else Path(args.weights)
         (folder / "card.json").write_text(
             json.dumps({"n": args.n, "seed": args.seed, "table": table}, indent=1) + "\n"
         )

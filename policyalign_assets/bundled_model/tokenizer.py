@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from tokenizers import pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
 
-from policyalign_assets.bundled_model.world import World, lexicon
+from policyalign_assets.world.world import World, lexicon
 
 SYSTEM, USER, ASSISTANT, END, PAD = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 CONTROL_TOKENS = (PAD, END, SYSTEM, USER, ASSISTANT)

@@ -36,7 +36,7 @@ from policyalign_assets.bundled_model.tokenizer import (
     USER,
     train_tokenizer,
 )
-from policyalign_assets.bundled_model.world import Case, World, WorldPolicy
+from policyalign_assets.world.world import Case, World, WorldPolicy
 
 IGNORE = -100
 NOISE = 0.04  # refusals without a policy

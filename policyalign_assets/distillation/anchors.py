@@ -9,9 +9,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from policyalign_assets.bundled_model.world import World
 from policyalign_assets.distillation.batches import Instruction
 from policyalign_assets.settings import BUNDLED, DistillationSettings
+from policyalign_assets.world.world import World
 
 GROUP = "anchor"
 

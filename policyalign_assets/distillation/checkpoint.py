@@ -20,7 +20,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from policyalign_assets.distillation.adapters import STUDENT, save_student
-from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.distillation.tuning import Model
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.files import (
@@ -31,6 +30,7 @@ from policyalign_assets.files import (
     sha256_files,
     upload,
 )
+from policyalign_assets.records import Checkpoint
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 TRAINING_FILE = "training.parquet"

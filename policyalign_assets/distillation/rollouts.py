@@ -17,9 +17,9 @@ from peft import PeftModel
 
 from policyalign_assets.distillation.adapters import save_student
 from policyalign_assets.engine.base import Generation, NotFinite, Progress, Sampling
-from policyalign_assets.engine.forward import ModelForward
-from policyalign_assets.engine.scoring import response_logits
-from policyalign_assets.engine.vllm_engine import VllmEngine
+from policyalign_assets.engine.forward.protocol import ModelForward
+from policyalign_assets.engine.forward.scoring import response_logits
+from policyalign_assets.engine.generation.vllm_engine import VllmEngine
 
 CHECKED, TOKENS = 8, 64  # answers a step, and their first tokens
 OVER_NOISE = 4.0

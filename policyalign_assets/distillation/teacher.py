@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from policyalign_assets.distillation.tuning import Tuning
-from policyalign_assets.engine.forward import forward_of
-from policyalign_assets.engine.scoring import prompt_prefix, response_hidden
+from policyalign_assets.engine.forward.protocol import forward_of
+from policyalign_assets.engine.forward.scoring import prompt_prefix, response_hidden
 from policyalign_assets.settings import DistillationSettings
 
 

@@ -24,7 +24,7 @@ import torch
 
 from policyalign_assets.distillation.batches import Instruction, batch_indices
 from policyalign_assets.distillation.budget import Budget, DistillationFailed
-from policyalign_assets.distillation.checkpointing import checkpointed
+from policyalign_assets.distillation.gradient_checkpointing import checkpointed
 from policyalign_assets.distillation.loss import reverse_kl_top_k
 from policyalign_assets.distillation.phases import Phases
 from policyalign_assets.distillation.processes import ALONE, Processes
@@ -35,12 +35,12 @@ from policyalign_assets.distillation.tuning import Model, Tuning, tuning_of
 from policyalign_assets.engine.base import NotFinite, Sampling, chat
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
-from policyalign_assets.engine.forward import Forward, forward_of
+from policyalign_assets.engine.forward.protocol import Forward, forward_of
+from policyalign_assets.engine.forward.scoring import response_hidden
+from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
+from policyalign_assets.engine.generation.vllm_engine import VllmEngine
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.engine.responses import check_lengths
-from policyalign_assets.engine.scoring import response_hidden
-from policyalign_assets.engine.transformers_engine import TransformersEngine
-from policyalign_assets.engine.vllm_engine import VllmEngine
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import DistillationSettings
 from policyalign_assets.tables import TRAINING

@@ -19,10 +19,10 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from policyalign_assets.bundled_model import WEIGHTS_DIR
-from policyalign_assets.engine.memory import keep_freed_memory
+from policyalign_assets.engine.cpu.memory import keep_freed_memory
 from policyalign_assets.engine.responses import end_ids
 from policyalign_assets.engine.revision import local_revision
+from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
 from policyalign_assets.settings import BUNDLED, ModelSettings
 
 disable_progress_bar()  # it prints into the run's log; stages report their own progress
@@ -58,7 +58,7 @@ class LoadedModel:
 
 
 def model_path(settings: ModelSettings) -> str:
-    return str(WEIGHTS_DIR) if settings.id == BUNDLED else settings.id
+    return str(BUNDLED_WEIGHTS) if settings.id == BUNDLED else settings.id
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from policyalign_assets.engine.base import Chat, Engine, Generation, Sampling
-from policyalign_assets.evaluation.capability import Weights
+from policyalign_assets.evaluation.lm_eval_harness import Weights
 from policyalign_assets.files import write_parquet
 
 _SCHEMA = pa.schema([("text", pa.string()), ("tokens", pa.int32()), ("truncated", pa.bool_())])

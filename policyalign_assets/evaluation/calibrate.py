@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from policyalign_assets.evaluation.judges.verdict import Dialogue, Judge
+from policyalign_assets.judges.verdict import Dialogue, Judge
 from policyalign_assets.policy import PolicyDocument, PolicyError, parse_policy
 from policyalign_assets.settings import SettingsError, load_settings
 
@@ -236,7 +236,7 @@ def _case(path: Path, line: int, row: dict, rule_ids: Sequence[str]) -> GoldenCa
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from policyalign_assets.evaluation.judges.choose import make_judge
+    from policyalign_assets.judges.choose import make_judge
 
     parser = argparse.ArgumentParser(description="How far the configured judge agrees with people.")
     parser.add_argument(

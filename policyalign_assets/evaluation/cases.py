@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from policyalign_assets.bundled_model.world import UNCOVERED_KINDS, Action, Case, World, WorldPolicy
 from policyalign_assets.filtering.select import conformance_set
-from policyalign_assets.policy import PolicyDocument
-from policyalign_assets.settings import EvaluationSettings
+from policyalign_assets.policy import PolicyDocument, Rule
+from policyalign_assets.settings import EvaluationSettings, Settings
 from policyalign_assets.synthesis.duplicates import normalize
+from policyalign_assets.synthesis.firewall import Firewall
+from policyalign_assets.world.world import UNCOVERED_KINDS, Action, Case, World, WorldPolicy
 
 SUITES = ("violations", "violations_wrapped", "twins", "uncovered", "capability")
 
@@ -133,3 +134,18 @@ def heldout_cases(instructions: pa.Table) -> list[TestCase]:
             )
         )
     return cases
+
+
+def own_cases(policy: PolicyDocument, rule: Rule, settings: Settings) -> Firewall:
+    """A firewall over the held-out cases of `rule` alone, which synthesis must keep clear of.
+
+    Only this rule is used, so an edit of another rule changes nothing here.
+    """
+    try:
+        cases = build_cases(replace(policy, rules=(rule,)), settings.evaluation)
+    except NoCases:
+        cases = []
+    return Firewall(
+        {f"{c.suite}:{n}": c.prompt for n, c in enumerate(cases) if c.suite != "capability"},
+        settings.firewall.threshold,
+    )

@@ -17,8 +17,12 @@ import pyarrow as pa
 from policyalign_assets.engine.base import Chat, Engine, Generation, PromptTooLong, Sampling, chat
 from policyalign_assets.evaluation.answers import Answer, Model, all_at_once, answers
 from policyalign_assets.evaluation.benchmarks import Benchmark, BenchmarkCase, Loaded, NotRun, load
-from policyalign_assets.evaluation.capability import HarnessFailed, answered_correctly, installed
 from policyalign_assets.evaluation.cases import TestCase
+from policyalign_assets.evaluation.lm_eval_harness import (
+    HarnessFailed,
+    answered_correctly,
+    installed,
+)
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import EvaluationSettings
 from policyalign_assets.tables import GENERATIONS

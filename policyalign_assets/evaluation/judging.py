@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from policyalign_assets.evaluation.judges.verdict import Dialogue, Judge, Verdict
+from policyalign_assets.judges.verdict import Dialogue, Judge, Verdict
 from policyalign_assets.tables import JUDGEMENTS
 
 NOT_COMPARED = "the answer could not be compared with the reference"

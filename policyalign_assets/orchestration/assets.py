@@ -11,9 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pyarrow as pa
 
-from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.files import sha256_table
-from policyalign_assets.orchestration import fingerprints
 from policyalign_assets.orchestration.data_checks import failed_checks
 from policyalign_assets.orchestration.dead_runs import bury_dead_runs
 from policyalign_assets.orchestration.launchers import Launcher
@@ -26,8 +24,8 @@ from policyalign_assets.orchestration.partitions import (
 )
 from policyalign_assets.orchestration.resources import POLICIES_DIR, Pipeline, deployed_settings
 from policyalign_assets.policy import PolicyDocument, PolicyError, list_policies, parse_policy
-from policyalign_assets.report.record import ReportRecord
-from policyalign_assets.stages import MODEL_STAGES, Data
+from policyalign_assets.records import Checkpoint, ReportRecord
+from policyalign_assets.stages import MODEL_STAGES, Data, fingerprints
 from policyalign_assets.stages.coverage_facts import selection_coverage, yields_of
 from policyalign_assets.stages.facts import markdown_table, preview
 from policyalign_assets.tables import FILTERED, GENERATIONS, INSTRUCTIONS, JUDGEMENTS, SENSITIVITY

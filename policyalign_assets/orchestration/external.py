@@ -7,10 +7,10 @@ a changed benchmark file or another judge redoes those stages and what follows.
 import dagster as dg
 
 from policyalign_assets.evaluation.benchmarks import manifest
-from policyalign_assets.evaluation.judges.choose import templates
-from policyalign_assets.orchestration import fingerprints
+from policyalign_assets.judges.choose import templates
 from policyalign_assets.orchestration.assets import DEPLOYED
 from policyalign_assets.settings import BUNDLED, Settings
+from policyalign_assets.stages import fingerprints
 from policyalign_assets.stages.facts import markdown_table
 
 

@@ -20,10 +20,11 @@ import dagster as dg
 
 import policyalign_assets
 from policyalign_assets.files import Location
-from policyalign_assets.guard import guarded
 from policyalign_assets.orchestration.resources import Pipeline
-from policyalign_assets.stages import Data, Made, Work, make
-from policyalign_assets.stages.exchange import Exchange, Problem, problem_of
+from policyalign_assets.runtime.exchange import Exchange, Problem, problem_of
+from policyalign_assets.runtime.execution import make
+from policyalign_assets.runtime.guard import guarded
+from policyalign_assets.stages import Data, Made, Work
 
 SOURCES = str(Path(policyalign_assets.__file__).parents[1])
 
@@ -79,7 +80,9 @@ class OutOfProcess(Launcher):
         with self.folder(context) as folder:
             exchange = Exchange(folder)
             exchange.give(stage, pipeline.settings, pipeline.data_dir, inputs)
-            code = self.run_worker(context, ["-m", "policyalign_assets.worker", str(folder)])
+            code = self.run_worker(
+                context, ["-m", "policyalign_assets.runtime.worker", str(folder)]
+            )
             if code:
                 fail(stage, exchange.problem() or _died(code))
             return exchange.made(stage)

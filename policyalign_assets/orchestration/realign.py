@@ -10,12 +10,13 @@ from pathlib import Path
 
 import dagster as dg
 
-from policyalign_assets.orchestration import assets, fingerprints
+from policyalign_assets.orchestration import assets
 from policyalign_assets.orchestration.dead_runs import bury_dead_runs
 from policyalign_assets.orchestration.partitions import partitions, policy_dimension
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.policy import PolicyError, applicable_domains, list_policies, parse_policy
 from policyalign_assets.settings import BUNDLED, Settings
+from policyalign_assets.stages import fingerprints
 
 BUSY = [
     s

@@ -11,7 +11,7 @@ import pyarrow as pa
 from upath import UPath
 
 from policyalign_assets.files import write_whole
-from policyalign_assets.stages.exchange import decode, encode
+from policyalign_assets.runtime.exchange import decode, encode
 
 
 class _IOManager(dg.UPathIOManager):

@@ -10,14 +10,6 @@ from typing import Any
 import pyarrow as pa
 
 from policyalign_assets.evaluation.generate import BenchmarkRun
-from policyalign_assets.evaluation.statistics import (
-    GradedDifference,
-    Interval,
-    PairedDifference,
-    graded_difference,
-    paired_difference,
-    wilson,
-)
 from policyalign_assets.report.model import (
     ARMS,
     FEW_CASES,
@@ -27,6 +19,14 @@ from policyalign_assets.report.model import (
     CategoryFigure,
 )
 from policyalign_assets.report.outcomes import success
+from policyalign_assets.statistics import (
+    GradedDifference,
+    Interval,
+    PairedDifference,
+    graded_difference,
+    paired_difference,
+    wilson,
+)
 
 METRICS = {"harmful": "refused", "benign": "answered", "question": "correct"}
 

@@ -10,16 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from policyalign_assets.evaluation.statistics import (
-    Internalisation,
-    Interval,
-    PairedDifference,
-    holm,
-    internalisation,
-    paired_difference,
-    wilson,
-)
-from policyalign_assets.report import words
+from policyalign_assets.report import sentences
+from policyalign_assets.report.formatting import redacted
 from policyalign_assets.report.gates import evaluate_gates
 from policyalign_assets.report.model import (
     ARMS,
@@ -42,8 +34,16 @@ from policyalign_assets.report.model import (
     TranscriptGroup,
 )
 from policyalign_assets.report.outcomes import held, may_harm, should_be_refused, success
-from policyalign_assets.report.text import redacted
 from policyalign_assets.settings import GateSettings
+from policyalign_assets.statistics import (
+    Internalisation,
+    Interval,
+    PairedDifference,
+    holm,
+    internalisation,
+    paired_difference,
+    wilson,
+)
 
 TRANSCRIPTS = 5
 COMPARED_WITH = ("base", TEACHER)
@@ -87,8 +87,8 @@ def build_report(
     release = _release(cells, rules, figures)
     return Report(
         header=context,
-        headline=words.headline(figures, points, internalised, context),
-        verdict=words.verdict(figures, comparisons, acceptance),
+        headline=sentences.headline(figures, points, internalised, context),
+        verdict=sentences.verdict(figures, comparisons, acceptance),
         release=release,
         gates=evaluate_gates(release, gates),
         figures=figures,
@@ -106,7 +106,7 @@ def build_report(
             show_harmful,
         ),
         benchmarks=list(benchmarks),
-        limits=words.limits(figures, rules, context),
+        limits=sentences.limits(figures, rules, context),
     )
 
 

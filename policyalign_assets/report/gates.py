@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from policyalign_assets.evaluation.statistics import PairedDifference
+from policyalign_assets.report.formatting import NOT_MEASURED, p_value, percent, points
 from policyalign_assets.report.model import SUITES, GateResult, ReleaseFigures
-from policyalign_assets.report.text import NOT_MEASURED, p_value, percent, points
 from policyalign_assets.settings import GateSettings
+from policyalign_assets.statistics import PairedDifference
 
 
 @dataclass(frozen=True)

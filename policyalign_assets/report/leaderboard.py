@@ -16,15 +16,15 @@ import duckdb
 import pyarrow as pa
 from jinja2 import Environment, StrictUndefined
 
-from policyalign_assets.evaluation.statistics import Interval, wilson
 from policyalign_assets.files import replacing_file, write_parquet
-from policyalign_assets.report.text import (
+from policyalign_assets.report.formatting import (
     NOT_MEASURED,
     markdown_cell,
     percent,
     share_with_interval,
     visible,
 )
+from policyalign_assets.statistics import Interval, wilson
 
 SQL = resources.files(__package__).joinpath("leaderboard.sql")
 COLUMNS = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from policyalign_assets.evaluation.statistics import (
+from policyalign_assets.statistics import (
     GradedDifference,
     Internalisation,
     Interval,

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 
-from policyalign_assets.report import model, text, words
+from policyalign_assets.report import formatting, model, sentences
 from policyalign_assets.report.model import FEW_CASES, BenchmarkPart, Report
 from policyalign_assets.report.plots import main_plot, training_plot
 
@@ -138,13 +138,13 @@ def to_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": text.percent,
-        "rate": text.share_with_interval,
-        "points": text.points,
-        "p_value": text.p_value,
+        "percent": formatting.percent,
+        "rate": formatting.share_with_interval,
+        "points": formatting.points,
+        "p_value": formatting.p_value,
         "value": _setting,
         "unscored": _unscored,
-        "rules_in_words": words.worst_rules,
+        "rules_in_words": sentences.worst_rules,
     }
     template = environment.from_string(
         resources.files(__package__).joinpath("template.html.jinja").read_text(encoding="utf-8")
@@ -167,7 +167,7 @@ def _shown(value: Any) -> Any:
     is_markup = hasattr(
         value, "__html__"
     )  # what a macro of the template returns: its parts passed through here already
-    return text.visible(value) if isinstance(value, str) and not is_markup else value
+    return formatting.visible(value) if isinstance(value, str) and not is_markup else value
 
 
 def _setting(value: Any) -> str:

@@ -7,7 +7,7 @@ import os
 import sys
 
 from policyalign_assets.files import Location, location
-from policyalign_assets.report.text import visible
+from policyalign_assets.report.formatting import visible
 
 
 def show(partition: str, data_dir: Location) -> str:

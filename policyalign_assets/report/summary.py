@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from policyalign_assets.report.formatting import markdown_cell, share_with_interval
 from policyalign_assets.report.model import ARMS, SUITES, Report
-from policyalign_assets.report.text import markdown_cell, share_with_interval
 
 _METRIC_NAMES = {
     "violations": "safety",

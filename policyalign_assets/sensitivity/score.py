@@ -19,11 +19,11 @@ import torch
 from policyalign_assets.engine.base import Progress, Sampling, TokenEngine, chat
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
-from policyalign_assets.engine.forward import Forward, forward_of
+from policyalign_assets.engine.forward.protocol import Forward, forward_of
+from policyalign_assets.engine.forward.scoring import prompt_prefix, response_hidden
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.engine.responses import check_lengths
-from policyalign_assets.engine.scoring import prompt_prefix, response_hidden
-from policyalign_assets.evaluation.judge import RuleBasedJudge
+from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.sensitivity.divergences import TokenDivergences, token_divergences
 from policyalign_assets.sensitivity.parts import Parts

@@ -1,6 +1,6 @@
 """The stages with work of their own: each takes typed inputs and gives back what it made with the facts to show of it.
 
-They import no Dagster, so that those that load a model can run in a process of their own (`policyalign_assets.worker`), here
+They import no Dagster, so that those that load a model can run in a process of their own (`policyalign_assets.runtime.worker`), here
 or on another machine, and all of them in a notebook. Heavy libraries are imported with the stage's module, never here.
 """
 
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import pyarrow as pa
 
-from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.files import Location
 from policyalign_assets.policy import PolicyDocument
-from policyalign_assets.report.record import ReportRecord
+from policyalign_assets.records import Checkpoint, ReportRecord
 from policyalign_assets.settings import Settings
 from policyalign_assets.stages.facts import Facts
 
@@ -53,12 +51,3 @@ class Made:
     value: Any
     version: str
     facts: Facts
-
-
-def make(stage: str, work: Work, inputs: dict[str, Data]) -> Made:
-    """Runs one stage in this process. `inputs` are by the names of the stages that made them."""
-    if stage not in MODEL_STAGES + LIGHT_STAGES:
-        raise ValueError(
-            f"{stage!r} is not a stage that is run like this. Mend: one of {', '.join(MODEL_STAGES + LIGHT_STAGES)}."
-        )
-    return import_module(f"policyalign_assets.stages.{stage}").make(work, **inputs)

@@ -9,13 +9,13 @@ from contextlib import ExitStack, contextmanager
 from functools import cache
 
 from policyalign_assets.distillation.checkpoint import adapter_folder, load_aligned
-from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.engine.base import Engine
+from policyalign_assets.engine.generation.opening import opened_vllm
+from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
+from policyalign_assets.engine.generation.vllm_engine import VllmEngine
 from policyalign_assets.engine.loading import LoadedModel, load_model
-from policyalign_assets.engine.opening import opened_vllm
-from policyalign_assets.engine.transformers_engine import TransformersEngine
-from policyalign_assets.engine.vllm_engine import VllmEngine
 from policyalign_assets.files import Location
+from policyalign_assets.records import Checkpoint
 from policyalign_assets.settings import ModelSettings
 
 

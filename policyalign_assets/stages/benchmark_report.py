@@ -6,15 +6,14 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from policyalign_assets.distillation.record import Checkpoint, training_table
 from policyalign_assets.files import sha256_table, uploading, write_parquet
 from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.records import Checkpoint, ReportRecord, training_table
 from policyalign_assets.report.benchmarks import benchmark_blocks
 from policyalign_assets.report.build import build_report
 from policyalign_assets.report.judged import JudgedAnswers, judged_answers
 from policyalign_assets.report.model import ReportContext
 from policyalign_assets.report.plots import main_plot
-from policyalign_assets.report.record import ReportRecord
 from policyalign_assets.report.render import write_report
 from policyalign_assets.report.summary import markdown_summary, metric_values
 from policyalign_assets.stages import Made, Work

@@ -12,23 +12,20 @@ from policyalign_assets.distillation.batches import training_mix
 from policyalign_assets.distillation.checkpoint import publish
 from policyalign_assets.distillation.processes import ALONE, Processes
 from policyalign_assets.distillation.trainer import distill
+from policyalign_assets.engine.generation.opening import opened_vllm
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.engine.opening import opened_vllm
 from policyalign_assets.files import sha256_table, unfinished_folder
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.report.plots import training_plot
 from policyalign_assets.stages import Made, Work
-from policyalign_assets.stages.accelerated import train_on_processes
 from policyalign_assets.stages.facts import image, path
 
 
 def make(work: Work, policy_document: PolicyDocument, filtered_instructions: pa.Table) -> Made:
-    if work.settings.distillation.processes > 1:
-        return train_on_processes(
-            work,
-            {"policy_document": policy_document, "filtered_instructions": filtered_instructions},
-        )
-    return train(work, policy_document, filtered_instructions)
+    """Trains in this process. `runtime.execution` decides whether several processes train instead."""
+    made = train(work, policy_document, filtered_instructions)
+    assert made is not None  # this process is the main one
+    return made
 
 
 def train(

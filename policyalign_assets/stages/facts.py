@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from policyalign_assets.report.text import markdown_cell
+from policyalign_assets.report.formatting import markdown_cell
 
 Facts = dict[str, Any]
 

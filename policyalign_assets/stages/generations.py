@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
-from policyalign_assets.distillation.record import Checkpoint
 from policyalign_assets.engine.loading import LoadedModel, load_model, model_path
 from policyalign_assets.evaluation.answers import Model
 from policyalign_assets.evaluation.benchmarks import manifest
-from policyalign_assets.evaluation.capability import Weights
 from policyalign_assets.evaluation.cases import build_cases, heldout_cases
 from policyalign_assets.evaluation.generate import Asked, generate
+from policyalign_assets.evaluation.lm_eval_harness import Weights
 from policyalign_assets.files import is_local, scratch_folder, sha256_table
 from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.records import Checkpoint
 from policyalign_assets.stages import Made, Work
 from policyalign_assets.stages.aligned_engine import base_and_aligned
 from policyalign_assets.stages.facts import markdown_table, preview

@@ -7,13 +7,9 @@ from collections import Counter
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from policyalign_assets.evaluation.judges.choose import (
-    described,
-    make_correctness_judge,
-    make_judge,
-)
 from policyalign_assets.evaluation.judging import Judged, judge_answers
 from policyalign_assets.files import sha256_table
+from policyalign_assets.judges.choose import described, make_correctness_judge, make_judge
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.stages import Made, Work
 from policyalign_assets.stages.facts import markdown_table

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from policyalign_assets.engine.generation.opening import opened
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.engine.opening import opened
-from policyalign_assets.evaluation.judge import judge_for
 from policyalign_assets.files import sha256_table, unfinished_folder
+from policyalign_assets.judges.phrases import judge_for
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.sensitivity.parts import Parts
 from policyalign_assets.sensitivity.score import score_instructions

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from policyalign_assets.engine.base import Engine
-from policyalign_assets.engine.endpoint_engine import EndpointEngine
-from policyalign_assets.engine.opening import opened
-from policyalign_assets.evaluation.judges.endpoint import EndpointJudge
-from policyalign_assets.evaluation.judges.verdict import Judge
+from policyalign_assets.engine.generation.endpoint_engine import EndpointEngine
+from policyalign_assets.engine.generation.opening import opened
+from policyalign_assets.evaluation.cases import own_cases
 from policyalign_assets.files import scratch_folder, sha256_table
+from policyalign_assets.judges.endpoint import EndpointJudge
+from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import Settings
 from policyalign_assets.stages import Made, Work
@@ -20,7 +21,7 @@ from policyalign_assets.stages.coverage_facts import synthesis_coverage
 from policyalign_assets.stages.facts import nested, preview
 from policyalign_assets.synthesis.drafting import main_kind
 from policyalign_assets.synthesis.entailment import RuleEntailment
-from policyalign_assets.synthesis.firewall import firewall_for, own_cases
+from policyalign_assets.synthesis.firewall import firewall_for
 from policyalign_assets.synthesis.store import RuleStore
 from policyalign_assets.synthesis.synthesize import synthesize
 from policyalign_assets.tables import YIELDS

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from policyalign_assets.evaluation.statistics import Interval, wilson
+from policyalign_assets.statistics import Interval, wilson
 from policyalign_assets.synthesis.firewall import words
 
 MAIN = ("violating", "duty")

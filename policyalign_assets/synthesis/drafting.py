@@ -13,16 +13,17 @@ from dataclasses import dataclass, field
 from itertools import cycle, islice
 
 from policyalign_assets.engine.base import Engine, Sampling, chat
-from policyalign_assets.evaluation.judge import RuleBasedJudge
-from policyalign_assets.evaluation.judges.verdict import Judge
+from policyalign_assets.judges.phrases import RuleBasedJudge
+from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import Rule
 from policyalign_assets.settings import SynthesisSettings
-from policyalign_assets.synthesis import entailment, grid, prompts
+from policyalign_assets.synthesis import entailment, grid
 from policyalign_assets.synthesis.duplicates import DuplicateFilter
 from policyalign_assets.synthesis.firewall import Firewall
 from policyalign_assets.synthesis.grid import Cell
 from policyalign_assets.synthesis.ladder import Draft, climb
 from policyalign_assets.synthesis.validation import reject_reason
+from policyalign_assets.world import prompts
 
 
 @dataclass

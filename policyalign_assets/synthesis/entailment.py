@@ -12,9 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from policyalign_assets.evaluation.judges.tasks import Messages, read_json
-from policyalign_assets.evaluation.judges.untrusted import block
-from policyalign_assets.evaluation.judges.verdict import Dialogue, Judge, Verdict
+from policyalign_assets.judges.tasks import Messages, read_json
+from policyalign_assets.judges.untrusted import block
+from policyalign_assets.judges.verdict import Dialogue, Judge, Verdict
 from policyalign_assets.policy import Rule
 
 NOT_ENTAILED, BREAKS_RULE, UNJUDGED = "not_entailed", "breaks_rule", "unjudged"

@@ -12,7 +12,6 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +19,7 @@ from typing import NamedTuple
 import pyarrow as pa
 from datasketch import MinHash, MinHashLSH
 
-from policyalign_assets.policy import PolicyDocument, Rule
-from policyalign_assets.settings import FirewallSettings, Settings
+from policyalign_assets.settings import FirewallSettings
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 # Headers under which benchmarks keep what is asked, the more telling first (meli_query: a copy of StrongREJECT)
@@ -144,20 +142,6 @@ def firewall_for(settings: FirewallSettings) -> Firewall:
     return Firewall(
         load_references(Path(settings.references), settings.column) if settings.references else {},
         settings.threshold,
-    )
-
-
-def own_cases(policy: PolicyDocument, rule: Rule, settings: Settings) -> Firewall:
-    """Over the project's held-out templates, filled with this rule alone, so that an edit of another rule changes nothing here."""
-    from policyalign_assets.evaluation.cases import NoCases, build_cases
-
-    try:
-        cases = build_cases(replace(policy, rules=(rule,)), settings.evaluation)
-    except NoCases:
-        cases = []
-    return Firewall(
-        {f"{c.suite}:{n}": c.prompt for n, c in enumerate(cases) if c.suite != "capability"},
-        settings.firewall.threshold,
     )
 
 

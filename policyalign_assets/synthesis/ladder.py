@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from policyalign_assets.engine.base import Chat, Engine, Generation, Message, Sampling, chat
-from policyalign_assets.evaluation.judge import RuleBasedJudge
+from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.synthesis import grid
 
 STEPS = ("plain", "defensive", "prefill", "few_shot")

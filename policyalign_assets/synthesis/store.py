@@ -15,9 +15,9 @@ from policyalign_assets.engine.base import Engine
 from policyalign_assets.files import replacing_file
 from policyalign_assets.policy import Rule
 from policyalign_assets.settings import SynthesisSettings
-from policyalign_assets.synthesis import prompts
 from policyalign_assets.synthesis.drafting import Gate, RuleYield
 from policyalign_assets.synthesis.grid import grid_text
+from policyalign_assets.world import prompts
 
 CODE = 2  # raise it when drafting changes what it makes
 _LATER = {"recombined_ratio", "heldout"}  # applied to the rows after they were drafted

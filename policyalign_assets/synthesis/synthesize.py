@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from policyalign_assets.engine.base import Engine
-from policyalign_assets.evaluation.judges.verdict import Judge
+from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import SynthesisSettings
 from policyalign_assets.synthesis.drafting import (

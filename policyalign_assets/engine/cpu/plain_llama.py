@@ -1,0 +1,286 @@
+"""Llama-shaped models (Llama, Qwen2, Mistral) on a CPU in float32, computed without transformers' modules.
+
+A small model's time on a CPU goes into what surrounds its matrix products: module calls, masks, padding, a cache that is joined
+token by token. Here a pass is a loop over layers, tokens are packed, and weights are copied into the layout that decoding
+wants, LoRA folded in. The results are those of the modules up to rounding (tested on each architecture); any other model, dtype
+or device is computed by its modules (`forward.py`). No counterpart in the release, which only runs on GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.distributed.tensor import DTensor
+from transformers import LlamaForCausalLM, MistralForCausalLM, PretrainedConfig, Qwen2ForCausalLM
+
+from policyalign_assets.engine.cpu.plain_ops import (
+    Linear,
+    Part,
+    RmsNorm,
+    pairs_first,
+    rotated_heads,
+    swiglu,
+)
+from policyalign_assets.engine.forward.packed_rows import Rows, packed_tokens
+from policyalign_assets.engine.forward.padding import Padding
+from policyalign_assets.engine.forward.shared_prefix import Prefix, attend, can_share
+
+ARCHITECTURES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
+ROTARY = (
+    "default",
+    "linear",
+    "llama3",
+    "yarn",
+)  # angles that do not depend on how long the text is
+MOST_PARAMETERS = (
+    1 << 27
+)  # the copies cost as much memory again; answers take half the time at 5 M, three quarters at 69 M, more at 630 M
+
+Attention = Callable[
+    [int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
+]  # (layer, q_MHD, k_MGD, v_MGD) -> out_MHD
+
+
+def is_plain(model) -> bool:
+    """Whether `PlainLlama` computes what `model` does, LoRA adapters (PEFT) included."""
+    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if type(backbone) not in ARCHITECTURES or model.device.type != "cpu" or not can_share(model):
+        return False
+    config, adapted = model.config, [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    linear = [
+        m
+        for layer in backbone.model.layers
+        for part in (layer.self_attn, layer.mlp)
+        for m in part.children()
+        if hasattr(m, "weight")
+    ]
+    return (
+        all(
+            type(m) in (torch.nn.Linear, LoraLinear) and type(Part(m).base) is torch.nn.Linear
+            for m in linear
+        )
+        and {id(m) for m in adapted} <= {id(m) for m in linear}  # not the head, not an embedding
+        and not any(m.lora_variant or m.merged or any(m.lora_bias.values()) for m in adapted)
+        and all(
+            len(m.active_adapters) == 1 and m.lora_A.keys() == adapted[0].lora_A.keys()
+            for m in adapted
+        )
+        and config.hidden_act == "silu"
+        and config.rope_parameters["rope_type"] in ROTARY
+        and all(
+            p.dtype == torch.float32 and not isinstance(p, DTensor) for p in backbone.parameters()
+        )
+        and sum(p.numel() for p in backbone.parameters()) <= MOST_PARAMETERS
+    )
+
+
+class _Layer:
+    def __init__(self, layer: torch.nn.Module, config: PretrainedConfig):
+        attention, mlp = layer.self_attn, layer.mlp
+        queries, keys = (
+            pairs_first(n, attention.head_dim)
+            for n in (config.num_attention_heads, config.num_key_value_heads)
+        )
+        self.qkv = Linear(
+            Part(attention.q_proj, queries), Part(attention.k_proj, keys), Part(attention.v_proj)
+        )
+        self.out = Linear(Part(attention.o_proj))
+        self.gate_up, self.down = (
+            Linear(Part(mlp.gate_proj), Part(mlp.up_proj)),
+            Linear(Part(mlp.down_proj)),
+        )
+        self.before_attention, self.before_mlp = (
+            RmsNorm(norm.weight, config.rms_norm_eps)
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+        )
+
+    def read(self) -> None:
+        for linear in (self.qkv, self.out, self.gate_up, self.down):
+            linear.read()
+
+
+class PlainLlama:
+    """A `Forward` that computes with copies: of the base weights as they are when it is made, and of the active adapter when it is `read`."""
+
+    copied = True
+
+    def __init__(self, model):
+        self.model, self.config = model, model.config
+        backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.heads, self.groups = self.config.num_attention_heads, self.config.num_key_value_heads
+        self.dim = backbone.model.layers[0].self_attn.head_dim
+        self.scaling = self.dim**-0.5
+        self._embeddings, self._rotary = backbone.model.embed_tokens, backbone.model.rotary_emb
+        with torch.inference_mode(False):  # such tensors could not be part of a training step
+            self.layers = [_Layer(layer, self.config) for layer in backbone.model.layers]
+            self._norm, self._head = (
+                RmsNorm(backbone.model.norm.weight, self.config.rms_norm_eps),
+                Linear(Part(backbone.lm_head)),
+            )
+            self._turns_P1F = torch.empty(0)
+
+    @torch.inference_mode(False)
+    def read(self) -> None:
+        for layer in self.layers:
+            layer.read()
+        self._head.read()
+
+    def applied(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def hidden(
+        self, rows: Sequence[Sequence[int]], wanted: Sequence[slice], prefix: Prefix | None = None
+    ) -> torch.Tensor:
+        padding = Padding([len(r) for r in rows], self.model.device)
+        ids_M, keep_M = packed_tokens(rows, wanted, self.model.device)
+        return self._run(
+            ids_M,
+            (prefix.length if prefix else 0) + padding.positions_M,
+            self._rows(padding, prefix),
+            keep_M,
+        )
+
+    @torch.no_grad()
+    def prefix(self, tokens: Sequence[int]) -> Prefix:
+        layers, attention = [], self._rows(Padding([len(tokens)], self.model.device))
+
+        def keeping(layer, q_MHD, k_MGD, v_MGD):
+            layers.append((k_MGD.transpose(0, 1).contiguous(), v_MGD.transpose(0, 1).contiguous()))
+            return attention(layer, q_MHD, k_MGD, v_MGD)
+
+        self._run(torch.tensor(list(tokens)), torch.arange(len(tokens)), keeping, torch.tensor([0]))
+        return Prefix(len(tokens), layers)
+
+    def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
+        return self._head(hidden_MD)
+
+    def decoding(
+        self, suffixes: Sequence[Sequence[int]], room: int, prefix: Prefix | None = None
+    ) -> _Decoding:
+        return _Decoding(self, suffixes, room, prefix)
+
+    def _rows(self, padding: Padding, prefix: Prefix | None = None) -> Attention:
+        return partial(Rows(padding, prefix).attention, scaling=self.scaling)
+
+    def _run(
+        self,
+        ids_M: torch.Tensor,
+        positions_M: torch.Tensor,
+        attention: Attention,
+        keep_M: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Hidden states of the tokens `keep_M` (all, if None): after the last attention the others are not needed."""
+        x_MD = torch.nn.functional.embedding(ids_M, self._embeddings.weight).detach()
+        turns_M1F = self._turns(positions_M)
+        for i, layer in enumerate(self.layers):
+            out_MN = attention(
+                i,
+                *rotated_heads(
+                    layer.qkv(layer.before_attention(x_MD)), turns_M1F, self.heads, self.groups
+                ),
+            ).flatten(1)
+            if keep_M is not None and i == len(self.layers) - 1:
+                x_MD, out_MN = x_MD.index_select(0, keep_M), out_MN.index_select(0, keep_M)
+            x_MD = layer.out(out_MN, x_MD)
+            x_MD = layer.down(swiglu(layer.gate_up(layer.before_mlp(x_MD))), x_MD)
+        return self._norm(x_MD)
+
+    def _turns(self, positions_M: torch.Tensor) -> torch.Tensor:
+        """Of the rotary positions: turns_M1F, cosine and sine of each pair's angle as a complex number."""
+        if (most := int(positions_M.max())) >= len(self._turns_P1F):
+            with torch.inference_mode(False), torch.no_grad():
+                cos_1PD, sin_1PD = self._rotary(
+                    self._embeddings.weight, torch.arange(2 * most + 1)[None]
+                )
+                half = cos_1PD.shape[-1] // 2  # both halves are the same
+                self._turns_P1F = torch.complex(
+                    cos_1PD[0, :, None, :half].contiguous(), sin_1PD[0, :, None, :half].contiguous()
+                )
+        return self._turns_P1F[positions_M]
+
+
+class _Decoding:
+    """A batch of rows that grow by a token at a time. Key/values lie left-padded, so that a step writes one column."""
+
+    def __init__(
+        self, plain: PlainLlama, suffixes: Sequence[Sequence[int]], room: int, prefix: Prefix | None
+    ):
+        self._plain, self._prefix = plain, prefix
+        lengths = [len(s) for s in suffixes]
+        self._width, self._offset = max(lengths), prefix.length if prefix else 0
+        shape = (len(suffixes), plain.groups, self._width + room, plain.dim)
+        self._cache = [
+            (torch.empty(shape), torch.empty(shape)) for _ in plain.layers
+        ]  # keys_BGSD and values_BGSD of each layer
+        padded_B1 = self._width - torch.tensor(lengths)[:, None]
+        self._masked = min(lengths) < self._width
+        self._mask_B11S = torch.where(torch.arange(shape[2]) < padded_B1, -torch.inf, 0.0)[
+            :, None, None
+        ]
+        self._positions_B = self._offset + torch.tensor(lengths)
+        self._ids_M = torch.tensor([t for s in suffixes for t in s])
+        self._lengths = lengths
+
+    def start(self) -> torch.Tensor:
+        """logits_BV after the suffixes."""
+        padding = Padding(self._lengths, self._plain.model.device)
+        whole, width = self._plain._rows(padding, self._prefix), self._width
+        lengths_B = torch.tensor(self._lengths)
+        firsts_B = lengths_B.cumsum(0) - lengths_B
+        source_BT = (firsts_B - (width - lengths_B))[:, None] + torch.arange(width)
+        source_N = torch.where(source_BT >= firsts_B[:, None], source_BT, 0).flatten()
+
+        def attention(layer, q_MHD, k_MGD, v_MGD):
+            for cache_BGSD, new_MGD in zip(self._cache[layer], (k_MGD, v_MGD)):
+                cache_BGSD[:, :, :width] = (
+                    new_MGD[source_N].unflatten(0, (-1, width)).transpose(1, 2)
+                )
+            return whole(layer, q_MHD, k_MGD, v_MGD)
+
+        hidden_BD = self._plain._run(
+            self._ids_M, self._offset + padding.positions_M, attention, firsts_B + lengths_B - 1
+        )
+        return self._plain.logits(hidden_BD)
+
+    def step(self, ids_B: torch.Tensor) -> torch.Tensor:
+        """logits_BV after one more token a row."""
+        at, end = self._width, self._width + 1
+        mask_B11S = self._mask_B11S[..., :end] if self._masked else None
+
+        def attention(layer, q_BHD, k_BGD, v_BGD):
+            keys_BGSD, values_BGSD = self._cache[layer]
+            keys_BGSD.select(2, at).copy_(k_BGD)
+            values_BGSD.select(2, at).copy_(v_BGD)
+            keys_BGSD, values_BGSD, q_BH1D = (
+                keys_BGSD.narrow(2, 0, end),
+                values_BGSD.narrow(2, 0, end),
+                q_BHD.unsqueeze(2),
+            )
+            if self._prefix:
+                return attend(
+                    q_BH1D,
+                    keys_BGSD,
+                    values_BGSD,
+                    self._prefix.layers[layer],
+                    self._plain.scaling,
+                    mask_B11S,
+                )
+            return torch.nn.functional.scaled_dot_product_attention(
+                q_BH1D, keys_BGSD, values_BGSD, mask_B11S, enable_gqa=True
+            )
+
+        hidden_BD = self._plain._run(ids_B, self._positions_B, attention)
+        self._width, self._positions_B = end, self._positions_B + 1
+        return self._plain.logits(hidden_BD)
+
+    def keep(self, live_b: torch.Tensor) -> None:
+        """Other rows leave."""
+        self._cache = [
+            (keys_BGSD[live_b], values_BGSD[live_b]) for keys_BGSD, values_BGSD in self._cache
+        ]
+        self._mask_B11S, self._positions_B = self._mask_B11S[live_b], self._positions_B[live_b]

@@ -1,0 +1,34 @@
+"""Opens the engine that the settings name, and closes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from policyalign_assets.engine.base import TokenEngine
+from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
+from policyalign_assets.engine.generation.vllm_engine import VllmEngine
+from policyalign_assets.engine.loading import LoadedModel, load_model
+from policyalign_assets.settings import ModelSettings
+
+
+@contextmanager
+def opened(settings: ModelSettings, loaded: LoadedModel | None = None) -> Iterator[TokenEngine]:
+    """An engine over the base model. `loaded`: the same model, where the caller needs its logits too; `transformers` then generates
+    with those weights, and vLLM makes room for them between its calls. Raises EngineUnavailable, ModelNotFound."""
+    if settings.engine == "transformers":
+        yield TransformersEngine(loaded or load_model(settings), settings.batch_tokens)
+        return
+    with opened_vllm(settings, beside_a_model=loaded is not None) as engine:
+        yield engine
+
+
+@contextmanager
+def opened_vllm(
+    settings: ModelSettings, lora_rank: int = 1, beside_a_model: bool = False
+) -> Iterator[VllmEngine]:
+    engine = VllmEngine(settings, lora_rank, beside_a_model)
+    try:
+        yield engine
+    finally:
+        engine.close()

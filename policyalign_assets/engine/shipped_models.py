@@ -1,0 +1,11 @@
+"""Models that ship with the project: the id by which settings name each, and its folder (imports no torch)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import policyalign_assets
+from policyalign_assets.settings import BUNDLED
+
+BUNDLED_WEIGHTS = Path(policyalign_assets.__file__).parent / "bundled_model" / "weights"
+SHIPPED_MODELS: dict[str, Path] = {BUNDLED: BUNDLED_WEIGHTS}

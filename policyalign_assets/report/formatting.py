@@ -1,0 +1,80 @@
+"""Numbers and untrusted text, in the one form in which every output shows them."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING
+
+if (
+    TYPE_CHECKING
+):  # scipy must not load with Dagster's definitions, which escape cells with this module
+    from policyalign_assets.statistics import GradedDifference, Interval, PairedDifference
+
+NOT_MEASURED = "not measured"
+_BEGINNING = 40  # characters of a harmful text that a report shows
+_SPACE = "\u00a0"  # keeps a number and its unit on one line
+_ALLOWED = "\n\t\u200c\u200d"  # line ends and tabs; the two joiners spell words in several scripts and hide nothing
+
+
+def visible(text: str) -> str:
+    """Shows control, format, bidi-override and lone surrogate characters, so that no text can restyle or hide itself."""
+    return "".join(map(_visible_character, text))
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    return NOT_MEASURED if share is None else f"{_signed(100 * share, digits)}{_SPACE}%"
+
+
+def share_with_interval(interval: Interval) -> str:
+    if interval.estimate is None:
+        return NOT_MEASURED
+    return f"{percent(interval.estimate)} ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
+
+
+def points(paired: PairedDifference | GradedDifference) -> str:
+    """The difference in percentage points, with its interval."""
+    if paired.difference is None:
+        return NOT_MEASURED
+    low, high = _signed(100 * paired.low, 1), _signed(100 * paired.high, 1)
+    sign = "+" if paired.difference > 0 else ""
+    return f"{sign}{_signed(100 * paired.difference, 1)} ({low} to {high})"
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return NOT_MEASURED
+    return "<" + _SPACE + "0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def markdown_cell(text: str) -> str:
+    """Text for one cell of a Markdown table: no markup, no HTML, no cell or line break."""
+    text = visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]!|~])", r"\\\1", text).replace("\n", " ").replace("\t", " ")
+
+
+def redacted(text: str) -> str:
+    """The beginning alone, never more than half, and how much is left out."""
+    shown = text[: min(_BEGINNING, len(text) // 2)]
+    return f"{shown.rstrip()} … [redacted: {len(text) - len(shown)} characters]" if text else text
+
+
+def _visible_character(character: str) -> str:
+    if character in _ALLOWED:
+        return character
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)  # Unicode has a picture for each: escape is ␛
+    if code == 0x7F:
+        return "\u2421"
+    # Cc control, Cf format (all bidi controls, zero-width and tag characters), Cs surrogate, Zl/Zp line and paragraph separator
+    return (
+        f"⟨U+{code:04X}⟩"
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else character
+    )
+
+
+def _signed(value: float, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "\u2212")

@@ -1,0 +1,37 @@
+"""Runs one stage in a process of its own: `python -m policyalign_assets.runtime.worker <exchange folder or URL>`.
+
+Started by a run through Dagster Pipes, by which its progress shows in the run's page while it works. It needs `dagster-pipes`
+(no dependencies) but no Dagster, so the image of a Ray or Kubernetes cluster can be lean.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from dagster_pipes import open_dagster_pipes
+
+from policyalign_assets.files import location
+from policyalign_assets.runtime.exchange import Exchange, problem_of
+from policyalign_assets.runtime.execution import make
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m policyalign_assets.runtime.worker <exchange folder or URL>")
+    exchange = Exchange(location(sys.argv[1]))
+    with open_dagster_pipes() as pipes:
+        try:
+            stage, work, inputs = exchange.take(pipes.log.info)
+            exchange.hand_over(stage, make(stage, work, inputs))
+        except Exception as error:
+            traceback.print_exc()  # the run shows the plain words; this is for whoever reads the log of the process
+            exchange.fail(problem_of(error))
+            failed = True
+        else:
+            failed = False
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

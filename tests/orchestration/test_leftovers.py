@@ -1,0 +1,179 @@
+"""Runs whose process is gone, and policies whose folder is gone."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from policyalign_assets.files import location
+from policyalign_assets.orchestration.dead_runs import TAG, bury_dead_runs, note_process
+from policyalign_assets.orchestration.prune import find_caches, find_leftovers, prune
+
+ROOT = Path(__file__).parents[2]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are noted in terms of /proc")
+
+
+@dg.op
+def nothing():
+    pass
+
+
+@dg.job
+def any_job():
+    nothing()
+
+
+@pytest.fixture()
+def instance():
+    with dg.instance_for_test() as made:
+        yield made
+
+
+def started(instance, **tags: str) -> str:
+    return instance.create_run_for_job(
+        any_job, status=dg.DagsterRunStatus.STARTED, tags=tags
+    ).run_id
+
+
+@linux
+def test_a_run_whose_process_is_gone_is_marked_failed_and_its_pool_freed(instance):
+    instance.event_log_storage.set_concurrency_slots("gpu", 1)
+    alive, dead, elsewhere = (
+        started(instance),
+        started(instance),
+        started(instance, **{TAG: "another-host:1:1@x"}),
+    )
+    note_process(instance, alive)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    instance.add_run_tags(dead, {TAG: f"{socket.gethostname()}:{gone.pid}:1@x"})
+    instance.event_log_storage.claim_concurrency_slot("gpu", dead, "a_step")
+    assert not instance.event_log_storage.claim_concurrency_slot("gpu", alive, "a_step").is_claimed
+
+    assert bury_dead_runs(instance) == [dead]
+    status = {run_id: instance.get_run_by_id(run_id).status for run_id in (alive, dead, elsewhere)}
+    assert status == {
+        alive: dg.DagsterRunStatus.STARTED,
+        dead: dg.DagsterRunStatus.FAILURE,
+        elsewhere: dg.DagsterRunStatus.STARTED,
+    }
+    assert instance.event_log_storage.claim_concurrency_slot("gpu", alive, "a_step").is_claimed
+
+
+@linux
+def test_another_process_with_the_same_number_is_not_taken_for_the_run(instance):
+    run = started(instance, **{TAG: f"{socket.gethostname()}:{os.getpid()}:1@before-the-restart"})
+    assert bury_dead_runs(instance) == [run]
+
+
+@pytest.fixture()
+def folders(tmp_path):
+    """Results of `kept`, which has a folder, and of `gone`, which has none."""
+    for name in ("kept", "gone"):
+        for file, text in (
+            (f"assets/policy_document/medical/{name}.json", "{}"),
+            (f"reports/{name}/medical/report.html", ""),
+            (
+                f"checkpoints/of-{name}/checkpoint.json",
+                json.dumps({"provenance": {"policy_id": name}}),
+            ),
+        ):
+            (tmp_path / "data" / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "data" / file).write_text(text)
+    (tmp_path / "policies/kept").mkdir(parents=True)
+    shutil.copy(ROOT / "policies/general-conduct/policy.md", tmp_path / "policies/kept/policy.md")
+    return tmp_path
+
+
+def test_pruning_removes_what_retired_policies_left_and_nothing_else(instance, folders):
+    instance.add_dynamic_partitions("policy", ["kept", "gone"])
+    runs = {
+        name: any_job.execute_in_process(
+            instance=instance, tags={"dagster/partition/policy": name}
+        ).run_id
+        for name in ("kept", "gone")
+    }
+    leftovers = find_leftovers(instance, folders / "policies", folders / "data")
+    assert (
+        leftovers.policies == ["gone"]
+        and leftovers.runs == [runs["gone"]]
+        and len(leftovers.files) == 3
+    )
+    assert instance.get_run_by_id(runs["gone"])  # finding removes nothing
+    prune(instance, leftovers)
+    left = {
+        p.relative_to(folders / "data").as_posix()
+        for p in (folders / "data").rglob("*")
+        if p.is_file()
+    }
+    assert left == {
+        "assets/policy_document/medical/kept.json",
+        "reports/kept/medical/report.html",
+        "checkpoints/of-kept/checkpoint.json",
+    }
+    assert instance.get_run_by_id(runs["gone"]) is None and instance.get_run_by_id(runs["kept"])
+    assert instance.get_dynamic_partitions("policy") == ["kept"]
+    assert find_leftovers(instance, folders / "policies", folders / "data").policies == []
+
+
+def test_a_retired_policy_with_a_live_run_is_left_alone(instance, folders):
+    started(instance, **{"dagster/partition/policy": "gone"})
+    assert find_leftovers(instance, folders / "policies", folders / "data").policies == []
+
+
+def test_results_at_a_url_are_pruned_too(instance, folders):
+    data = location("memory://prune")
+    (data / "assets/policy_document/medical/gone.json").write_bytes(b"{}")
+    (data / "reports/gone/medical/report.html").write_bytes(b"")
+    prune(instance, find_leftovers(instance, folders / "policies", data))
+    assert find_leftovers(instance, folders / "policies", data).policies == []
+
+
+def test_what_only_saves_time_goes_when_asked_and_never_under_a_live_run(instance, folders):
+    for name in ("synthesis", "generations", "unfinished"):
+        (folders / "data" / name).mkdir()
+    assert not {
+        f.name for f in find_leftovers(instance, folders / "policies", folders / "data").files
+    } & {"synthesis", "generations", "unfinished"}
+    assert [f.name for f in find_caches(instance, folders / "data")] == [
+        "synthesis",
+        "generations",
+        "unfinished",
+    ]
+    started(instance)
+    assert find_caches(instance, folders / "data") == []
+
+
+def test_the_command_removes_nothing_unless_told(folders):
+    def command(*args: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "policyalign_assets.orchestration.prune", *args],
+            cwd=folders,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "DAGSTER_HOME": str(folders)},
+        ).stdout
+
+    said = command()
+    assert (
+        "retired: gone" in said
+        and "Nothing was removed" in said
+        and (folders / "data/checkpoints/of-gone").exists()
+    )
+    assert "Removed." in command("--yes") and not (folders / "data/checkpoints/of-gone").exists()
+    assert "Nothing is left" in command()
+    (folders / "data/synthesis").mkdir()
+    assert "Nothing is left" in command("--yes") and (folders / "data/synthesis").exists()
+    assert (
+        "Removed." in command("--caches", "--yes")
+        and not (folders / "data/synthesis").exists()
+        and (folders / "data/assets").exists()
+    )

@@ -1,0 +1,482 @@
+"""The Dagster layer: the chain on one partition, what it records, what it refuses."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import dagster as dg
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+from test_report import Page
+
+from policyalign_assets import definitions
+from policyalign_assets.files import location
+from policyalign_assets.orchestration import assets, launchers, owners
+from policyalign_assets.orchestration.clusters import RayJobs
+from policyalign_assets.orchestration.launchers import InProcess, Subprocess
+from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG
+from policyalign_assets.orchestration.resources import Pipeline
+from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
+from policyalign_assets.policy import parse_policy
+from policyalign_assets.records import Checkpoint, training_table
+from policyalign_assets.report.show import show
+
+ROOT = Path(__file__).parents[2]
+KEY = "medical|general-conduct"
+STAGES = [
+    assets.policy_document,
+    assets.violating_instructions,
+    assets.sensitivity_scores,
+    assets.filtered_instructions,
+    assets.distilled_checkpoint,
+    assets.generations,
+    assets.judgements,
+    assets.benchmark_report,
+]
+QUICK = {
+    "synthesis": {"per_rule": 4, "rounds": 2},
+    "filtering": {"per_rule": 3},
+    "distillation": {"steps": 2, "batch_size": 8, "mini_batch_size": 8},
+    "evaluation": {"cases_per_suite": 18, "capability_cases": 10},
+}
+
+
+@pytest.fixture()
+def workspace(tmp_path):
+    shutil.copytree(ROOT / "policies", tmp_path / "policies")
+    with dg.instance_for_test() as instance:
+        instance.add_dynamic_partitions(
+            "policy", ["general-conduct", "data-privacy", "computer-use-agent"]
+        )
+        yield tmp_path, instance
+
+
+def materialize(
+    tmp_path,
+    instance,
+    selection=STAGES,
+    key=KEY,
+    overrides=QUICK,
+    raise_on_error=True,
+    launcher=None,
+    data=None,
+):
+    data = data or str(tmp_path / "data")
+    resources = {
+        "pipeline": Pipeline(
+            policies_dir=str(tmp_path / "policies"), data_dir=data, overrides=overrides
+        ),
+        "launcher": launcher or InProcess(),
+        "tables": ParquetStorage(data_dir=data),
+        "records": RecordStorage(data_dir=data),
+    }
+    return dg.materialize(
+        [*STAGES, assets.policy_catalog],
+        selection=selection,
+        partition_key=key,
+        instance=instance,
+        resources=resources,
+        raise_on_error=raise_on_error,
+    )
+
+
+def test_the_whole_chain_on_one_partition(workspace):
+    """With a process for each stage that loads a model, as it is deployed."""
+    tmp_path, instance = workspace
+    overrides = {**QUICK, "synthesis": {**QUICK["synthesis"], "heldout": 0.25}}
+    result = materialize(tmp_path, instance, launcher=Subprocess(), overrides=overrides)
+    assert result.success
+    said = [e.message for e in instance.all_logs(result.run_id)]
+    assert any(m.startswith("step 2/2") for m in said) and any(
+        m.startswith("arm aligned_policy") for m in said
+    )  # progress of the processes
+    policy = parse_policy(tmp_path / "policies", "general-conduct", "medical")
+    for stage in STAGES:  # every stage says which policy text its data comes from
+        event = instance.get_latest_materialization_event(stage.key)
+        assert event.asset_materialization.tags[POLICY_VERSION_TAG] == policy.content_hash[:40]
+
+    data = tmp_path / "data"
+    instructions = pq.read_table(
+        data / "assets/violating_instructions/medical/general-conduct.parquet"
+    )
+    filtered = pq.read_table(data / "assets/filtered_instructions/medical/general-conduct.parquet")
+    assert set(instructions["rule_id"].to_pylist()) <= {r.rule_id for r in policy.prohibitions}
+    assert filtered.num_rows == instructions.num_rows
+    checkpoint = json.loads(
+        (data / "assets/distilled_checkpoint/medical/general-conduct.json").read_text()
+    )
+    assert (data / checkpoint["path"] / "adapter_model.safetensors").exists()
+
+    # the same numbers in the page, its JSON, the Parquet of every case, and Dagster
+    report = json.loads((data / "reports/general-conduct/medical/report.json").read_text())
+    metadata = instance.get_latest_materialization_event(
+        assets.benchmark_report.key
+    ).asset_materialization.metadata
+    page = Page((data / "reports/general-conduct/medical/report.html").read_text()).shares
+    cases = str(data / "reports/general-conduct/medical/cases.parquet")
+    for arm in ("base", "base_policy", "aligned", "aligned_policy"):
+        k, n = duckdb.execute(
+            "SELECT count(*) FILTER (refused), count(*) FROM read_parquet(?) WHERE suite = 'violations' AND scored AND arm = ?",
+            [cases, arm],
+        ).fetchone()
+        figure = next(
+            f["rate"] for f in report["figures"] if (f["suite"], f["arm"]) == ("violations", arm)
+        )
+        assert (figure["k"], figure["n"]) == (k, n)
+        if n:
+            assert (
+                metadata[f"safety/{arm}"].value
+                == figure["estimate"]
+                == page["violations", arm][0]
+                == pytest.approx(k / n)
+            )
+    texts = {
+        split: {r["text"].lower() for r in instructions.to_pylist() if r["split"] == split}
+        for split in ("train", "heldout")
+    }
+    asked = {
+        prompt.lower(): suite
+        for prompt, suite in duckdb.execute(
+            "SELECT DISTINCT prompt, suite FROM read_parquet(?)", [cases]
+        ).fetchall()
+    }
+    assert not (texts["train"] - texts["heldout"]) & set(asked)
+    assert texts["heldout"] == {
+        prompt for prompt, suite in asked.items() if suite.startswith("conformance")
+    }
+    assert not texts["heldout"] & {r["text"].lower() for r in filtered.to_pylist() if r["selected"]}
+    assert "violations" in show(KEY, data)
+
+    # what a person reads off the page, and numbers that plot over time
+    assert (
+        instance.get_run_by_id(result.run_id).tags[owners.TAG]
+        == policy.owner
+        == metadata["owner"].value
+    )
+    plotted = {
+        assets.distilled_checkpoint: ("final loss", "seconds"),
+        assets.sensitivity_scores: ("mean reverse KL", "seconds"),
+        assets.benchmark_report: ("safety/aligned", "over_refusal/aligned", "unscored", "seconds"),
+    }
+    for stage, names in plotted.items():
+        shown = instance.get_latest_materialization_event(stage.key).asset_materialization.metadata
+        assert all(isinstance(shown[name], dg.FloatMetadataValue) for name in names), {
+            name: shown.get(name) for name in names
+        }
+    for stage in (
+        assets.violating_instructions,
+        assets.sensitivity_scores,
+        assets.filtered_instructions,
+    ):
+        shown = instance.get_latest_materialization_event(stage.key).asset_materialization.metadata
+        assert shown["dagster/partition_row_count"].value == instructions.num_rows
+
+    # two processes that train together
+    training = training_table(Checkpoint(**checkpoint), data)
+    result = materialize(
+        tmp_path,
+        instance,
+        [assets.distilled_checkpoint],
+        launcher=Subprocess(),
+        overrides={
+            **QUICK,
+            "model": {"device": "cpu"},
+            "distillation": {**QUICK["distillation"], "processes": 2},
+        },
+    )
+    assert any(e.message.startswith("step 2/2") for e in instance.all_logs(result.run_id))
+    checkpoint = json.loads(
+        (data / "assets/distilled_checkpoint/medical/general-conduct.json").read_text()
+    )
+    again = training_table(Checkpoint(**checkpoint), data)
+    assert again["loss"].to_pylist() == pytest.approx(training["loss"].to_pylist(), rel=1e-4)
+
+    # where it ran makes no difference
+    event = instance.get_latest_materialization_event(
+        assets.violating_instructions.key
+    ).asset_materialization
+    materialize(tmp_path, instance, [assets.violating_instructions], overrides=overrides)
+    again = instance.get_latest_materialization_event(
+        assets.violating_instructions.key
+    ).asset_materialization
+    assert (
+        unhurried(event) == unhurried(again)
+        and event.tags["dagster/data_version"] == again.tags["dagster/data_version"]
+    )
+
+
+def unhurried(event: dg.AssetMaterialization) -> dict:
+    return {name: value for name, value in event.metadata.items() if name != "seconds"}
+
+
+def test_results_can_be_kept_at_a_url(workspace):
+    tmp_path, instance = workspace
+    assert materialize(tmp_path, instance, data="memory://policyalign").success
+    data = location("memory://policyalign")
+    checkpoint = json.loads(
+        (data / "assets/distilled_checkpoint/medical/general-conduct.json").read_bytes()
+    )
+    assert {f.name for f in (data / checkpoint["path"]).iterdir()} == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "training.parquet",
+        "checkpoint.json",
+    }
+    assert {f.name for f in (data / "reports/general-conduct/medical").iterdir()} == {
+        "report.html",
+        "report.json",
+        "figures.parquet",
+        "benchmarks.parquet",
+        "cases.parquet",
+        "benchmark_cases.parquet",
+    }
+    assert "violations" in show(KEY, data) and not (tmp_path / "data").exists()
+
+
+def test_a_wrong_input_of_a_process_fails_in_plain_words_and_is_not_tried_again(workspace):
+    tmp_path, instance = workspace
+    overrides = {**QUICK, "model": {"id": str(tmp_path / "no-such-model")}}
+    result = materialize(
+        tmp_path,
+        instance,
+        STAGES[:2],
+        overrides=overrides,
+        raise_on_error=False,
+        launcher=Subprocess(),
+    )
+    message = result.failure_data_for_node("violating_instructions").user_failure_data.description
+    assert "no-such-model" in message and "cannot be loaded" in message and "Mend:" in message
+    assert not any(e.is_step_up_for_retry for e in result.all_events)
+
+
+def test_a_killed_process_is_tried_once_more(workspace, monkeypatch):
+    tmp_path, instance = workspace
+    monkeypatch.setattr(launchers, "run_guarded", lambda *_: 137)
+    result = materialize(
+        tmp_path, instance, STAGES[:2], raise_on_error=False, launcher=Subprocess()
+    )
+    assert sum(e.is_step_up_for_retry for e in result.all_events) == 1
+    (failed,) = [e for e in result.all_events if e.is_step_failure]
+    assert "ended by SIGKILL" in str(failed.step_failure_data.error)
+
+
+def test_each_stage_can_be_redone_alone_with_the_same_result(workspace):
+    tmp_path, instance = workspace
+    materialize(tmp_path, instance, STAGES[:4])
+    versions = {}
+    for _ in range(2):
+        for stage in STAGES[:4]:
+            materialize(tmp_path, instance, [stage])
+            tags = instance.get_latest_materialization_event(stage.key).asset_materialization.tags
+            versions.setdefault(stage.key, set()).add(tags["dagster/data_version"])
+    assert all(len(v) == 1 for v in versions.values()), versions
+
+
+def test_a_domain_that_the_policy_does_not_name_fails_in_plain_words(workspace):
+    tmp_path, instance = workspace
+    result = materialize(
+        tmp_path, instance, STAGES[:1], key="medical|computer-use-agent", raise_on_error=False
+    )
+    assert not result.success
+    message = result.failure_data_for_node("policy_document").user_failure_data.description
+    assert (
+        "computer-use-agent" in message and "does not apply to" in message and "general" in message
+    )
+
+
+@pytest.mark.skipif(
+    "TEST_RAY_ADDRESS" not in os.environ, reason="needs a Ray cluster: docs/deploy.md"
+)
+def test_a_stage_as_a_job_of_a_ray_cluster(workspace):
+    tmp_path, instance = workspace
+    ray = RayJobs(
+        address=os.environ["TEST_RAY_ADDRESS"],
+        exchange=str(tmp_path / "exchange"),
+        python=sys.executable,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    result = materialize(tmp_path, instance, STAGES[:2], launcher=ray)
+    on_ray = instance.get_latest_materialization_event(
+        assets.violating_instructions.key
+    ).asset_materialization
+    materialize(tmp_path, instance, [assets.violating_instructions])
+    here = instance.get_latest_materialization_event(
+        assets.violating_instructions.key
+    ).asset_materialization
+    assert (
+        unhurried(on_ray) == unhurried(here)
+        and on_ray.tags["dagster/data_version"] == here.tags["dagster/data_version"]
+    )
+    assert any(
+        e.message.startswith("rule ") or "C1" in e.message for e in instance.all_logs(result.run_id)
+    )  # its progress, live
+    assert list((tmp_path / "exchange").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("medical|nope", "'nope' is not registered"),
+        ("cooking|general-conduct", "the domains are medical"),
+        ("general-conduct", "write <domain>|<policy>"),
+    ],
+)
+def test_an_unknown_partition_is_answered_in_plain_words(workspace, key, words):
+    tmp_path, instance = workspace
+    with pytest.raises(click.ClickException, match=re.escape(words)):
+        materialize(tmp_path, instance, STAGES[:1], key=key)
+
+
+def test_the_command_line_says_how_to_register_a_policy(tmp_path):
+    done = run(
+        "-m",
+        "dagster",
+        "asset",
+        "materialize",
+        "-m",
+        "policyalign_assets.definitions",
+        "--select",
+        "policy_document",
+        "--partition",
+        KEY,
+        DAGSTER_HOME=str(tmp_path),
+    )
+    assert (
+        done.returncode == 1
+        and "Traceback" not in done.stderr
+        and "--select policy_catalog" in done.stderr
+    )
+
+
+def test_a_wrong_setting_is_refused_before_the_first_stage(workspace):
+    tmp_path, instance = workspace
+    result = materialize(
+        tmp_path, instance, overrides={"distillation": {"steps": 0}}, raise_on_error=False
+    )
+    assert not result.success
+    assert not any(e.is_step_start for e in result.all_events) and not (tmp_path / "data").exists()
+
+
+def test_the_catalog_registers_every_policy_folder(workspace):
+    tmp_path, instance = workspace
+    (tmp_path / "policies" / "new-policy").mkdir()
+    (tmp_path / "policies" / "new-policy" / "policy.md").write_text(
+        (ROOT / "policies/computer-use-agent/policy.md").read_text()
+    )
+    materialize(tmp_path, instance, [assets.policy_catalog], key=None)
+    assert "new-policy" in instance.get_dynamic_partitions("policy")
+
+
+def run(*args: str, **environ: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *args],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environ},
+    )
+
+
+def test_definitions_load_without_the_heavy_libraries():
+    loaded = run(
+        "-c",
+        "import policyalign_assets.definitions, sys; "
+        "print(sorted({'torch', 'transformers', 'peft', 'vllm', 'matplotlib', 'duckdb', 'scipy', 'pandas',"
+        " 'lm_eval', 'inspect_ai', 'openai', 'statsmodels', 'datasketch', 'datasets'} & set(sys.modules)))",
+    )
+    assert loaded.stdout.strip() == "[]", loaded.stdout + loaded.stderr
+
+
+def test_definitions_validate():
+    done = run("-m", "dagster", "definitions", "validate", "-m", "policyalign_assets.definitions")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        (
+            "POLICYALIGN_DISTILLATION__STEPS",
+            "abc",
+            "distillation.steps: Input should be a valid integer",
+        ),
+        (
+            "POLICYALIGN_DISTILATION__STEPS",
+            "60",
+            "POLICYALIGN_DISTILATION__STEPS='60' names no setting",
+        ),
+        ("POLICYALIGN_PROFILE", "gpt", "profile 'gpt' does not exist"),
+        ("POLICYALIGN_LAUNCHER", "slurm", "POLICYALIGN_LAUNCHER='slurm' names no launcher"),
+    ],
+)
+def test_a_wrong_setting_of_the_environment_is_answered_in_plain_words(
+    tmp_path, name, value, words
+):
+    done = run(
+        "-m",
+        "dagster",
+        "asset",
+        "list",
+        "-m",
+        "policyalign_assets.definitions",
+        DAGSTER_HOME=str(tmp_path),
+        **{name: value},
+    )
+    assert (
+        done.returncode == 1
+        and words in done.stderr
+        and name in done.stderr
+        and "Traceback" not in done.stdout + done.stderr
+    )
+
+
+def test_the_ui_is_told_the_plain_words_too():
+    done = run(
+        "-m",
+        "dagster",
+        "definitions",
+        "validate",
+        "-m",
+        "policyalign_assets.definitions",
+        POLICYALIGN_DISTILLATION__STEPS="abc",
+    )
+    assert (
+        done.returncode == 1
+        and "distillation.steps: Input should be a valid integer" in done.stdout + done.stderr
+    )
+
+
+def test_what_is_read_from_outside_stands_in_the_graph():
+    graph = definitions.defs.resolve_asset_graph()
+    outside = {
+        "generations": {"base_model", "public_benchmarks"},
+        "judgements": {"judge"},
+        "distilled_checkpoint": {"base_model"},
+    }
+    for stage, names in outside.items():
+        parents = {k.to_user_string() for k in graph.get(dg.AssetKey(stage)).parent_keys}
+        assert names <= parents and not any(
+            graph.get(dg.AssetKey(name)).is_materializable for name in names
+        )
+
+
+def test_the_methods_modules_import_no_dagster():
+    """They can be used from a notebook."""
+    modules = [
+        ".".join(p.relative_to(ROOT).with_suffix("").parts)
+        for p in (ROOT / "policyalign_assets").rglob("*.py")
+        if "orchestration" not in p.parts
+        and p.name not in ("definitions.py", "__init__.py", "inspect_tasks.py")
+    ]  # the last needs an extra
+    done = run(
+        "-c",
+        f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; print('dagster' in sys.modules)",
+    )
+    assert done.stdout.strip() == "False", done.stdout + done.stderr
