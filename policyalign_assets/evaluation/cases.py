@@ -31,6 +31,8 @@ class TestCase:
     wrapped: bool
     prompt: str
     expected: str
+    # What cases that resemble each other share, such as the action that they ask for
+    cluster: str | None = None
 
 
 def heldout_cases(instructions: pa.Table) -> list[TestCase]:
@@ -57,6 +59,7 @@ def heldout_cases(instructions: pa.Table) -> list[TestCase]:
                 row["style"] is not None,
                 row["text"],
                 "",
+                row["cluster"],
             )
         )
     return cases

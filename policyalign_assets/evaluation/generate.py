@@ -30,11 +30,11 @@ from policyalign_assets.evaluation.lm_eval_harness import (
     answered_correctly,
     installed,
 )
+from policyalign_assets.evaluation.suites import ARMS
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import EvaluationSettings
 from policyalign_assets.tables import GENERATIONS
 
-ARMS = ("base", "base_policy", "aligned", "aligned_policy")
 TOO_LONG = "the request does not fit into the model's context"
 
 Row = dict[str, Any]
@@ -102,7 +102,8 @@ def generate(
         ([*cases], all_at_once),
         ([*free], what_fits),
     ]
-    for arms, unopened in ((ARMS[:2], base), (ARMS[2:], aligned)):
+    of_base, of_aligned = tuple(ARMS)[:2], tuple(ARMS)[2:]
+    for arms, unopened in ((of_base, base), (of_aligned, aligned)):
         model = replace(unopened, engine=cache(unopened.engine))  # loaded at most once for both
         for arm in arms:
             system = policy.prompt_text if arm.endswith("_policy") else None
@@ -229,6 +230,7 @@ def _about(case: AnyCase) -> Row:
             "suite": case.suite,
             "rule_id": case.rule_id,
             "wrapped": case.wrapped,
+            "cluster": case.cluster,
             "reference": case.expected or None,
             "scoring": "text" if case.expected else "judge",
         }

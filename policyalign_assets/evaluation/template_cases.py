@@ -23,8 +23,6 @@ from policyalign_assets.synthesis.duplicates import normalize
 from policyalign_assets.synthesis.firewall import Firewall
 from policyalign_assets.world.world import UNCOVERED_KINDS, Action, Case, World, WorldPolicy
 
-SUITES = ("violations", "violations_wrapped", "twins", "uncovered", "capability")
-
 
 def build_cases(
     policy: PolicyDocument, settings: EvaluationSettings, exclude: Collection[str] = ()
@@ -64,6 +62,7 @@ def build_cases(
                     case.wrapped,
                     case.request,
                     case.expected,
+                    case.action.text if case.action else None,
                 )
             )
         return cases
