@@ -57,8 +57,8 @@ class BenchmarkRun:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the rows of a table of answers do not say; kept in its schema metadata (ASKED).
+class GenerationsInfo:
+    """What the rows of a table of answers do not say; kept in its schema metadata (GENERATIONS_INFO).
 
     settings: by section.
     """

@@ -26,8 +26,8 @@ NO_CORRECTNESS = (
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What the rows of a table of judgements do not say; kept in its schema metadata (JUDGED).
+class JudgementsInfo:
+    """What the rows of a table of judgements do not say; kept in its schema metadata (JUDGEMENTS_INFO).
 
     answers: hash of the answers that were judged.
     judge: the judge's description.
