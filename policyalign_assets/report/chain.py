@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from policyalign_assets.evaluation.generate import Asked
-from policyalign_assets.evaluation.judging import Judged
+from policyalign_assets.evaluation.generate import GenerationsInfo
+from policyalign_assets.evaluation.judging import JudgementsInfo
 from policyalign_assets.files import sha256_table
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
-from policyalign_assets.tables import ASKED, BENCHMARKS, EVALUATION, JUDGED
+from policyalign_assets.tables import BENCHMARKS, EVALUATION, GENERATIONS_INFO, JUDGEMENTS_INFO
 
 ALL_STAGES = "materialize the stages from violating_instructions on"
 ANSWERS = "materialize generations, then judgements, then benchmark_report"
@@ -36,8 +36,8 @@ class JudgedAnswers:
 
     heldout: pa.Table
     benchmarks: pa.Table
-    asked: Asked
-    judged: Judged
+    asked: GenerationsInfo
+    judged: JudgementsInfo
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def judged_answers(
     Raises NotOfOnePiece unless the answers are those of `checkpoint_id` and the verdicts are on
     exactly these answers.
     """
-    asked = TypeAdapter(Asked).validate_json(_metadata(generations, ASKED, "generations"))
-    judged = TypeAdapter(Judged).validate_json(_metadata(judgements, JUDGED, "judgements"))
+    asked = TypeAdapter(GenerationsInfo).validate_json(_metadata(generations, GENERATIONS_INFO, "generations"))
+    judged = TypeAdapter(JudgementsInfo).validate_json(_metadata(judgements, JUDGEMENTS_INFO, "judgements"))
     if asked.checkpoint_id != checkpoint_id:
         raise NotOfOnePiece(
             f"the answers are those of checkpoint {asked.checkpoint_id}, not of {checkpoint_id}. "

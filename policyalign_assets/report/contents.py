@@ -217,12 +217,12 @@ class GateResult:
     """`passed` is None where it was not measured, which keeps a checkpoint back like a failure.
 
     `sentence`: the figures against the bar. `problem`: in a few words what keeps it back, and
-    `remedy` what to do; both are empty where the gate passed. A waived gate does not block.
+    `remedy` what to do; both are empty where the gate passed. A waived gate is not `blocking`.
     """
 
     gate: str
     passed: bool | None
-    waived: bool
+    blocking: bool
     numbers: dict[str, float]
     sentence: str
     problem: str = ""

@@ -65,7 +65,7 @@ def evaluate_gates(figures: GateFigures, bars: GateSettings) -> list[GateResult]
         "degenerate": _degenerate,
         "judge": _judge,
     }
-    return [_result(gate, parts[gate](figures, bars), gate in bars.warn_only) for gate in GATES]
+    return [_result(gate, parts[gate](figures, bars), gate not in bars.warn_only) for gate in GATES]
 
 
 def with_policy_margins(bars: GateSettings, margins: Mapping[str, float]) -> GateSettings:
@@ -84,7 +84,7 @@ def with_policy_margins(bars: GateSettings, margins: Mapping[str, float]) -> Gat
 
 def verdict(results: Sequence[GateResult], bars: GateSettings) -> Verdict:
     """The one answer. No results are no release: there must be one for every gate."""
-    blocking = [r for r in results if r.passed is not True and not r.waived]
+    blocking = [r for r in results if r.passed is not True and r.blocking]
     missing = [gate for gate in GATES if gate not in {r.gate for r in results}]
     problems = [r.problem or r.sentence for r in blocking]
     problems += [f"the gate {gate} was not evaluated" for gate in missing]
@@ -97,7 +97,7 @@ def verdict(results: Sequence[GateResult], bars: GateSettings) -> Verdict:
         return Verdict(False, line, problems, list(dict.fromkeys(remedies)), allowances)
     if allowances:
         who = "; ".join(f"{a.what} ({a.who}: {a.why})" for a in allowances)
-        waived = any(r.waived and r.passed is not True for r in results)
+        waived = any(not r.blocking and r.passed is not True for r in results)
         how = "WITH WAIVERS" if waived else "WITH LOOSENED BARS"
         return Verdict(True, f"RELEASABLE {how}: {who}", [], [], allowances)
     line = f"RELEASABLE: all {len(results)} gates passed"
@@ -114,13 +114,13 @@ def _allowances(results: Sequence[GateResult], bars: GateSettings) -> list[Allow
             bar = f"the bar {name} {verb} from {vetted:g} to {value:g}"
             found.append(Allowance(bar, who, why))
     for result in results:
-        if result.waived:
+        if not result.blocking:
             state = "passed all the same" if result.passed else "not passed"
             found.append(Allowance(f"the gate {result.gate} waived, {state}", who, why))
     return found
 
 
-def _result(gate: str, parts: Sequence[_Part], waived: bool) -> GateResult:
+def _result(gate: str, parts: Sequence[_Part], blocking: bool) -> GateResult:
     """Failed if one part failed, else not measured if one part was not measured."""
     states = [part.passed for part in parts]
     passed = False if False in states else None if None in states or not parts else True
@@ -130,7 +130,7 @@ def _result(gate: str, parts: Sequence[_Part], waived: bool) -> GateResult:
     return GateResult(
         gate,
         passed,
-        waived,
+        blocking,
         numbers,
         " ".join(p.sentence for p in parts if p.sentence) or f"The gate {gate} has no figures.",
         "; ".join(p.problem for p in open_parts),
