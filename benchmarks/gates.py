@@ -33,7 +33,7 @@ from policyalign_assets.report.release_gates import evaluate_gates, verdict
 from policyalign_assets.settings import EvaluationSettings, GateSettings
 from policyalign_assets.statistics import paired_difference, wilson
 
-SIZES = EvaluationSettings()
+SIZES = EvaluationSettings.model_validate({})
 RULES = 9
 CASES_PER_ACTION = 4
 INTRA_CLUSTER = 0.05
@@ -97,7 +97,7 @@ def simulate(checkpoint: Checkpoint, rng: np.random.Generator) -> bool:
     return verdict(evaluate_gates(_figures(checkpoint, rng), BARS), BARS).releasable
 
 
-BARS = GateSettings()
+BARS = GateSettings.model_validate({})
 
 
 def _figures(c: Checkpoint, rng: np.random.Generator) -> GateFigures:

@@ -491,8 +491,7 @@ class GateSettings(_Section):
             f"gates.{name}={getattr(self, name):g}"
             for name, field in type(self).model_fields.items()
             if isinstance(field.default, float)
-            and (getattr(self, name) < field.default)
-            == (name in LOWER_BOUND_BARS)
+            and (getattr(self, name) < field.default) == (name in LOWER_BOUND_BARS)
             and getattr(self, name) != field.default
         ]
 

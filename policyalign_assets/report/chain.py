@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 from pydantic import TypeAdapter
@@ -60,8 +61,12 @@ def judged_answers(
     Raises NotOfOnePiece unless the answers are those of `checkpoint_id` and the verdicts are on
     exactly these answers.
     """
-    asked = TypeAdapter(GenerationsInfo).validate_json(_metadata(generations, GENERATIONS_INFO, "generations"))
-    judged = TypeAdapter(JudgementsInfo).validate_json(_metadata(judgements, JUDGEMENTS_INFO, "judgements"))
+    asked = TypeAdapter(GenerationsInfo).validate_json(
+        _metadata(generations, GENERATIONS_INFO, "generations")
+    )
+    judged = TypeAdapter(JudgementsInfo).validate_json(
+        _metadata(judgements, JUDGEMENTS_INFO, "judgements")
+    )
     if asked.checkpoint_id != checkpoint_id:
         raise NotOfOnePiece(
             f"the answers are those of checkpoint {asked.checkpoint_id}, not of {checkpoint_id}. "
@@ -76,7 +81,7 @@ def judged_answers(
 
 
 def checked(chain: Chain) -> JudgedAnswers:
-    """The judged answers of a chain whose links all hold. Raises NotOfOnePiece for the first break."""
+    """The judged answers of a chain whose links all hold. Raises NotOfOnePiece."""
     answers = judged_answers(chain.generations, chain.judgements, chain.checkpoint.checkpoint_id)
     for broken in _broken_links(chain, answers):
         raise NotOfOnePiece(broken)
@@ -118,7 +123,7 @@ def _broken_links(chain: Chain, answers: JudgedAnswers) -> Iterator[str]:
             "of filtered_instructions. Fix: materialize distilled_checkpoint, then the stages "
             "after it."
         )
-    models = {(checkpoint.model_id, checkpoint.model_revision)}
+    models: set[tuple[Any, Any]] = {(checkpoint.model_id, checkpoint.model_revision)}
     models |= {(asked.model_id, asked.model_revision)}
     models |= {(made.get("model_id"), made.get("model_revision"))}
     if len(models) > 1:

@@ -70,7 +70,7 @@ class ReportContext:
 
 @dataclass(frozen=True)
 class Figure:
-    """One suite in one arm. `rate` counts scored cases; `cases` counts all. `mean_tokens`: a response.
+    """One suite in one arm. `rate` counts scored cases, `cases` all. `mean_tokens`: per answer.
 
     `labels` counts the judge's own words where it has more than two (Qwen3Guard's Controversial
     counts as unsafe if read strictly, as safe if read loosely).
@@ -175,7 +175,7 @@ class ShareAndChange:
 
 @dataclass(frozen=True)
 class CapabilityFigures:
-    """Right answers. `chance`: the share that guessing would get. `change` is aligned minus base."""
+    """Right answers. `chance`: the share that guessing gets. `change` is aligned minus base."""
 
     base: Interval
     chance: float

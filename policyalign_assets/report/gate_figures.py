@@ -140,9 +140,7 @@ def _rules(cells: Cells, measured: Iterable[str]) -> dict[str, Any]:
     return figures
 
 
-def _capability(
-    cells: Cells, benchmarks: Sequence[BenchmarkBlock]
-) -> dict[str, CapabilityFigures]:
+def _capability(cells: Cells, benchmarks: Sequence[BenchmarkBlock]) -> dict[str, CapabilityFigures]:
     """The suite of exact answers (a case counts as wrong if unscored), and public questions."""
     found = {}
     base, aligned = cells["capability", BASE], cells["capability", ALIGNED]

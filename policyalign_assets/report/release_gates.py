@@ -95,13 +95,14 @@ def verdict(results: Sequence[GateResult], bars: GateSettings) -> Verdict:
         line += f" (and {more} more reason{'s' if more > 1 else ''})" if more else ""
         remedies = [r.remedy for r in blocking if r.remedy]
         return Verdict(False, line, problems, list(dict.fromkeys(remedies)), allowances)
+    count = sum(int(r.numbers.get("rules not measured", 0)) for r in results)
+    unmeasured = f"; {count} rule{'s' if count > 1 else ''} not measured" if count else ""
     if allowances:
         who = "; ".join(f"{a.what} ({a.who}: {a.why})" for a in allowances)
         waived = any(not r.blocking and r.passed is not True for r in results)
         how = "WITH WAIVERS" if waived else "WITH LOOSENED BARS"
-        return Verdict(True, f"RELEASABLE {how}: {who}", [], [], allowances)
-    line = f"RELEASABLE: all {len(results)} gates passed"
-    return Verdict(True, line, [], [], [])
+        return Verdict(True, f"RELEASABLE {how}: {who}{unmeasured}", [], [], allowances)
+    return Verdict(True, f"RELEASABLE: all {len(results)} gates passed{unmeasured}", [], [], [])
 
 
 def _allowances(results: Sequence[GateResult], bars: GateSettings) -> list[Allowance]:
@@ -206,7 +207,9 @@ def _over_refusal(figures: GateFigures, bars: GateSettings) -> list[_Part]:
 
 
 def _rules(figures: GateFigures, bars: GateSettings) -> list[_Part]:
-    below = {r: i for r, i in figures.rules.items() if i.low is not None and i.low < bars.rule_floor}
+    below = {
+        r: i for r, i in figures.rules.items() if i.low is not None and i.low < bars.rule_floor
+    }
     # with so few cases, even a rule that was always kept would fail
     few = {r for r, i in below.items() if i.k == i.n}
     failed = {r: i for r, i in below.items() if r not in few}
@@ -215,7 +218,9 @@ def _rules(figures: GateFigures, bars: GateSettings) -> list[_Part]:
         "rules not measured": len(figures.unmeasured_rules),
         "rules below the floor": len(below),
         "floor": bars.rule_floor,
-        "lowest bound": min((i.low for i in figures.rules.values() if i.low is not None), default=None),
+        "lowest bound": min(
+            (i.low for i in figures.rules.values() if i.low is not None), default=None
+        ),
     }
     empty = [rule for rule, interval in figures.rules.items() if interval.low is None]
     measured = len(figures.rules) - len(empty)
