@@ -130,8 +130,10 @@ def _odd(word: str) -> bool:
     low = word.casefold()
     letters = [c for c in low if c.isalpha()]
     vowels = sum(c in _VOWELS for c in letters)
-    if len(letters) > 34 or (len(letters) > 2 and vowels == 0):
-        return not word.isupper()
+    if len(letters) > 34:
+        return True
+    if len(letters) > 2 and vowels == 0 and not word.isupper():
+        return len(letters) > 4 or not {"r", "l"} & set(letters)  # Czech: "prst", "vlk"
     if re.search(r"[^\Waeiouyäöüåæøáéíóúàèìòùâêîôûëïı\d_]{7,}", low):
         return True
     inner = sum(a.islower() and b.isupper() for a, b in zip(word, word[1:], strict=False))
@@ -204,7 +206,7 @@ def languages(text: str) -> dict[str, float]:
 
 
 # ---- cut -----------------------------------------------------------------------------------------
-_ENDS = re.compile(r"""(?:[.!?…。！？।؟:;)\]}"'”’»」』>|`*_~—%°€$]|[\U0001F000-\U0001FAFF\u2600-\u27BF]️?)\s*\Z""")
+_ENDS = re.compile(r"""(?:[.!?…。！？।؟;)\]}"'”’»」』>|`*_~—%°€$]|[\U0001F000-\U0001FAFF\u2600-\u27BF]️?)\s*\Z""")
 _ITEM = re.compile(r"^\s*(?:[-*•·–+]|\(?\d{1,3}[.):]|[a-z][.)])\s+\S|^\s*#|^\s*\|", re.IGNORECASE)
 
 

@@ -19,14 +19,14 @@ _OPEN = re.compile(
 
 
 @dataclass(frozen=True)
-class Spoken:
+class WithoutThinking:
     """`answer`: what follows the reasoning. `closed`: False where the reasoning never ends."""
 
     answer: str
     closed: bool
 
 
-def spoken(text: str) -> Spoken:
+def without_thinking(text: str) -> WithoutThinking:
     """Drops everything up to the last end of a reasoning block; many templates open the block
     themselves, so an end without a beginning counts too."""
     end = 0
@@ -34,5 +34,5 @@ def spoken(text: str) -> Spoken:
         end = match.end()
     rest = text[end:]
     if _OPEN.match(rest):
-        return Spoken("", closed=False)
-    return Spoken(rest.strip(), closed=True)
+        return WithoutThinking("", closed=False)
+    return WithoutThinking(rest.strip(), closed=True)
