@@ -16,9 +16,9 @@ from pathlib import Path
 
 import yaml
 
-EMPTY = "the answer is empty"
-REPEATS = "the answer repeats itself"
-GIBBERISH = "the answer is gibberish"
+EMPTY = "empty response"
+REPEATS = "the response repeats itself"
+GIBBERISH = "the response is gibberish"
 
 WORDS_FILE = Path(__file__).with_name("function_words.yaml")
 READ = 20_000  # characters
