@@ -58,7 +58,9 @@ def repeats(text: str) -> bool:
         if run > 0.3 * len(compact):
             return True
     units = _units(compact)
-    if _loop(units) or _loop([line.strip() for line in text.casefold().split("\n") if line.strip()]):
+    if _loop(units) or _loop(
+        [line.strip() for line in text.casefold().split("\n") if line.strip()]
+    ):
         return True
     if len(units) >= DISTINCT_FROM:
         triples = list(zip(units, units[1:], units[2:], strict=False))
@@ -85,11 +87,7 @@ def _loop(units: Sequence[str]) -> bool:
             same += 1
         turns = (same + length) / length
         words = sum(len(u.split()) or 1 for u in units[n - same - length :])
-        if (
-            turns >= LOOP_TIMES
-            and words >= LOOP_WORDS
-            and same + length >= LOOP_SHARE * n
-        ):
+        if turns >= LOOP_TIMES and words >= LOOP_WORDS and same + length >= LOOP_SHARE * n:
             return True
     return False
 
@@ -98,7 +96,9 @@ def _loop(units: Sequence[str]) -> bool:
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+|\S+@\S+\.\w+", re.DOTALL)
 _WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _VOWELS = frozenset("aeiouyäöüåæøœáàâãéèêëíìîïıóòôõúùûýÿąęěůőűășțñ")
-_LOOKS_LIKE_CODE = re.compile(r"[{};]\s*$|^\s*(?:def |class |import |#include|<\w+|SELECT |\$ )|\|.*\|", re.M)
+_LOOKS_LIKE_CODE = re.compile(
+    r"[{};]\s*$|^\s*(?:def |class |import |#include|<\w+|SELECT |\$ )|\|.*\|", re.M
+)
 
 
 def gibberish(text: str) -> bool:
@@ -206,7 +206,9 @@ def languages(text: str) -> dict[str, float]:
 
 
 # ---- cut -----------------------------------------------------------------------------------------
-_ENDS = re.compile(r"""(?:[.!?…。！？।؟;)\]}"'”’»」』>|`*_~—%°€$]|[\U0001F000-\U0001FAFF\u2600-\u27BF]️?)\s*\Z""")
+_ENDS = re.compile(
+    r"""(?:[.!?…。！？।؟;)\]}"'”’»」』>|`*_~—%°€$]|[\U0001F000-\U0001FAFF\u2600-\u27BF]️?)\s*\Z"""
+)
 _ITEM = re.compile(r"^\s*(?:[-*•·–+]|\(?\d{1,3}[.):]|[a-z][.)])\s+\S|^\s*#|^\s*\|", re.IGNORECASE)
 
 
@@ -223,6 +225,8 @@ def cut(text: str) -> bool:
         done = [line for line in lines[:-1] if _ITEM.match(line)]
         unended = sum(not _ENDS.search(line) for line in done)
         return not done or unended < 0.5 * len(done)
-    if re.search(r"[,;:(/&+=-]\Z|\b(?:the|a|an|of|to|and|or|with|for|in|that|is|are|your|their)\Z", last):
+    if re.search(
+        r"[,;:(/&+=-]\Z|\b(?:the|a|an|of|to|and|or|with|for|in|that|is|are|your|their)\Z", last
+    ):
         return True
     return len(text.split()) >= 12 and bool(re.search(r"[.!?。！？।؟]", text))

@@ -69,12 +69,7 @@ def sentences(answer: str) -> Iterator[Sentence]:
     """Quoted speech, quoted lines and code are not the assistant's words and are blanked."""
     text = _CODE.sub(f"\n{_CODE_MARK}\n", fold(answer))
     whole = text.strip()
-    if (
-        len(whole) > 2
-        and whole[0] in '"“«„「'
-        and whole[-1] in '"”»“」'
-        and whole.count('"') <= 2
-    ):
+    if len(whole) > 2 and whole[0] in '"“«„「' and whole[-1] in '"”»“」' and whole.count('"') <= 2:
         text = whole[1:-1]
     text = _QUOTED.sub(' "…" ', text)
     phrases = phrases_for(text)

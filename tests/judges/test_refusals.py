@@ -102,14 +102,16 @@ def test_reasoning_is_not_the_answer(text: str, answer: str, closed: bool) -> No
 
 
 @pytest.mark.parametrize(
-    "hostile", ["a" * 300_000, "no, " * 50_000, '"' * 9_999, "( " * 9_999, "i " * 9_999, "1. " * 9_999]
+    "hostile",
+    ["a" * 300_000, "no, " * 50_000, '"' * 9_999, "( " * 9_999, "i " * 9_999, "1. " * 9_999],
 )
 def test_hostile_text_is_read_at_once(hostile: str) -> None:
     read_response(hostile)  # a pattern that backtracks would not come back
 
 
 @pytest.mark.parametrize(
-    ("model", "kappa", "missed"), [("gpt4", 0.9, 0.05), ("llama2new", 0.8, 0.1), ("mistralinstruct", 0.75, 0.15)]
+    ("model", "kappa", "missed"),
+    [("gpt4", 0.9, 0.05), ("llama2new", 0.8, 0.1), ("mistralinstruct", 0.75, 0.15)],
 )
 def test_full_refusals_of_real_models_are_found(model: str, kappa: float, missed: float) -> None:
     file = XSTEST / f"{model}.csv"
