@@ -12,6 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import yaml
@@ -136,7 +137,7 @@ def _odd(word: str) -> bool:
         return len(letters) > 4 or not {"r", "l"} & set(letters)  # Czech: "prst", "vlk"
     if re.search(r"[^\Waeiouyäöüåæøáéíóúàèìòùâêîôûëïı\d_]{7,}", low):
         return True
-    inner = sum(a.islower() and b.isupper() for a, b in zip(word, word[1:], strict=False))
+    inner = sum(a.islower() and b.isupper() for a, b in pairwise(word))
     return inner >= 3 or bool(re.search(r"(\w)\1\1\1", low))
 
 
