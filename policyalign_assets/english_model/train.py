@@ -96,7 +96,9 @@ class Worker:
         for tensor in model.lora.values():
             tensor.data.share_memory_()
         self.here, there = mp.get_context("fork").Pipe()
-        self.process = mp.get_context("fork").Process(target=self._serve, args=(there,), daemon=True)
+        self.process = mp.get_context("fork").Process(
+            target=self._serve, args=(there,), daemon=True
+        )
         self.process.start()
 
     def _serve(self, pipe) -> None:
@@ -106,7 +108,13 @@ class Worker:
             for name in self.names:
                 self.model.lora[name].grad = None
             out = study(
-                self.model, self.encoder, lesson, LAYERS, self.stage.looking, self.stage.answering, whole
+                self.model,
+                self.encoder,
+                lesson,
+                LAYERS,
+                self.stage.looking,
+                self.stage.answering,
+                whole,
             )
             (out.loss / 2).backward()
             for name in self.names:
@@ -236,7 +244,9 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="folder of the base model; default: smollm2")
     parser.add_argument("--stage", choices=sorted(STAGES), default="look")
     parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--rules", type=int, nargs=2, default=(2, 4), help="fewest and most of a policy")
+    parser.add_argument(
+        "--rules", type=int, nargs=2, default=(2, 4), help="fewest and most of a policy"
+    )
     parser.add_argument("--violations", type=int, default=5, help="of each policy of a pair")
     parser.add_argument("--allowed", type=int, default=3, help="twins and neighbours of a policy")
     parser.add_argument("--rate", type=float, help="learning rate; default: the stage's")
@@ -244,7 +254,9 @@ def main() -> None:
     parser.add_argument("--first-layer", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--evaluate-every", type=int, default=100)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[3], help="rules of evaluated policies")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[3], help="rules of evaluated policies"
+    )
     parser.add_argument("--export", type=Path, help="write the adapter into this folder and end")
     options = parser.parse_args()
     if options.export:
