@@ -44,7 +44,10 @@ class _Section(BaseModel):
 
 
 class ModelSettings(_Section):
-    id: str = Field(BUNDLED, description="`bundled`, `english`, `smollm2`, a local folder, a GGUF file, or a hub id")
+    id: str = Field(
+        BUNDLED,
+        description="`bundled`, `english`, `smollm2`, a local folder, a GGUF file, or a hub id",
+    )
     revision: str | None = Field(
         None, description="pinned hub revision (commit); none for local folders"
     )
