@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from policyalign_assets.engine.revision import local_revision
 from policyalign_assets.engine.derived_models import sources_of
+from policyalign_assets.engine.revision import local_revision
 from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
 from policyalign_assets.evaluation.benchmarks import manifest, version_of
 from policyalign_assets.settings import BUNDLED, EvaluationSettings, ModelSettings, Settings
