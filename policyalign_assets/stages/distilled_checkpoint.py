@@ -10,7 +10,7 @@ import pyarrow as pa
 from policyalign_assets.distillation.anchors import anchors
 from policyalign_assets.distillation.batches import training_mix
 from policyalign_assets.distillation.checkpoint import publish
-from policyalign_assets.distillation.processes import ALONE, Processes
+from policyalign_assets.distillation.processes import SINGLE_PROCESS, Processes
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.generation.opening import opened_vllm
 from policyalign_assets.engine.loading import load_model
@@ -32,7 +32,7 @@ def train(
     work: Work,
     policy_document: PolicyDocument,
     filtered_instructions: pa.Table,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Made | None:
     """In this process, which may be one of several: nothing comes back from those that are not the main one."""
     settings = work.settings

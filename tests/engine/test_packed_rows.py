@@ -16,7 +16,7 @@ from transformers import (
 
 from policyalign_assets.distillation.adapters import add_adapters, student_parameters
 from policyalign_assets.distillation.gradient_checkpointing import checkpointed
-from policyalign_assets.engine.forward.protocol import ModelForward
+from policyalign_assets.engine.forward.modules import ModelForward
 from policyalign_assets.engine.forward.scoring import prompt_prefix, response_hidden
 from policyalign_assets.settings import DistillationSettings
 

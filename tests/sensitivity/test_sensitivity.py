@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 from helpers import answer, medical_policy, one_thread
+from policyalign_assets.sensitivity.parts import Parts
 
 from policyalign_assets.engine.base import Generation, PromptTooLong, chat
 from policyalign_assets.engine.chat import render
@@ -14,7 +15,6 @@ from policyalign_assets.engine.generation.transformers_engine import Transformer
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.sensitivity.divergences import token_divergences
-from policyalign_assets.sensitivity.parts import Parts
 from policyalign_assets.sensitivity.score import score_instructions
 from policyalign_assets.settings import ModelSettings, SensitivitySettings
 from policyalign_assets.tables import INSTRUCTIONS, SENSITIVITY
