@@ -83,12 +83,13 @@ def publish(
         )
         pq.write_table(training, aside / TRAINING_FILE)
         (aside / CARD).write_text(json.dumps(asdict(checkpoint), indent=2, sort_keys=True))
-        if is_local(folder):
-            with new_directory(folder / checkpoint_id) as final:
+        target = folder / checkpoint_id
+        if isinstance(target, Path):
+            with new_directory(target) as final:
                 for file in aside.iterdir():
                     shutil.move(file, final / file.name)
-        elif not (folder / checkpoint_id / CARD).exists():
-            upload(aside, folder / checkpoint_id, last=CARD)
+        elif not (target / CARD).exists():
+            upload(aside, target, last=CARD)
     return checkpoint
 
 

@@ -26,8 +26,6 @@ from policyalign_assets.synthesis.duplicates import normalize
 from policyalign_assets.synthesis.firewall import Firewall
 from policyalign_assets.world.world import UNCOVERED_KINDS, Action, Case, World, WorldPolicy
 
-SUITES = ("violations", "violations_wrapped", "twins", "uncovered", "capability")
-
 
 class NoCases(ValueError):
     """The policy has no rule that cases can be written for."""
@@ -42,6 +40,9 @@ class TestCase:
     wrapped: bool
     prompt: str
     expected: str  # exact answer; only for capability
+    cluster: str | None = (
+        None  # the action that is asked for: cases of one action resemble each other
+    )
 
 
 def build_cases(
@@ -79,6 +80,7 @@ def build_cases(
                     case.wrapped,
                     case.request,
                     case.expected,
+                    case.action.text if case.action else None,
                 )
             )
         return cases
@@ -131,6 +133,7 @@ def heldout_cases(instructions: pa.Table) -> list[TestCase]:
                 row["style"] is not None,
                 row["text"],
                 "",
+                row["cluster"],
             )
         )
     return cases

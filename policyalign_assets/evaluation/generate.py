@@ -23,11 +23,11 @@ from policyalign_assets.evaluation.lm_eval_harness import (
     answered_correctly,
     installed,
 )
+from policyalign_assets.evaluation.suites import ARMS
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import EvaluationSettings
 from policyalign_assets.tables import GENERATIONS
 
-ARMS = ("base", "base_policy", "aligned", "aligned_policy")
 TOO_LONG = "the request does not fit into the model's context"
 
 
@@ -44,8 +44,8 @@ class BenchmarkRun:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a table of answers does not say in its rows; travels as its schema metadata (ASKED). `settings`: by section."""
+class GenerationsInfo:
+    """What a table of answers does not say in its rows; travels as its schema metadata (GENERATIONS_INFO). `settings`: by section."""
 
     checkpoint_id: str
     model_id: str
@@ -80,7 +80,8 @@ def generate(
     for arm, model in (("base", base), ("aligned", aligned)) if choices else ():
         report(f"arm {arm}: {len(choices)} multiple-choice questions")
         rows += _chosen(arm, model, choices, store)
-    for arms, unopened in ((ARMS[:2], base), (ARMS[2:], aligned)):
+    arms_of_base, arms_of_aligned = tuple(ARMS)[:2], tuple(ARMS)[2:]
+    for arms, unopened in ((arms_of_base, base), (arms_of_aligned, aligned)):
         model = replace(unopened, engine=cache(unopened.engine))  # at most once for both arms
         for arm in arms:
             system = policy.prompt_text if arm.endswith("_policy") else None
@@ -191,6 +192,7 @@ def answer_row(arm: str, case: TestCase | BenchmarkCase, answer: Answer | None) 
             "suite": case.suite,
             "rule_id": case.rule_id,
             "wrapped": case.wrapped,
+            "cluster": case.cluster,
             "reference": case.expected or None,
             "scoring": "text" if case.expected else "judge",
         }

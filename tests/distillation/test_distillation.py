@@ -468,7 +468,7 @@ def test_running_out_of_memory_halves_the_micro_batches_and_gives_the_same_gradi
     from policyalign_assets.distillation import updates
 
     _, whole, _ = run(tmp_path / "whole")
-    real, lines = trainer.response_hidden, []
+    real, lines = updates.response_hidden, []
 
     def scarce(model, prompts, responses, prefix=None):
         if sum(len(r) for r in responses) > 60 and len(responses) > 1:
