@@ -254,7 +254,7 @@ def test_a_file_of_everyday_requests_that_cannot_be_used_is_named(tmp_path, cont
     file = tmp_path / "asked.txt"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(AnchorsError, match=r"asked\.txt.*Mend"):
+    with pytest.raises(AnchorsError, match=r"asked\.txt.*Fix"):
         anchors(SMALL.model_copy(update={"anchors_file": str(file)}), "bundled")
 
 

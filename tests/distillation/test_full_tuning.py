@@ -531,7 +531,7 @@ def test_what_cannot_be_trained_in_full_is_refused_when_configured(overrides, na
     }
     with pytest.raises(SettingsError) as caught:
         load_settings(overrides=overrides, environ={})
-    assert all(name in str(caught.value) for name in ["distillation.tuning='full'", "Mend", *names])
+    assert all(name in str(caught.value) for name in ["distillation.tuning='full'", "Fix", *names])
     load_settings(
         overrides={**overrides, "distillation": {**overrides["distillation"], "tuning": "lora"}},
         environ={},
