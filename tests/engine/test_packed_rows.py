@@ -124,5 +124,5 @@ def test_an_attention_that_asks_for_more_is_refused_rather_than_computed_without
         layer.self_attn.register_forward_pre_hook(
             lambda _, args, kwargs: (args, kwargs | {"softcap": 30.0}), with_kwargs=True
         )
-    with pytest.raises(NotImplementedError, match="gemma asks for softcap"):
+    with pytest.raises(NotImplementedError, match="gemma uses softcap"):
         response_hidden(ModelForward(model), PROMPTS, RESPONSES)
