@@ -1,4 +1,4 @@
-"""The answers of base and aligned model, each without and with the policy in context: held-out cases and public benchmarks."""
+"""Base and aligned model answer held-out cases and benchmarks, without and with the policy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,16 +16,17 @@ from pydantic import TypeAdapter
 from policyalign_assets.engine.loading import LoadedModel, load_model, model_path
 from policyalign_assets.evaluation.answers import Model
 from policyalign_assets.evaluation.benchmarks import manifest
-from policyalign_assets.evaluation.cases import build_cases, heldout_cases
-from policyalign_assets.evaluation.generate import Asked, generate
+from policyalign_assets.evaluation.cases import heldout_cases
+from policyalign_assets.evaluation.generate import GenerationsInfo, generate
 from policyalign_assets.evaluation.lm_eval_harness import Weights
-from policyalign_assets.files import is_local, scratch_folder, sha256_table
+from policyalign_assets.evaluation.template_cases import build_cases
+from policyalign_assets.files import scratch_folder, sha256_table
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
-from policyalign_assets.stages import Made, Work
 from policyalign_assets.stages.aligned_engine import base_and_aligned
 from policyalign_assets.stages.facts import markdown_table, preview
-from policyalign_assets.tables import ASKED
+from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.tables import GENERATIONS_INFO
 
 VERSIONS = (
     "policyalign-assets",
@@ -38,17 +40,17 @@ VERSIONS = (
 
 
 def make(
-    work: Work,
+    context: StageContext,
     policy_document: PolicyDocument,
     violating_instructions: pa.Table,
     distilled_checkpoint: Checkpoint,
-) -> Made:
-    settings = work.settings
+) -> StageResult:
+    settings = context.settings
     loaded = load_model(settings.model)
     cases = build_cases(
         policy_document, settings.evaluation, violating_instructions["text"].to_pylist()
     ) + heldout_cases(violating_instructions)
-    with _models(work, loaded, distilled_checkpoint) as (base, aligned):
+    with _models(context, loaded, distilled_checkpoint) as (base, aligned):
         table, runs = generate(
             cases,
             [b for b in manifest() if policy_document.domain in b.domains],
@@ -56,10 +58,10 @@ def make(
             aligned,
             policy_document,
             settings.evaluation,
-            work.report,
-            scratch_folder(work.data) / "generations",
+            context.report,
+            scratch_folder(context.data) / "generations",
         )
-    asked = Asked(
+    asked = GenerationsInfo(
         distilled_checkpoint.checkpoint_id,
         loaded.model_id,
         loaded.revision,
@@ -69,8 +71,10 @@ def make(
         runs,
     )
     rows = table.to_pylist()
-    return Made(
-        table.replace_schema_metadata({ASKED: TypeAdapter(Asked).dump_json(asked)}),
+    return StageResult(
+        table.replace_schema_metadata(
+            {GENERATIONS_INFO: TypeAdapter(GenerationsInfo).dump_json(asked)}
+        ),
         sha256_table(table),
         {
             "dagster/partition_row_count": table.num_rows,
@@ -93,7 +97,7 @@ def make(
                     for run in runs
                 ],
             ),
-            # a benign suite alone: no verdict has said yet what may be shown of the others
+            # Only a benign suite: no verdict says yet which other answers may be shown.
             "preview": preview(
                 table.filter(pc.equal(table["suite"], "twins")),
                 ("arm", "prompt", "response", "tokens"),
@@ -104,26 +108,23 @@ def make(
 
 @contextmanager
 def _models(
-    work: Work, loaded: LoadedModel, checkpoint: Checkpoint
+    context: StageContext, loaded: LoadedModel, checkpoint: Checkpoint
 ) -> Iterator[tuple[Model, Model]]:
-    settings = work.settings.model
+    settings = context.settings.model
     identity = f"{loaded.model_id}@{loaded.revision} {settings.dtype} {settings.engine}"
     weights = Weights(model_path(settings), settings.dtype, loaded.device.type, settings.revision)
-    folder = work.data / checkpoint.path
-    local = folder.absolute() if is_local(folder) else None
-    of_aligned = (
-        {"adapter": local}
-        if checkpoint.tuning == "lora"
-        else {"pretrained": str(local), "revision": None}
-    )
-    with base_and_aligned(settings, loaded, checkpoint, work.data) as (base, aligned):
+    folder = context.data / checkpoint.path
+    aligned_weights = None  # another process can only load a checkpoint on this machine
+    if isinstance(folder, Path):
+        path = folder.absolute()
+        if checkpoint.tuning == "lora":
+            aligned_weights = replace(weights, adapter=path)
+        else:
+            aligned_weights = replace(weights, pretrained=str(path), revision=None)
+    with base_and_aligned(settings, loaded, checkpoint, context.data) as (base, aligned):
         yield (
             Model(identity, base, weights),
-            Model(
-                f"{identity} + {checkpoint.checkpoint_id}",
-                aligned,
-                local and replace(weights, **of_aligned),
-            ),
+            Model(f"{identity} + {checkpoint.checkpoint_id}", aligned, aligned_weights),
         )
 
 

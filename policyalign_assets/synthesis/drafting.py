@@ -51,7 +51,7 @@ class RuleYield:
 
 
 @dataclass(frozen=True)
-class Gate:
+class DraftChecks:
     """What no text passes: validation, the firewalls, and, where there is one, the judge of whether a draft fits its rule."""
 
     language: str | None
@@ -78,14 +78,16 @@ def main_kind(rule: Rule) -> str:
 
 
 class Drafting:
-    def __init__(self, rule: Rule, engine: Engine, settings: SynthesisSettings, gate: Gate):
-        self.rule, self.engine, self.settings, self.gate = rule, engine, settings, gate
+    def __init__(
+        self, rule: Rule, engine: Engine, settings: SynthesisSettings, checks: DraftChecks
+    ):
+        self.rule, self.engine, self.settings, self.checks = rule, engine, settings, checks
         self.full = settings.grid == "full"
         self.seen = DuplicateFilter(settings.near_duplicate, settings.rouge_l)
         self.judge = RuleBasedJudge()
         self.entailed: set[tuple[str, str]] = (
             set()
-        )  # kind and text of the drafts that the gate's judge found to fit
+        )  # kind and text of the drafts that the judge of these checks found to fit
         self.out = RuleYield(settings.per_rule)
 
     def run(self) -> tuple[list[dict], RuleYield]:
@@ -103,7 +105,9 @@ class Drafting:
             len(styled),
         )
         out.unjudged = (
-            sum(r["entailed"] is None for r in main + twins + neighbours) if self.gate.judge else 0
+            sum(r["entailed"] is None for r in main + twins + neighbours)
+            if self.checks.judge
+            else 0
         )
         return main + twins + neighbours + styled, out
 
@@ -156,7 +160,7 @@ class Drafting:
         for n, parent in enumerate(order[:wanted]):
             style = names[(n + shift) % len(names)]
             text = grid.styled(style, parent["text"])
-            if reason := self.gate.hit(text) or self.seen.add_exact(text):
+            if reason := self.checks.hit(text) or self.seen.add_exact(text):
                 self.out.dropped[reason] += 1
             else:
                 rows.append(
@@ -194,10 +198,10 @@ class Drafting:
     def _faults(self, kind: str, drafts: list[Draft]) -> list[str | None]:
         """Why each draft cannot be used, whatever else was drafted; None where it can."""
         faults = [self._fault(draft) for draft in drafts]
-        if self.gate.judge is None:
+        if self.checks.judge is None:
             return faults
         said = entailment.faults(
-            self.gate.judge,
+            self.checks.judge,
             self.rule,
             kind,
             [d.text for d, fault in zip(drafts, faults) if fault is None],
@@ -215,7 +219,7 @@ class Drafting:
             return "empty"
         if draft.finish == "length":
             return "truncated"
-        return "refused" if self.judge.judge(draft.text).refused else self.gate.reason(draft.text)
+        return "refused" if self.judge.judge(draft.text).refused else self.checks.reason(draft.text)
 
     def _usable(self, draft: Draft, fault: str | None) -> bool:
         self.out.drafted += 1

@@ -15,7 +15,7 @@ from policyalign_assets.engine.base import Engine
 from policyalign_assets.files import replacing_file
 from policyalign_assets.policy import Rule
 from policyalign_assets.settings import SynthesisSettings
-from policyalign_assets.synthesis.drafting import Gate, RuleYield
+from policyalign_assets.synthesis.drafting import DraftChecks, RuleYield
 from policyalign_assets.synthesis.grid import grid_text
 from policyalign_assets.world import prompts
 
@@ -29,7 +29,9 @@ class RuleStore:
     def __init__(self, folder: Path, made_on: object = None):
         self._folder, self._made_on = folder, made_on
 
-    def name(self, rule: Rule, engine: Engine, settings: SynthesisSettings, gate: Gate) -> str:
+    def name(
+        self, rule: Rule, engine: Engine, settings: SynthesisSettings, checks: DraftChecks
+    ) -> str:
         words = (
             grid_text()
             if settings.grid == "full"
@@ -42,11 +44,11 @@ class RuleStore:
             settings.model_dump(exclude=_LATER),
             engine.model_id,
             engine.revision,
-            [wall.digest for wall in gate.walls],
+            [wall.digest for wall in checks.walls],
             words,
         ]
-        if gate.judge:
-            made_from.append([gate.judge.id, gate.judge.revision, gate.judge.template])
+        if checks.judge:
+            made_from.append([checks.judge.id, checks.judge.revision, checks.judge.template])
         return hashlib.sha256(
             json.dumps(made_from, sort_keys=True, default=str).encode()
         ).hexdigest()[:40]

@@ -21,8 +21,8 @@ from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import SynthesisSettings
 from policyalign_assets.synthesis.drafting import (
+    DraftChecks,
     Drafting,
-    Gate,
     RuleYield,
     instruction_id,
     seed_for,
@@ -35,7 +35,7 @@ from policyalign_assets.synthesis.split import HELDOUT, assign
 from policyalign_assets.synthesis.store import RuleStore
 from policyalign_assets.tables import INSTRUCTIONS
 
-Report = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def synthesize(
     policy: PolicyDocument,
     engine: Engine,
     settings: SynthesisSettings,
-    report: Report = lambda _: None,
+    report: Progress = lambda _: None,
     firewall: Firewall | None = None,
     own_cases: Callable[[Rule], Firewall] | None = None,
     store: RuleStore | None = None,
@@ -65,13 +65,13 @@ def synthesize(
     rows: list[dict] = []
     yields: dict[str, RuleYield] = {}
     for n, rule in enumerate(rules, 1):
-        gate = Gate(
+        checks = DraftChecks(
             settings.language,
             [w for w in (firewall, own_cases(rule) if own_cases else None) if w is not None],
             judge(rule) if judge else None,
         )
-        drafted, out, known = _drafted(rule, engine, settings, gate, store)
-        drafted = drafted + _recombined(policy, rule, drafted, settings, gate, out, engine)
+        drafted, out, known = _drafted(rule, engine, settings, checks, store)
+        drafted = drafted + _recombined(policy, rule, drafted, settings, checks, out, engine)
         assign(drafted, settings.heldout, settings.seed)
         out.neighbours = sum(r["kind"] == "neighbour" for r in drafted)
         out.heldout = sum(r["split"] == HELDOUT for r in drafted)
@@ -112,13 +112,17 @@ def _covered(
 
 
 def _drafted(
-    rule: Rule, engine: Engine, settings: SynthesisSettings, gate: Gate, store: RuleStore | None
+    rule: Rule,
+    engine: Engine,
+    settings: SynthesisSettings,
+    checks: DraftChecks,
+    store: RuleStore | None,
 ) -> tuple[list[dict], RuleYield, bool]:
-    name = store.name(rule, engine, settings, gate) if store else ""
+    name = store.name(rule, engine, settings, checks) if store else ""
     known = store.load(name) if store else None
     if known:
         return *known, True
-    rows, out = Drafting(rule, engine, settings, gate).run()
+    rows, out = Drafting(rule, engine, settings, checks).run()
     judge_failed = out.starved and out.dropped[UNJUDGED]  # then the next run asks again
     if store and not judge_failed:
         store.save(name, rows, out)
@@ -130,7 +134,7 @@ def _recombined(
     rule: Rule,
     rows: list[dict],
     settings: SynthesisSettings,
-    gate: Gate,
+    checks: DraftChecks,
     out: RuleYield,
     engine: Engine,
 ) -> list[dict]:
@@ -149,7 +153,7 @@ def _recombined(
             seed_for(settings.seed, rule.content_hash, "recombined", str(n // len(parents))),
         )
         for partner, text in recombinations(parent, rule, policy.prohibitions, seed):
-            reason = gate.reason(text) or seen.add(text)
+            reason = checks.reason(text) or seen.add(text)
             if reason is None:
                 made.append(
                     {

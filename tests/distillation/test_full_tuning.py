@@ -41,9 +41,12 @@ from policyalign_assets.settings import (
     SettingsError,
     load_settings,
 )
-from policyalign_assets.stages import Work, distilled_checkpoint, generations
+from policyalign_assets.stages import distilled_checkpoint, generations
 from policyalign_assets.stages.aligned_engine import base_and_aligned
 from policyalign_assets.stages.fingerprints import own_version
+from policyalign_assets.stages.interface import StageContext
+
+pytestmark = pytest.mark.slow
 
 SMALL = DistillationSettings(
     tuning="full",
@@ -298,7 +301,7 @@ def test_a_model_that_could_not_be_saved_is_refused_before_any_work(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/distillation"]
 from test_full_tuning import run
 run(Path(sys.argv[1]), lambda line: print(line, flush=True), steps=6, teacher="ema", ema_decay=0.5)
 """
@@ -485,7 +488,7 @@ def test_the_stages_make_it_and_ask_it(tmp_path):
         },
         environ={},
     )
-    work = Work(settings, tmp_path)
+    work = StageContext(settings, tmp_path)
     mix = pa.table(
         {
             "text": [i.text for i in ASKED],
