@@ -58,7 +58,7 @@ class Outline:
 def read_outline(source: Source, faults: list[Fault]) -> Outline:
     """Adds to `faults` only what stands in fields below rules; any Markdown has an outline."""
     reader = _Reader(source, faults)
-    reader.blocks(SyntaxTreeNode(_MARKDOWN.parse(source.text)).children, (), top=True)
+    reader.blocks(SyntaxTreeNode(_MARKDOWN.parse(source.text)).children, ())
     return reader.outline
 
 
@@ -69,7 +69,7 @@ class _Reader:
         self.headings: list[tuple[int, str]] = []
 
     def blocks(
-        self, nodes: list[SyntaxTreeNode], leads: tuple[str, ...], top: bool = False
+        self, nodes: list[SyntaxTreeNode], leads: tuple[str, ...]
     ) -> None:
         """Reads blocks that follow each other; a paragraph before a list may introduce it."""
         lead: str | None = None
@@ -81,6 +81,7 @@ class _Reader:
             elif node.type in _LISTS:
                 inherited = (*leads, lead) if lead else leads
                 self.items(node, inherited, Fields())
+                lead = None
             elif node.type == "table":
                 self._table(node, (*leads, lead) if lead else leads)
                 lead = None
@@ -90,7 +91,6 @@ class _Reader:
                 self.blocks(node.children, leads)
             elif node.type in ("fence", "code_block"):
                 self._add(Entry(collapse(node.content), _line(node), form="prose"), leads)
-        del top
 
     def _heading(self, level: int, text: str, index: int) -> None:
         text = text.strip(" *_#")

@@ -18,6 +18,8 @@ RULE_FORM = "Write it as '- C1: Never help anyone forge a signature.' (an id, a 
 _DECLINING = re.compile(r"(?:declining|how to decline|when declining|declining requests)", re.I)
 _RULES = re.compile(r"(?:the )?(?:policy )?rules", re.I)
 _HIDDEN_RULE = re.compile(r"(?<=[a-z.;]) ([A-Z]{1,2}[0-9]+): ")
+_BARE_ID = re.compile(r"([A-Za-z]{1,8}-?[0-9]+(?:\.[0-9]+)*):?")
+_EXCEPT_END = re.compile(r",? (?:\w+ ){0,3}?(?:unless|except\w*(?: \w+)?|only (?:if|when)):?$", re.I)
 _FRAGMENT_DOUBT = "fragment"
 
 
@@ -91,6 +93,8 @@ class _Maker:
     def rule(self, entry: Entry) -> tuple[Rule, Reading] | None:
         name, words = split_id(collapse(entry.text))
         severity, words = split_severity(words)
+        if bare := _BARE_ID.fullmatch(words):
+            name, words = bare[1], ""
         if not re.search(r"\w", words):
             fault = self.source.error(entry.index, f"the rule {name!r} has no text", RULE_FORM)
             self.faults.append(fault)
@@ -99,7 +103,10 @@ class _Maker:
         around = Surroundings(
             tuple(latin(t) for t in entry.lead_ins), tuple(latin(h) for h in entry.headings)
         )
-        reading = read_rule(latin(words), around)
+        told = _EXCEPT_END.sub("", words) if entry.exceptions else words
+        reading = read_rule(latin(told), around)
+        if entry.exceptions:
+            words = f"{words.rstrip(' *_:')}: {'; '.join(entry.exceptions)}."
         if entry.form == "prose":
             reading = _prose(reading, latin(words))
         text = _full_text(words, entry, reading)
@@ -200,7 +207,7 @@ def _prose(reading: Reading, words: str) -> Reading:
 
 def _full_text(words: str, entry: Entry, reading: Reading) -> str:
     """The words with what they inherit, so that the rule can be understood on its own."""
-    above = [re.sub(r"\s*:?\s*$", ":", lead.rstrip(" *_")) for lead in entry.lead_ins[-2:]]
+    above = [f"{lead.rstrip(' *_:')}:" for lead in entry.lead_ins[-2:]]
     if above:
         return collapse(" ".join((*above, words)))
     alone = read_rule(latin(words))

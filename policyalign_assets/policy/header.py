@@ -46,6 +46,7 @@ class Header:
     reviewed: str = ""  # "NAME, DATE" of whoever checked an imported policy
     lines: dict[str, int] = field(default_factory=dict)
     found: bool = False  # whether there is front matter at all
+    broken: bool = False  # whether it cannot be read as a whole
 
 
 def read_shared_header(source: Source, faults: list[Fault]) -> tuple[Header, Source]:
@@ -54,6 +55,8 @@ def read_shared_header(source: Source, faults: list[Fault]) -> tuple[Header, Sou
     Adds to `faults` as `read_header`, and where title, owner or domains are missing or unknown.
     """
     header, body = read_header(source, faults)
+    if header.broken:
+        return header, body
     told = {fault.problem.split(" ", 1)[0] for fault in faults}
     for key, example in _EXAMPLES.items():
         if not getattr(header, key) and key not in told:
@@ -82,10 +85,12 @@ def read_header(source: Source, faults: list[Fault]) -> tuple[Header, Source]:
     if last is None:
         fault = source.error(first, "the front matter is never closed", "End it with a line '---'.")
         faults.append(fault)
-        return Header(found=True), source.tail(len(source.lines))
+        return Header(found=True, broken=True), source.tail(len(source.lines))
     front = Source(source.path, source.lines[:last], source.numbers[:last])
     body = source.tail(last + 1)
     values = _values(front, first + 1, faults)
+    if values is None:
+        return Header(found=True, broken=True), body
     return _header(front, values, faults), body
 
 
@@ -110,13 +115,13 @@ class _Loader(getattr(yaml, "CBaseLoader", yaml.BaseLoader)):  # type: ignore[mi
         return made
 
 
-def _values(front: Source, start: int, faults: list[Fault]) -> dict[str, tuple[object, int]]:
-    """{key: (value, index of its line)} of the front matter from line `start` on."""
+def _values(front: Source, start: int, faults: list[Fault]) -> dict[str, tuple[object, int]] | None:
+    """{key: (value, index of its line)} from line `start` on; None where it cannot be read."""
     text = "\n".join(front.lines[start:])
     if len(text) > MAX_FRONT_MATTER:
         problem = f"the front matter is longer than {MAX_FRONT_MATTER // 1024} KiB"
         faults.append(front.error(start, problem, "Shorten it: rules belong below it."))
-        return {}
+        return None
     loader = _Loader(text)
     loader.key_lines, loader.twice = {}, []
     try:
@@ -128,17 +133,17 @@ def _values(front: Source, start: int, faults: list[Fault]) -> dict[str, tuple[o
         at = start + mark.line if mark else start - 1
         problem = f"the front matter is not valid YAML ({what})"
         faults.append(front.error(min(at, len(front.lines) - 1), problem, fix))
-        return {}
+        return None
     finally:
         loader.dispose()
     if not isinstance(fields, dict | None):
         problem = "the front matter is not a list of 'key: value' lines"
         fix = "Write lines such as 'title: General conduct'."
         faults.append(front.error(start, problem, fix))
-        return {}
+        return None
     lines = {key: start + line for key, line in loader.key_lines.items()}
     for key, line in loader.twice:
-        problem = f"the key {key[:80]!r} stands twice in the front matter (line {line + 1 + start})"
+        problem = f"the key {key[:80]!r} stands twice in the front matter (line {front.numbers[start + line]})"
         faults.append(front.error(lines[key], problem, "Keep one of the two lines."))
     for key in fields or {}:
         if key not in KEYS:

@@ -131,6 +131,8 @@ def _examine(
             f"Use one of these: {', '.join(DOMAINS)}.",
         )
     folder = _open(policies_dir, policy_id, faults)
+    if folder.header.broken and not folder.body.lines:
+        return None  # the front matter is never closed: what follows is unknown
     if folder.header.domains and domain not in folder.header.domains:
         raise _not_applicable(folder, policy_id, domain)
     shared = read_body(folder.body, "shared", faults)

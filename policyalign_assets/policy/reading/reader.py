@@ -91,6 +91,8 @@ def read_rule(text: str, surroundings: Surroundings = Surroundings()) -> Reading
     if language != "en":
         return _read_foreign(text, language, surroundings)
     label, body = sentences.split_label(text)
+    if label and label_kind(label) is None and frames.forbidding_frame(label):
+        label, body = "", sentences.plain(text)  # a sentence with a colon in it
     lead = _nearest_lead(surroundings)
     if label:
         labelled = label_kind(label)
@@ -151,7 +153,7 @@ def _read_part(sentence: str) -> _Part:
     labelled = label_kind(inner_label) if inner_label else None
     if labelled in ("prohibit", "require", "permit"):
         return _within(_read_part(body), Lead(labelled))
-    if inner_label and labelled is None and not re.search(r": ?$", sentence):
+    if inner_label and labelled is None and not frames.forbidding_frame(inner_label) and not re.search(r": ?$", sentence):
         sentence = body
     sentence = clauses.straightened(sentence)
     lead = clauses.read_leading(sentence)
@@ -176,7 +178,7 @@ def _read_part(sentence: str) -> _Part:
     core, examples = sentences.cut_examples(trailing.main)
     core = sentences.cut_remarks(core)
     core = (
-        re.sub(r"(?:: | the following:? )(?=\S)", " ", core)
+        re.sub(r" the following:? (?=\S)", " ", core)
         if frames.forbidding_frame(core)
         else core
     )

@@ -23,6 +23,10 @@ class Lead:
 
 
 SLOT = "slotword"
+_OPEN_END = re.compile(
+    r"\b(?:not|never|to|for|from|must|shall|should|may|can|following|these|includ\w+|are|is|prohibited|forbidden|allowed|permitted)\W*$",
+    re.IGNORECASE,
+)
 
 _PROHIBITS = re.compile(
     r"\b(?:prohibit\w*|prohibitions?|forbidden|forbids?|disallow\w*|banned|unacceptable|impermissible|don'?ts?|do not|must ?n[o']t|may not|can ?not"
@@ -105,11 +109,8 @@ def label_kind(label: str) -> frames.FrameKind | Literal["lead", "example"] | No
         if re.fullmatch(r"(?:definitions?)", bare):
             return "define"
     lead = read_lead(label)
-    return (
-        "lead"
-        if lead.kind is not None and lead.heading is False and len(label.split()) > 1
-        else None
-    )
+    open_end = lead.verb or lead.template or lead.leaf_is_condition or _OPEN_END.search(label)
+    return "lead" if lead.kind is not None and open_end and len(label.split()) > 1 else None
 
 
 def read_lead(text: str) -> Lead:
