@@ -4,8 +4,6 @@ PARTITION ?= medical|general-conduct
 PIP_EXTRA ?=
 # Hides the notice that Dagster prints about its own command line.
 DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
-# Threads that wait do not spin: two PyTorch processes on two cores otherwise slow each other 20 times.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo realign test test-fast test-vllm ui bench lint format clean
 
