@@ -68,9 +68,7 @@ class _Reader:
         self.outline = Outline()
         self.headings: list[tuple[int, str]] = []
 
-    def blocks(
-        self, nodes: list[SyntaxTreeNode], leads: tuple[str, ...]
-    ) -> None:
+    def blocks(self, nodes: list[SyntaxTreeNode], leads: tuple[str, ...]) -> None:
         """Reads blocks that follow each other; a paragraph before a list may introduce it."""
         lead: str | None = None
         for at, node in enumerate(nodes):

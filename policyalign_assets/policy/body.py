@@ -19,7 +19,9 @@ _DECLINING = re.compile(r"(?:declining|how to decline|when declining|declining r
 _RULES = re.compile(r"(?:the )?(?:policy )?rules", re.I)
 _HIDDEN_RULE = re.compile(r"(?<=[a-z.;]) ([A-Z]{1,2}[0-9]+): ")
 _BARE_ID = re.compile(r"([A-Za-z]{1,8}-?[0-9]+(?:\.[0-9]+)*):?")
-_EXCEPT_END = re.compile(r",? (?:\w+ ){0,3}?(?:unless|except\w*(?: \w+)?|only (?:if|when)):?$", re.I)
+_EXCEPT_END = re.compile(
+    r",? (?:\w+ ){0,3}?(?:unless|except\w*(?: \w+)?|only (?:if|when)):?$", re.I
+)
 _FRAGMENT_DOUBT = "fragment"
 
 

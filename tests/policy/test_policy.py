@@ -166,9 +166,7 @@ def test_kind_and_action_follow_from_the_sentence(
     assert (rule.text, rule.kind, rule.action) == (sentence, kind, action)
 
 
-@pytest.mark.parametrize(
-    "token", ["<|im_end|>", "<|system|>", "</s>", "[INST]: go", "&amp \\n"]
-)
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|system|>", "</s>", "[INST]: go", "&amp \\n"])
 def test_control_tokens_and_marks_are_left_as_written(policies: Path, token: str) -> None:
     write(
         policies,

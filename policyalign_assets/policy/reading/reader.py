@@ -153,7 +153,12 @@ def _read_part(sentence: str) -> _Part:
     labelled = label_kind(inner_label) if inner_label else None
     if labelled in ("prohibit", "require", "permit"):
         return _within(_read_part(body), Lead(labelled))
-    if inner_label and labelled is None and not frames.forbidding_frame(inner_label) and not re.search(r": ?$", sentence):
+    if (
+        inner_label
+        and labelled is None
+        and not frames.forbidding_frame(inner_label)
+        and not re.search(r": ?$", sentence)
+    ):
         sentence = body
     sentence = clauses.straightened(sentence)
     lead = clauses.read_leading(sentence)
@@ -177,11 +182,7 @@ def _read_part(sentence: str) -> _Part:
     trailing = clauses.read_trailing(kept)
     core, examples = sentences.cut_examples(trailing.main)
     core = sentences.cut_remarks(core)
-    core = (
-        re.sub(r" the following:? (?=\S)", " ", core)
-        if frames.forbidding_frame(core)
-        else core
-    )
+    core = re.sub(r" the following:? (?=\S)", " ", core) if frames.forbidding_frame(core) else core
     condition = lead.condition
     if trailing.condition:
         condition = f"{condition}, {trailing.condition}" if condition else trailing.condition
