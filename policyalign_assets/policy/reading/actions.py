@@ -180,9 +180,9 @@ def _after_beneficiary(rest: str) -> str | None:
     tokens = rest.split(" ")
     first = tokens[0].lower().strip(",")
     determined = first in w.DETERMINERS
-    if not determined and not (w.is_plural(first) and not w.is_base_verb(first)):
-        if first not in ("people", "staff"):
-            return None
+    named = w.is_plural(first) and not w.is_base_verb(first)
+    if not determined and not named and first not in ("people", "staff"):
+        return None
     at = 2 if determined else 1
     while at < len(tokens) and at < 12:
         bare = tokens[at].lower().strip(",")
@@ -255,9 +255,9 @@ def _participle_list(text: str) -> tuple[str, str]:
             not out or out[-1].endswith(",") or out[-1] in w.CONJUNCTIONS
         ):
             out.append(w.base_form(bare) + ("," if word.endswith(",") else ""))
-        elif bare in _PARTICLES and out and (word.endswith(",") or _joins(words, index + 1)):
-            out.append(word)
-        elif bare.endswith("ly") and out and out[-1] in w.CONJUNCTIONS:
+        elif (bare in _PARTICLES and out and (word.endswith(",") or _joins(words, index + 1))) or (
+            bare.endswith("ly") and out and out[-1] in w.CONJUNCTIONS
+        ):
             out.append(word)
         else:
             return " ".join(out).rstrip(","), " ".join(words[index:])

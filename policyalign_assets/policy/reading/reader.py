@@ -85,7 +85,7 @@ _HOLD_BACK = re.compile(r"\b(?:not|never|n't|no|cannot)\b", re.IGNORECASE)
 _UNREAD = re.compile(r"\b(?:without|provided that|provided|unless|if)\b", re.IGNORECASE)
 
 
-def read_rule(text: str, surroundings: Surroundings = Surroundings()) -> Reading:  # noqa: B008
+def read_rule(text: str, surroundings: Surroundings = Surroundings()) -> Reading:
     """Reads a rule's own words (Markdown marks may stand in them) within its surroundings."""
     language = language_of(sentences.plain(text))
     if language != "en":

@@ -24,6 +24,7 @@ _LABEL = re.compile(
 _BOLD_LABEL = re.compile(
     r"\s*(?:\*\*|__)(?P<label>[^*_]{2,80}?)[.:]?(?:\*\*|__)[.:]?\s+(?:[–—-]\s+)?(?P<rest>\S.*)"
 )
+_BOLD_END = re.compile(r"[.:]\s*(?:\*\*|__)|(?:\*\*|__)\s*[.:–—-]")
 _NEGATED = re.compile(
     r"\b(?:not|never|no|n't|must|may|should|can|cannot|do|don't)\b", re.IGNORECASE
 )
@@ -61,10 +62,10 @@ def plain(text: str) -> str:
 def split_label(text: str) -> tuple[str, str]:
     """("Privacy", "Never reveal an address.") for "Privacy: Never ..."; ("", text) without one."""
     bold = _BOLD_LABEL.fullmatch(text)
-    if bold and not re.match(r"(?:not|never)\b", plain(bold["label"]), re.IGNORECASE):
-        if len(bold["label"].split()) > 1 or text.strip().split("**")[2][:1] in (":", ".", " "):
-            if re.search(r"[.:]\s*(?:\*\*|__)|(?:\*\*|__)\s*[.:–—-]", text[: bold.start("rest")]):
-                return plain(bold["label"]), plain(bold["rest"])
+    if bold and _BOLD_END.search(text[: bold.start("rest")]):
+        label = plain(bold["label"])
+        if not re.match(r"(?:not|never)\b", label, re.IGNORECASE):
+            return label, plain(bold["rest"])
     text = plain(text)
     found = _LABEL.fullmatch(text)
     if found is None or len(found["label"].split()) > 9 or found["label"].count(",") > 2:
