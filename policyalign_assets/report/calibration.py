@@ -18,7 +18,7 @@ from typing import Any
 
 from policyalign_assets.evaluation.calibrate import Agreement, agreement
 from policyalign_assets.files import Location
-from policyalign_assets.judges.phrases import RuleBasedJudge, judge_for
+from policyalign_assets.judges.phrases import judge_for
 from policyalign_assets.judges.verdict import Dialogue, Judge
 from policyalign_assets.report.chain import JudgedAnswers
 from policyalign_assets.report.contents import JudgeAgreement
@@ -46,7 +46,7 @@ def find_calibration(answers: JudgedAnswers, data: Location) -> JudgeAgreement |
     return None
 
 
-def measured_on_labels(judge: Judge | RuleBasedJudge) -> JudgeAgreement:
+def measured_on_labels(judge: Judge) -> JudgeAgreement:
     """`judge` on the shipped answers of the bundled model.
 
     A labelled refusal that the judge does not find, or cannot score, counts as missed. Answers

@@ -29,6 +29,8 @@ from policyalign_assets.report.benchmarks import benchmark_blocks
 from policyalign_assets.report.chain import join
 from policyalign_assets.settings import ModelSettings
 
+pytestmark = pytest.mark.slow
+
 needs_lm_eval = pytest.mark.skipif(
     not installed(), reason="lm-eval is not installed (extra `eval`)"
 )
