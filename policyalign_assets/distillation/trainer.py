@@ -45,6 +45,8 @@ from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import DistillationSettings
 from policyalign_assets.tables import TRAINING
 
+CODE_VERSION = 3  # raise it when new code changes how the model is trained
+
 Progress = Callable[[str], None]
 KEPT = "The last saved step is kept. Mend: lower distillation.learning_rate, or use float32."
 

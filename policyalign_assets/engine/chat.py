@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from policyalign_assets.engine.base import Chat
 
+CODE_VERSION = 1  # raise it when new code changes how chats become token ids
+
 
 class NoChatTemplate(ValueError):
     """The tokenizer has no chat template, so roles cannot be rendered."""

@@ -19,9 +19,8 @@ from policyalign_assets.evaluation.lm_eval_harness import Weights
 from policyalign_assets.files import write_parquet
 
 _SCHEMA = pa.schema([("text", pa.string()), ("tokens", pa.int32()), ("truncated", pa.bool_())])
-_CODE = (
-    1  # raise it when engines begin to answer differently for the same model, request and sampling
-)
+# Raise it when engines begin to answer differently for the same model, request and sampling
+CODE_VERSION = 1
 
 Generate = Callable[[Engine, Sequence[Chat], Sampling], Sequence[Generation | None]]
 
@@ -73,7 +72,7 @@ def answers(
 
 def _key(model: Model, chats: Sequence[Chat], sampling: Sampling) -> str:
     said = [
-        _CODE,
+        CODE_VERSION,
         model.identity,
         asdict(sampling),
         [[(m.role, m.content) for m in chat] for chat in chats],

@@ -24,7 +24,21 @@ from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import EvaluationSettings, Settings
 from policyalign_assets.synthesis.duplicates import normalize
 from policyalign_assets.synthesis.firewall import Firewall
-from policyalign_assets.world.world import UNCOVERED_KINDS, Action, Case, World, WorldPolicy
+from policyalign_assets.world.world import (
+    UNCOVERED_KINDS,
+    Action,
+    Case,
+    World,
+    WorldPolicy,
+    lexicon,
+)
+
+CODE_VERSION = 1  # raise it when new code changes which held-out cases are built
+
+
+def texts(_: Settings) -> list[object]:
+    """The templates and the lexicon that cases are written from, for fingerprints."""
+    return [lexicon(), UNCOVERED_KINDS]
 
 
 class NoCases(ValueError):

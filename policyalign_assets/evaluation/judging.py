@@ -17,6 +17,8 @@ import pyarrow as pa
 from policyalign_assets.judges.verdict import Dialogue, Judge, Verdict
 from policyalign_assets.tables import JUDGEMENTS
 
+CODE_VERSION = 1  # raise it when new code changes how answers are judged
+
 NOT_COMPARED = "the answer could not be compared with the reference"
 NO_MATH = "math-verify is not installed where answers are judged"
 NO_CORRECTNESS = "the configured judge does not compare answers with a reference (judge.kind=policy or strongreject does)"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from policyalign_assets.judges.endpoint import EndpointJudge
-from policyalign_assets.judges.phrases import judge_for
+from policyalign_assets.judges.phrases import judge_for, phrase_judge_texts, refusal_texts
 from policyalign_assets.judges.tasks import Correctness, PolicyJudge, Qwen3Guard, StrongRejectRubric
 from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument
-from policyalign_assets.settings import JudgeSettings
+from policyalign_assets.settings import JudgeSettings, Settings
 
 
 def make_judge(
@@ -49,6 +49,24 @@ def templates(settings: JudgeSettings) -> dict[str, str]:
         "strongreject": (StrongRejectRubric, Correctness),
     }
     return {task.__name__: task.template for task in asked.get(settings.kind, ())}
+
+
+def texts(settings: Settings) -> list[object]:
+    """What the configured judge is asked and the phrases it reads, for fingerprints."""
+    match settings.judge.kind:
+        case "rules":
+            return phrase_judge_texts(settings)
+        case "qwen3guard":
+            asked: list[object] = [Qwen3Guard.CATEGORIES]
+        case "policy":
+            asked = [_prompts(PolicyJudge), _prompts(Correctness)]
+        case "strongreject":
+            asked = [_prompts(StrongRejectRubric), _prompts(Correctness)]
+    return [asked, refusal_texts()]  # the phrases tell that a judge declined to judge
+
+
+def _prompts(task: type[PolicyJudge | StrongRejectRubric | Correctness]) -> list[str]:
+    return [task.SYSTEM, task.USER]
 
 
 def described(judge: Judge) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from policyalign_assets.judges.verdict import Dialogue, Verdict
+from policyalign_assets.settings import BUNDLED, Settings
 
 JUDGE_ID = "rules/1"
 
@@ -58,9 +59,21 @@ class RuleBasedJudge:
         return [replace(self.judge(d.response), judge=self.id) for d in dialogues]
 
 
+def refusal_texts(_: object = None) -> list[str]:
+    """The phrases by which a refusal is recognised."""
+    return list(REFUSALS)
+
+
+def phrase_judge_texts(settings: Settings) -> list[object]:
+    """What `judge_for` reads: the phrases, and the answers of the bundled model where it answers."""
+    from policyalign_assets.world.world import lexicon
+
+    answers = lexicon()["comply"] if settings.model.id == BUNDLED else None
+    return [refusal_texts(), answers]
+
+
 def judge_for(model_id: str) -> RuleBasedJudge:
     """The bundled model's answers are known sentences, so garbage is told from an answer; other models' are not."""
-    from policyalign_assets.settings import BUNDLED
     from policyalign_assets.world.world import lexicon
 
     return RuleBasedJudge(lexicon()["comply"]) if model_id == BUNDLED else RuleBasedJudge()

@@ -48,9 +48,18 @@ class Launcher(dg.ConfigurableResource):
         inputs: dict[str, StageData],
     ) -> StageResult:
         """Makes a stage in the process of the run itself, as those that load no model are. Raises as `make`."""
+        keys = context.partition_key.keys_by_dimension
         try:
             return make(
-                stage, StageContext(pipeline.settings, pipeline.data, context.log.info), inputs
+                stage,
+                StageContext(
+                    pipeline.settings,
+                    pipeline.data,
+                    context.log.info,
+                    pipeline.policies,
+                    (keys["domain"], keys["policy"]),
+                ),
+                inputs,
             )
         except Exception as error:
             fail(stage, problem_of(error))

@@ -10,6 +10,8 @@ from policyalign_assets.policy.header import Header, read_header, read_shared_he
 from policyalign_assets.policy.model import DOMAINS, PolicyDocument, Rule
 from policyalign_assets.policy.source import Source, read_source, shown_path
 
+CODE_VERSION = 2  # raise it when new code changes how policies are read
+
 SHARED_NAME = "policy.md"
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _MAX_SLUG = 64

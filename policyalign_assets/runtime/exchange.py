@@ -19,7 +19,8 @@ from pydantic import TypeAdapter
 
 from policyalign_assets.files import Location, location, write_whole
 from policyalign_assets.settings import Settings
-from policyalign_assets.stages.interface import RECORDS, StageContext, StageData, StageResult
+from policyalign_assets.stages.interface import StageContext, StageData, StageResult
+from policyalign_assets.stages.registry import STAGES
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def decode(data: bytes, kind: type) -> StageData:
 
 
 def _file(stage: str) -> str:
-    return ".json" if stage in RECORDS else ".parquet"
+    return ".parquet" if STAGES[stage].result is pa.Table else ".json"
 
 
 class Exchange:
@@ -120,7 +121,7 @@ class Exchange:
         self._write("problem.json", json.dumps(asdict(problem)).encode())
 
     def _read(self, name: str, stage: str) -> StageData:
-        return decode((self.folder / name).read_bytes(), RECORDS.get(stage, pa.Table))
+        return decode((self.folder / name).read_bytes(), STAGES[stage].result)
 
     def _write(self, name: str, data: bytes) -> None:
         write_whole(self.folder / name, data)

@@ -30,6 +30,8 @@ from policyalign_assets.sensitivity.partial_scores import PartialScores
 from policyalign_assets.settings import SensitivitySettings
 from policyalign_assets.tables import SENSITIVITY
 
+CODE_VERSION = 2  # raise it when new code changes how instructions are scored
+
 LOGITS = 1 << 24  # of one side at a time (64 MiB in float32)
 
 
