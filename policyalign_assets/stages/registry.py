@@ -179,7 +179,7 @@ _ALL = (
         },
         shaped_by={
             **_MODEL,
-            "held-out templates": "policyalign_assets.evaluation.cases:texts",
+            "held-out templates": f"{_SHAPING}:heldout_templates",
             "public benchmarks": f"{_SHAPING}:public_benchmarks",
             "lm-eval": f"{_SHAPING}:lm_eval",
         },

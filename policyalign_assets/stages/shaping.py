@@ -18,7 +18,7 @@ from policyalign_assets.evaluation import lm_eval_harness
 from policyalign_assets.evaluation.benchmarks import manifest, version_of
 from policyalign_assets.settings import BUNDLED, EvaluationSettings, ModelSettings, Settings
 from policyalign_assets.stages.sources import digest
-from policyalign_assets.world.world import lexicon
+from policyalign_assets.world.world import UNCOVERED_KINDS, lexicon
 
 
 def model_weights(settings: Settings) -> str:
@@ -80,11 +80,14 @@ def firewall_references(settings: Settings) -> dict[str, object]:
         files = sorted(f for f in Path(firewall.references).rglob("*") if f.is_file())
         content["references"] = files_version(files)
     if firewall.own_cases:
-        from policyalign_assets.evaluation.cases import texts
-
         counted = settings.evaluation.model_dump(include={"cases_per_suite", "seed"})
-        content["held-out cases"] = [counted, texts(settings)]
+        content["held-out cases"] = [counted, heldout_templates(settings)]
     return content
+
+
+def heldout_templates(_: Settings) -> list[object]:
+    """The templates and the lexicon that `evaluation.cases` writes held-out cases from."""
+    return [lexicon(), UNCOVERED_KINDS]
 
 
 def everyday_requests(settings: Settings) -> object:
