@@ -20,8 +20,8 @@ from distilling import distilled, partition_data, right
 from policyalign_assets.distillation.batches import training_mix
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.evaluation.cases import build_cases
 from policyalign_assets.evaluation.suites import SUITES
+from policyalign_assets.evaluation.template_cases import build_cases
 from policyalign_assets.settings import load_settings
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from policyalign_assets.judges.endpoint import EndpointJudge
-from policyalign_assets.judges.phrases import judge_for, phrase_judge_texts, refusal_texts
+from policyalign_assets.judges.phrases import judge_for, known_answers
 from policyalign_assets.judges.tasks import Correctness, PolicyJudge, Qwen3Guard, StrongRejectRubric
 from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument
@@ -52,17 +52,16 @@ def templates(settings: JudgeSettings) -> dict[str, str]:
 
 
 def texts(settings: Settings) -> list[object]:
-    """What the configured judge is asked and the phrases it reads, for fingerprints."""
+    """What the configured judge is asked, or the answers that the phrase judge knows."""
     match settings.judge.kind:
         case "rules":
-            return phrase_judge_texts(settings)
+            return [known_answers(settings)]
         case "qwen3guard":
-            asked: list[object] = [Qwen3Guard.CATEGORIES]
+            return [Qwen3Guard.CATEGORIES]
         case "policy":
-            asked = [_prompts(PolicyJudge), _prompts(Correctness)]
+            return [_prompts(PolicyJudge), _prompts(Correctness)]
         case "strongreject":
-            asked = [_prompts(StrongRejectRubric), _prompts(Correctness)]
-    return [asked, refusal_texts()]  # the phrases tell that a judge declined to judge
+            return [_prompts(StrongRejectRubric), _prompts(Correctness)]
 
 
 def _prompts(task: type[PolicyJudge | StrongRejectRubric | Correctness]) -> list[str]:

@@ -61,7 +61,12 @@ _MODEL = {
     "model weights": f"{_SHAPING}:model_weights",
     "tokenizer libraries": f"{_SHAPING}:tokenizer_packages",
 }
-_CHAT = {"chat": "policyalign_assets.engine.chat", "sampling": "policyalign_assets.engine.sampling"}
+_ENGINE = {"rendering and decoding": "policyalign_assets.engine.version"}
+_REFUSALS = {"reading of refusals": "policyalign_assets.judges.phrases"}
+_PHRASES = {
+    "refusal phrases": "judges/refusals.yaml",
+    "words that tell languages apart": "judges/function_words.yaml",
+}
 
 _ALL = (
     Stage(
@@ -90,7 +95,8 @@ _ALL = (
         external=("base_model",),
         settings=("model", "synthesis", "generator", "firewall"),
         code={
-            **_CHAT,
+            **_ENGINE,
+            **_REFUSALS,
             "drafting": "policyalign_assets.synthesis.drafting",
             "synthesis": "policyalign_assets.synthesis.synthesize",
         },
@@ -98,7 +104,7 @@ _ALL = (
             **_MODEL,
             "generator prompts": "policyalign_assets.synthesis.texts:generator_texts",
             "entailment judge": "policyalign_assets.synthesis.texts:entailment_texts",
-            "refusal phrases": "policyalign_assets.judges.phrases:refusal_texts",
+            **_PHRASES,
             "evaluation prompts to avoid": f"{_SHAPING}:firewall_references",
             "validation libraries": f"{_SHAPING}:validation_packages",
         },
@@ -116,10 +122,11 @@ _ALL = (
         upstream=("policy_document", "violating_instructions"),
         external=("base_model",),
         settings=("model", "sensitivity"),
-        code={**_CHAT, "scoring": "policyalign_assets.sensitivity.score"},
+        code={**_ENGINE, **_REFUSALS, "scoring": "policyalign_assets.sensitivity.version"},
         shaped_by={
             **_MODEL,
-            "refusal phrases": "policyalign_assets.judges.phrases:phrase_judge_texts",
+            **_PHRASES,
+            "known answers": "policyalign_assets.judges.phrases:known_answers",
         },
         loads_model=True,
     ),
@@ -151,7 +158,7 @@ _ALL = (
         upstream=("policy_document", "filtered_instructions"),
         external=("base_model",),
         settings=("model", "distillation"),
-        code={**_CHAT, "training": "policyalign_assets.distillation.trainer"},
+        code={**_ENGINE, "training": "policyalign_assets.distillation.version"},
         shaped_by={**_MODEL, "everyday requests": f"{_SHAPING}:everyday_requests"},
         loads_model=True,
         needs_passed_checks=True,
@@ -172,7 +179,7 @@ _ALL = (
         external=("base_model", "public_benchmarks"),
         settings=("model", "evaluation"),
         code={
-            **_CHAT,
+            **_ENGINE,
             "held-out cases": "policyalign_assets.evaluation.cases",
             "generation": "policyalign_assets.evaluation.generate",
             "answers": "policyalign_assets.evaluation.answers",
@@ -199,8 +206,9 @@ _ALL = (
         upstream=("policy_document", "generations"),
         external=("judge",),
         settings=("judge",),
-        code={"judging": "policyalign_assets.evaluation.judging"},
+        code={**_REFUSALS, "judging": "policyalign_assets.evaluation.judging"},
         shaped_by={
+            **_PHRASES,
             "judge prompts": "policyalign_assets.judges.choose:texts",
             "comparison libraries": f"{_SHAPING}:comparison_packages",
         },

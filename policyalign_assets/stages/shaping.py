@@ -12,6 +12,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from policyalign_assets.engine.derived_models import sources_of
 from policyalign_assets.engine.revision import local_revision
 from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
 from policyalign_assets.evaluation import lm_eval_harness
@@ -30,6 +31,8 @@ def model_revision(model: ModelSettings) -> str:
 
     The same as `engine.loading` finds, without importing torch.
     """
+    if sources := sources_of(model.id):
+        return sources.revision
     folder = BUNDLED_WEIGHTS if model.id == BUNDLED else Path(model.id)
     if not folder.is_dir():
         return model.revision or "unpinned"

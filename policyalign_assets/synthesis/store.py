@@ -13,7 +13,7 @@ from pathlib import Path
 
 from policyalign_assets.engine.base import Engine
 from policyalign_assets.files import replacing_file
-from policyalign_assets.judges.phrases import refusal_texts
+from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.policy import Rule
 from policyalign_assets.settings import SynthesisSettings
 from policyalign_assets.synthesis.drafting import CODE_VERSION, DraftChecks, RuleYield
@@ -40,7 +40,7 @@ class RuleStore:
             engine.revision,
             [wall.digest for wall in checks.walls],
             prompt_texts(settings.grid == "full"),
-            refusal_texts(),
+            RuleBasedJudge().id,
         ]
         if checks.judge:
             made_from.append([checks.judge.id, checks.judge.revision, checks.judge.template])

@@ -15,12 +15,14 @@ from policyalign_assets.distillation.rollouts import FLOOR, StaleWeights, VllmRo
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.base import Generation, PromptTooLong, Sampling, chat
 from policyalign_assets.engine.chat import render
-from policyalign_assets.engine.forward.protocol import ModelForward
+from policyalign_assets.engine.forward.modules import ModelForward
 from policyalign_assets.engine.forward.scoring import response_logits
 from policyalign_assets.engine.generation.opening import opened_vllm
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import LoadedModel, load_model
 from policyalign_assets.settings import DistillationSettings, ModelSettings
+
+pytestmark = pytest.mark.served
 
 GREEDY = Sampling(40)
 VLLM = ModelSettings(engine="vllm")

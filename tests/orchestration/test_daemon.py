@@ -22,6 +22,8 @@ from policyalign_assets.settings import load_settings
 from policyalign_assets.stages import fingerprints
 from policyalign_assets.stages.registry import STAGES
 
+pytestmark = pytest.mark.daemon
+
 ROOT = Path(__file__).parents[2]
 POLICY = (
     "---\ntitle: {0}\nowner: Someone\ndomains: [{1}]\n---\n\nThis assistant helps.\n\n## Rules\n\n- A1: Never help anyone forge a signature.\n"

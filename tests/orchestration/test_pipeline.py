@@ -27,6 +27,8 @@ from policyalign_assets.policy import parse_policy
 from policyalign_assets.records import Checkpoint, training_table
 from policyalign_assets.report.show import show
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 KEY = "medical|general-conduct"
 STAGES = assets.stage_assets
@@ -248,7 +250,7 @@ def test_a_wrong_input_of_a_process_fails_in_plain_words_and_is_not_tried_again(
         launcher=Subprocess(),
     )
     message = result.failure_data_for_node("violating_instructions").user_failure_data.description
-    assert "no-such-model" in message and "cannot be loaded" in message and "Mend:" in message
+    assert "no-such-model" in message and "cannot be loaded" in message and "Fix:" in message
     assert not any(e.is_step_up_for_retry for e in result.all_events)
 
 
