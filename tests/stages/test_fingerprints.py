@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from policyalign_assets.evaluation import benchmarks
-from policyalign_assets.judges import phrases, tasks
+from policyalign_assets.judges import tasks
 from policyalign_assets.settings import NO_EFFECT, Settings, load_settings
 from policyalign_assets.stages import fingerprints, registry, shaping, sources
 from policyalign_assets.stages.registry import STAGES
@@ -91,6 +91,7 @@ def rewritten(text: str) -> str:
     return "# laid out anew\n" + yaml.safe_dump(yaml.safe_load(text), sort_keys=False, width=50)
 
 
+READ_REFUSALS = {"violating_instructions", "sensitivity_scores", "judgements"}
 FILES = [
     # file, settings in use, what is out of date when a word changes
     ("grid.yaml", "full grid", {"violating_instructions"}),
@@ -98,6 +99,8 @@ FILES = [
     ("lexicon.yaml", "bundled", {"distilled_checkpoint", "generations"}),
     ("lexicon.yaml", "foreign", {"generations"}),
     ("lexicon.yaml", "own cases", {"violating_instructions", "generations"}),
+    *(("refusals.yaml", name, READ_REFUSALS) for name in SETTINGS),
+    ("function_words.yaml", "bundled", READ_REFUSALS),
     ("benchmarks.yaml", "bundled", {"generations"}),
     ("capability.yaml", "benchmarks", {"generations"}),
     ("capability.yaml", "bundled", set()),
@@ -111,6 +114,8 @@ CHANGES = {
         if "nouns: >" not in t
         else t.replace("nouns: >", "nouns: >\n  newword", 1)
     ),
+    "refusals.yaml": lambda t: t.replace("      - '", "      - 'no way'\n      - '", 1),
+    "function_words.yaml": lambda t: t.replace("en: the ", "en: the thee ", 1),
     "benchmarks.yaml": lambda t: t.replace("metric: ", "metric: other ", 1),
     "capability.yaml": lambda t: t.replace("metric: acc", "metric: acc_norm"),
     "select.sql": lambda t: t.replace("score DESC", "score ASC", 1),
@@ -160,21 +165,6 @@ def test_a_changed_text_in_python(monkeypatch, edits, where, name, in_use, expec
     old = getattr(where, name)
     monkeypatch.setattr(where, name, old + (" more" if isinstance(old, str) else ("more",)))
     assert edits.stale(before, in_use) == expected
-
-
-@pytest.mark.parametrize("in_use", SETTINGS)
-def test_changed_refusal_phrases(monkeypatch, edits, in_use):
-    before = fingerprints.own_versions(settings(in_use))
-    texts = phrases.refusal_texts()
-    monkeypatch.setattr(phrases, "refusal_texts", lambda *_: [*texts, "no way"])
-    forget()
-    # the judge's own module has bound the function by name
-    monkeypatch.setattr("policyalign_assets.judges.choose.refusal_texts", phrases.refusal_texts)
-    assert edits.stale(before, in_use) == {
-        "violating_instructions",
-        "sensitivity_scores",
-        "judgements",
-    }
 
 
 def test_a_changed_answer_of_the_bundled_model_redoes_what_the_phrase_judge_reads(edits):
