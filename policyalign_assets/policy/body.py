@@ -74,14 +74,27 @@ def _sections(outline: Outline) -> tuple[list[str], list[str], list[Entry]]:
     declining: list[str] = []
     preamble: list[str] = []
     entries: list[Entry] = []
+    explicit = any(_RULES.fullmatch(name) for name in outline.heading_lines)
     for entry in outline.entries:
         if any(_DECLINING.fullmatch(h) for h in entry.headings):
             declining.append(entry.text)
-        elif entry.form == "prose" and not entry.headings and not entries:
+        elif (
+            entry.form == "prose"
+            and not entries
+            and (not entry.headings if explicit else _introduces_policy(entry))
+        ):
             preamble.append(entry.text)
         else:
             entries.append(entry)
     return declining, preamble, entries
+
+
+def _introduces_policy(entry: Entry) -> bool:
+    """Whether a paragraph before all headings is no rule, in a file that marks no introduction."""
+    if entry.headings or split_id(entry.text)[0]:
+        return False
+    words = latin(entry.text)
+    return _prose(read_rule(words), words).kind == "define"
 
 
 class _Maker:
@@ -209,16 +222,31 @@ def _prose(reading: Reading, words: str) -> Reading:
 
 def _full_text(words: str, entry: Entry, reading: Reading) -> str:
     """The words with what they inherit, so that the rule can be understood on its own."""
-    above = [f"{lead.rstrip(' *_:')}:" for lead in entry.lead_ins[-2:]]
-    if above:
-        return collapse(" ".join((*above, words)))
-    alone = read_rule(latin(words))
+    if entry.lead_ins:
+        return _with_leads(words, entry, reading)
+    return _with_heading(words, Surroundings(), entry, reading)
+
+
+def _with_leads(words: str, entry: Entry, reading: Reading) -> str:
+    above = " ".join(f"{lead.rstrip(' *_:')}:" for lead in entry.lead_ins[-2:])
+    around = Surroundings(tuple(latin(lead) for lead in entry.lead_ins))
+    return (
+        f"{above} {words}"
+        if not above
+        else _with_heading(words, around, entry, reading, f"{above} ")
+    )
+
+
+def _with_heading(
+    words: str, around: Surroundings, entry: Entry, reading: Reading, above: str = ""
+) -> str:
+    """The words behind the heading that tells their kind, where nothing nearer tells it."""
+    alone = read_rule(latin(words), around)
     told = [h for h in entry.headings if heading_kind(h) not in (None, "define")]
-    if told and (alone.kind, alone.forbids) != (reading.kind, reading.forbids):
-        return f"{told[-1]}: {words}"
-    if told and any(_FRAGMENT_DOUBT in doubt for doubt in alone.doubts):
-        return f"{told[-1]}: {words}"
-    return words
+    differs = (alone.kind, alone.forbids) != (reading.kind, reading.forbids)
+    if told and (differs or any(_FRAGMENT_DOUBT in doubt for doubt in alone.doubts)):
+        return f"{told[-1]}: {above}{words}"
+    return f"{above}{words}"
 
 
 def _tied(rules: list[Rule]) -> list[Rule]:
