@@ -25,8 +25,8 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from policyalign_assets.engine.cpu.memory import keep_freed_memory
 from policyalign_assets.engine.checks import check_folder, check_loadable, check_weights
+from policyalign_assets.engine.cpu.memory import keep_freed_memory
 from policyalign_assets.engine.derived_models import sources_of
 from policyalign_assets.engine.gguf import materialized
 from policyalign_assets.engine.responses import end_ids

@@ -1,7 +1,8 @@
 """The version of rendering and decoding, and the date that templates see (imports no torch).
 
 Raise `CODE_VERSION` when a change of this package changes the prompts or the answers that the same
-inputs give. Both values are part of the fingerprint of every stage that generates or scores.
+inputs give, and when `TEMPLATE_DATE` changes. It is part of the fingerprint of every stage that
+generates or scores answers.
 """
 
 from __future__ import annotations
