@@ -61,7 +61,9 @@ def add_header(target: Path) -> None:
     body = parts["word/document.xml"].decode()
     reference = f'<w:headerReference xmlns:r="{_OFFICE}" w:type="default" r:id="rIdHeader"/>'
     body = re.sub(r"<w:sectPr\s*/>", "<w:sectPr></w:sectPr>", body)
-    parts["word/document.xml"] = re.sub(r"(<w:sectPr[^>]*>)", rf"\1{reference}", body, count=1).encode()
+    parts["word/document.xml"] = re.sub(
+        r"(<w:sectPr[^>]*>)", rf"\1{reference}", body, count=1
+    ).encode()
     parts["word/header1.xml"] = _HEADER.encode()
     relation = f'<Relationship Id="rIdHeader" Type="{_OFFICE}/header" Target="header1.xml"/>'
     relations = parts["word/_rels/document.xml.rels"].decode()
@@ -108,7 +110,9 @@ def pdf_bytes(pages: tuple[tuple[str, ...], ...], header: str = "", footer: str 
     table = "".join(f"{offset:010d} 00000 n \n" for offset in offsets)
     start = len(out)
     out += f"xref\n0 {len(objects) + 1}\n0000000000 65535 f \n{table}".encode()
-    out += f"trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{start}\n%%EOF\n".encode()
+    out += (
+        f"trailer\n<< /Size {len(objects) + 1} /Root 1 0 R >>\nstartxref\n{start}\n%%EOF\n".encode()
+    )
     return out
 
 
