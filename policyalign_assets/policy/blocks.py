@@ -155,6 +155,8 @@ class _Reader:
         nested = [child for child in item.children if child.type in _LISTS]
         raw = "\n".join(_content(child) for child in paragraphs)
         head, lines = _split_lines(raw)
+        if not head and lines:
+            (head, _), lines = lines[0], lines[1:]
         text = head or collapse(raw)
         fields = Fields()
         leaves = [
@@ -164,9 +166,9 @@ class _Reader:
         for other in item.children:
             if other.type == "table":
                 self._table(other, (*leads, text))
-        if not leaves and not (head and lines):
+        if not leaves and not (lines and introduces(text)):
             self._add(Entry(text, index, fields=fields), leads)
-            for line, offset in lines if not head else []:
+            for line, offset in lines:
                 self._add(Entry(line, index + offset), leads)
             return
         self._parent(text, index, fields, leads, leaves, lines)

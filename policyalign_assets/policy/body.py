@@ -11,6 +11,7 @@ from policyalign_assets.policy.fields import heading_severity, near_field, split
 from policyalign_assets.policy.ids import derived_id, split_id
 from policyalign_assets.policy.model import Rule, RuleKind, RuleSource, Severity, collapse
 from policyalign_assets.policy.reading.reader import Reading, Surroundings, read_rule
+from policyalign_assets.policy.reading.sentences import sentences
 from policyalign_assets.policy.reading.surroundings import heading_kind
 from policyalign_assets.policy.source import Source
 
@@ -22,6 +23,7 @@ _BARE_ID = re.compile(r"([A-Za-z]{1,8}-?[0-9]+(?:\.[0-9]+)*):?")
 _EXCEPT_END = re.compile(
     r",? (?:\w+ ){0,3}?(?:unless|except\w*(?: \w+)?|only (?:if|when)):?$", re.I
 )
+_DUTY = re.compile(r"\b(?:must|shall|should|always|has to|have to|need(?:s)? to|required)\b", re.I)
 _FRAGMENT_DOUBT = "fragment"
 
 
@@ -214,6 +216,8 @@ def _category(headings: tuple[str, ...]) -> str:
 def _prose(reading: Reading, words: str) -> Reading:
     """A paragraph is a rule only where its words plainly say so; else it stays explanation."""
     plain = not reading.doubts or reading.kind in ("prohibit", "permit")
+    if reading.kind == "require" and len(sentences(words)) > 1 and not _DUTY.search(words):
+        plain = False  # "Be honest. Keep these rules." introduces rules
     if plain and not any(_FRAGMENT_DOUBT in doubt for doubt in reading.doubts):
         return reading
     kind: RuleKind = "define"
