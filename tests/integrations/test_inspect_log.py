@@ -23,7 +23,10 @@ def first_rows() -> list[dict]:
 def test_inspect_reads_the_logs_and_finds_the_reports_shares(tmp_path):
     from inspect_ai.log import read_eval_log
 
-    made = [unscored(r) if i % 50 == 0 else r | {"response": HOSTILE} for i, r in enumerate(first_rows())]
+    made = [
+        unscored(r) if i % 50 == 0 else r | {"response": HOSTILE}
+        for i, r in enumerate(first_rows())
+    ]
     report = small_report(made, created_at="2026-07-02T10:15:00+00:00")
     (tmp_path / "report.json").write_text(to_json(report))
     pq.write_table(table(made), tmp_path / "cases.parquet")
