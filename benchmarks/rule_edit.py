@@ -22,7 +22,7 @@ from policyalign_assets.files import location, sha256_table
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.runtime.execution import make
 from policyalign_assets.settings import load_settings
-from policyalign_assets.stages import Work
+from policyalign_assets.stages.interface import StageContext
 
 ASKED = Counter()
 KINDS = ("violating", "twin", "neighbour, written", "neighbour, recombined")
@@ -39,7 +39,7 @@ def run(policy, folder: str):
     begun = time.process_time()
     table = make(
         "violating_instructions",
-        Work(load_settings(), location(folder)),
+        StageContext(load_settings(), location(folder)),
         {"policy_document": policy},
     ).value
     return time.process_time() - begun, ASKED["prompts"], table

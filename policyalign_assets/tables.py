@@ -5,8 +5,10 @@ import pyarrow as pa
 YIELDS = (
     b"policyalign.yields"  # schema metadata of INSTRUCTIONS: what became of the drafts, per rule
 )
-ASKED = b"policyalign.asked"  # schema metadata of GENERATIONS: see `evaluation.generate.Asked`
-JUDGED = b"policyalign.judged"  # schema metadata of JUDGEMENTS: see `evaluation.judging.Judged`
+GENERATIONS_INFO = b"policyalign.asked"  # schema metadata of GENERATIONS: see `evaluation.generate.GenerationsInfo`
+JUDGEMENTS_INFO = (
+    b"policyalign.judged"  # schema metadata of JUDGEMENTS: see `evaluation.judging.JudgementsInfo`
+)
 
 INSTRUCTIONS = pa.schema(
     [

@@ -17,8 +17,8 @@ import pyarrow as pa
 from policyalign_assets import definitions
 from policyalign_assets.orchestration.launchers import Launcher, run_guarded
 from policyalign_assets.records import Checkpoint, ReportRecord
-from policyalign_assets.stages import Made
 from policyalign_assets.stages.facts import image
+from policyalign_assets.stages.interface import StageResult
 from policyalign_assets.synthesis.drafting import RuleYield
 from policyalign_assets.tables import GENERATIONS, INSTRUCTIONS, JUDGEMENTS, SENSITIVITY, YIELDS
 
@@ -36,7 +36,7 @@ STUBBORN = textwrap.dedent("""
 
 
 class Fake(Launcher):
-    def make(self, context, pipeline, stage, inputs) -> Made:
+    def make(self, context, pipeline, stage, inputs) -> StageResult:
         control = Path(os.environ["FAKE_CONTROL"])
         while (control / f"hold-{stage}").exists():
             time.sleep(0.1)
@@ -49,7 +49,7 @@ class Fake(Launcher):
                 1.0,
                 dict(os.environ),
             )
-        return Made(
+        return StageResult(
             globals()[f"_{stage}"](**inputs),
             stage,
             {"main plot": image(_plot(), "the main plot")} if stage == "benchmark_report" else {},

@@ -58,7 +58,7 @@ class Processes:
         return ((m, 1.0) for m in micros)
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
 class Accelerated(Processes):

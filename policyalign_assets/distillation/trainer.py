@@ -27,7 +27,7 @@ from policyalign_assets.distillation.budget import Budget, DistillationFailed
 from policyalign_assets.distillation.gradient_checkpointing import checkpointed
 from policyalign_assets.distillation.loss import reverse_kl_top_k
 from policyalign_assets.distillation.phases import Phases
-from policyalign_assets.distillation.processes import ALONE, Processes
+from policyalign_assets.distillation.processes import SINGLE_PROCESS, Processes
 from policyalign_assets.distillation.resume import latest_step, load_step, save_step
 from policyalign_assets.distillation.rollouts import VllmRollouts
 from policyalign_assets.distillation.teacher import Teacher
@@ -45,7 +45,7 @@ from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import DistillationSettings
 from policyalign_assets.tables import TRAINING
 
-Report = Callable[[str], None]
+Progress = Callable[[str], None]
 KEPT = "The last saved step is kept. Mend: lower distillation.learning_rate, or use float32."
 
 
@@ -64,8 +64,8 @@ def distill(
     settings: DistillationSettings,
     work_dir: Path,
     batch_tokens: int,
-    report: Report = lambda _: None,
-    processes: Processes = ALONE,
+    report: Progress = lambda _: None,
+    processes: Processes = SINGLE_PROCESS,
     vllm: VllmEngine | None = None,
 ) -> tuple[Model, pa.Table]:
     """Trains an adapter on `loaded.model` and returns the PEFT model (student active), or all of `loaded.model` and returns that

@@ -44,8 +44,8 @@ class BenchmarkRun:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a table of answers does not say in its rows; travels as its schema metadata (ASKED). `settings`: by section."""
+class GenerationsInfo:
+    """What a table of answers does not say in its rows; travels as its schema metadata (GENERATIONS_INFO). `settings`: by section."""
 
     checkpoint_id: str
     model_id: str

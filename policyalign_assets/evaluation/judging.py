@@ -23,8 +23,8 @@ NO_CORRECTNESS = "the configured judge does not compare answers with a reference
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a table of judgements does not say in its rows; travels as its schema metadata (JUDGED).
+class JudgementsInfo:
+    """What a table of judgements does not say in its rows; travels as its schema metadata (JUDGEMENTS_INFO).
 
     `answers`: hash of the answers that were judged; `judge`: in words; `settings`: of the judge.
     """

@@ -25,9 +25,10 @@ from policyalign_assets.orchestration.partitions import (
 from policyalign_assets.orchestration.resources import POLICIES_DIR, Pipeline, deployed_settings
 from policyalign_assets.policy import PolicyDocument, PolicyError, list_policies, parse_policy
 from policyalign_assets.records import Checkpoint, ReportRecord
-from policyalign_assets.stages import MODEL_STAGES, Data, fingerprints
+from policyalign_assets.stages import fingerprints
 from policyalign_assets.stages.coverage_facts import selection_coverage, yields_of
 from policyalign_assets.stages.facts import markdown_table, preview
+from policyalign_assets.stages.interface import MODEL_STAGES, StageData
 from policyalign_assets.tables import FILTERED, GENERATIONS, INSTRUCTIONS, JUDGEMENTS, SENSITIVITY
 
 FINGERPRINT = b"policyalign.fingerprint"  # Parquet schema metadata, see `fingerprints`
@@ -314,7 +315,7 @@ def _launched(
     pipeline: Pipeline,
     launcher: Launcher,
     stage: str,
-    **inputs: Data,
+    **inputs: StageData,
 ) -> dg.MaterializeResult:
     begun = time.monotonic()
     made = (launcher.make if stage in MODEL_STAGES else launcher.make_here)(
@@ -330,14 +331,14 @@ def _launched(
     )
 
 
-def _made_from(stage: str, pipeline: Pipeline, inputs: dict[str, Data]) -> str:
+def _made_from(stage: str, pipeline: Pipeline, inputs: dict[str, StageData]) -> str:
     """The fingerprint of what `stage` makes from the data that it really read, which need not be what is on disk by now."""
     return fingerprints.consumed(
         stage, pipeline.settings, {name: _fingerprint(data) for name, data in inputs.items()}
     )
 
 
-def _fingerprint(data: Data) -> str:
+def _fingerprint(data: StageData) -> str:
     if isinstance(data, PolicyDocument):
         return fingerprints.of_policy(data.content_hash)
     return (
@@ -347,7 +348,7 @@ def _fingerprint(data: Data) -> str:
     )
 
 
-def _stamped(value: Data, fingerprint: str) -> Data:
+def _stamped(value: StageData, fingerprint: str) -> StageData:
     """`value` with its fingerprint, where it has a place for it: a report is read by no other stage."""
     if isinstance(value, pa.Table):
         return value.replace_schema_metadata(
@@ -360,7 +361,7 @@ def _stamped(value: Data, fingerprint: str) -> Data:
     )
 
 
-def _policy_hash(inputs: dict[str, Data]) -> str:
+def _policy_hash(inputs: dict[str, StageData]) -> str:
     """Of the policy's text that the data was made from: tables carry it through the chain."""
     tables = [data for data in inputs.values() if isinstance(data, pa.Table)]
     return (

@@ -24,7 +24,7 @@ from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.runtime.exchange import Exchange, Problem, problem_of
 from policyalign_assets.runtime.execution import make
 from policyalign_assets.runtime.guard import guarded
-from policyalign_assets.stages import Data, Made, Work
+from policyalign_assets.stages.interface import StageContext, StageData, StageResult
 
 SOURCES = str(Path(policyalign_assets.__file__).parents[1])
 
@@ -36,8 +36,8 @@ class Launcher(dg.ConfigurableResource):
         context: dg.AssetExecutionContext,
         pipeline: Pipeline,
         stage: str,
-        inputs: dict[str, Data],
-    ) -> Made:
+        inputs: dict[str, StageData],
+    ) -> StageResult:
         """Makes a stage that loads a model. Raises dg.Failure in plain words, or dg.RetryRequested where another attempt may help."""
 
     def make_here(
@@ -45,11 +45,13 @@ class Launcher(dg.ConfigurableResource):
         context: dg.AssetExecutionContext,
         pipeline: Pipeline,
         stage: str,
-        inputs: dict[str, Data],
-    ) -> Made:
+        inputs: dict[str, StageData],
+    ) -> StageResult:
         """Makes a stage in the process of the run itself, as those that load no model are. Raises as `make`."""
         try:
-            return make(stage, Work(pipeline.settings, pipeline.data, context.log.info), inputs)
+            return make(
+                stage, StageContext(pipeline.settings, pipeline.data, context.log.info), inputs
+            )
         except Exception as error:
             fail(stage, problem_of(error))
 
@@ -62,8 +64,8 @@ class InProcess(Launcher):
         context: dg.AssetExecutionContext,
         pipeline: Pipeline,
         stage: str,
-        inputs: dict[str, Data],
-    ) -> Made:
+        inputs: dict[str, StageData],
+    ) -> StageResult:
         return self.make_here(context, pipeline, stage, inputs)
 
 
@@ -75,8 +77,8 @@ class OutOfProcess(Launcher):
         context: dg.AssetExecutionContext,
         pipeline: Pipeline,
         stage: str,
-        inputs: dict[str, Data],
-    ) -> Made:
+        inputs: dict[str, StageData],
+    ) -> StageResult:
         with self.folder(context) as folder:
             exchange = Exchange(folder)
             exchange.give(stage, pipeline.settings, pipeline.data_dir, inputs)

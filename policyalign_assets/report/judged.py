@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from policyalign_assets.evaluation.generate import Asked
-from policyalign_assets.evaluation.judging import Judged
+from policyalign_assets.evaluation.generate import GenerationsInfo
+from policyalign_assets.evaluation.judging import JudgementsInfo
 from policyalign_assets.files import sha256_table
-from policyalign_assets.tables import ASKED, BENCHMARKS, EVALUATION, JUDGED
+from policyalign_assets.tables import BENCHMARKS, EVALUATION, GENERATIONS_INFO, JUDGEMENTS_INFO
 
 
 class NotOfOnePiece(ValueError):
@@ -23,16 +23,18 @@ class JudgedAnswers:
 
     heldout: pa.Table
     benchmarks: pa.Table
-    asked: Asked
-    judged: Judged
+    asked: GenerationsInfo
+    judged: JudgementsInfo
 
 
 def judged_answers(
     generations: pa.Table, judgements: pa.Table, checkpoint_id: str
 ) -> JudgedAnswers:
     """Raises NotOfOnePiece unless the answers are those of `checkpoint_id` and the verdicts are on exactly these answers."""
-    asked = TypeAdapter(Asked).validate_json(generations.schema.metadata[ASKED])
-    judged = TypeAdapter(Judged).validate_json(judgements.schema.metadata[JUDGED])
+    asked = TypeAdapter(GenerationsInfo).validate_json(
+        generations.schema.metadata[GENERATIONS_INFO]
+    )
+    judged = TypeAdapter(JudgementsInfo).validate_json(judgements.schema.metadata[JUDGEMENTS_INFO])
     if asked.checkpoint_id != checkpoint_id:
         raise NotOfOnePiece(
             f"the answers are those of checkpoint {asked.checkpoint_id}, not of {checkpoint_id}. "

@@ -21,7 +21,7 @@ import policyalign_assets
 from policyalign_assets.runtime.exchange import Exchange, Failed, Problem
 from policyalign_assets.runtime.guard import guarded
 from policyalign_assets.settings import Settings
-from policyalign_assets.stages import Data, Made, Work
+from policyalign_assets.stages.interface import StageContext, StageData, StageResult
 
 MARK = "policyalign progress: "
 SOURCES = str(Path(policyalign_assets.__file__).parents[1])
@@ -32,18 +32,18 @@ class AccelerateConfigError(ValueError):
     """`distillation.accelerate_config` asks for something else than DDP or FSDP2 on one machine, or cannot be read."""
 
 
-def train_on_processes(work: Work, inputs: dict[str, Data]) -> Made:
+def train_on_processes(context: StageContext, inputs: dict[str, StageData]) -> StageResult:
     """`distilled_checkpoint`, made by `distillation.processes` processes. Raises AccelerateConfigError, or Failed with their reason."""
-    stage, count = "distilled_checkpoint", work.settings.distillation.processes
-    config = launch_config(work.settings)
-    cpu = on_cpu(work.settings)
+    stage, count = "distilled_checkpoint", context.settings.distillation.processes
+    config = launch_config(context.settings)
+    cpu = on_cpu(context.settings)
     if not cpu and (gpus := torch.cuda.device_count()) < count:
         raise AccelerateConfigError(
             f"distillation.processes={count} but PyTorch sees {gpus} GPUs. Mend: one process for each GPU."
         )
     with tempfile.TemporaryDirectory(prefix="policyalign.") as name:
         exchange = Exchange(Path(name))
-        exchange.give(stage, work.settings, str(work.data), inputs)
+        exchange.give(stage, context.settings, str(context.data), inputs)
         (exchange.folder / "accelerate.yaml").write_text(yaml.safe_dump(config))
         command = [
             sys.executable,
@@ -60,7 +60,7 @@ def train_on_processes(work: Work, inputs: dict[str, Data]) -> Made:
             "PYTHONPATH": os.pathsep.join(filter(None, (SOURCES, os.environ.get("PYTHONPATH")))),
             "ACCELERATE_USE_CPU": str(cpu).lower(),
         }
-        if code := _run(command, environment, work.report):
+        if code := _run(command, environment, context.report):
             raise Failed(
                 exchange.problem()
                 or Problem(

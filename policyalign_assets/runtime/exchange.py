@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from policyalign_assets.files import Location, location, write_whole
 from policyalign_assets.settings import Settings
-from policyalign_assets.stages import RECORDS, Data, Made, Work
+from policyalign_assets.stages.interface import RECORDS, StageContext, StageData, StageResult
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def problem_of(error: Exception) -> Problem:
     return Problem(str(error) if ours else f"{type(error).__name__}: {error}", may_pass)
 
 
-def encode(value: Data) -> bytes:
+def encode(value: StageData) -> bytes:
     """A table as Parquet, a record (frozen dataclass) as JSON."""
     if not isinstance(value, pa.Table):
         return TypeAdapter(type(value)).dump_json(value, indent=2)
@@ -60,7 +60,7 @@ def encode(value: Data) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def decode(data: bytes, kind: type) -> Data:
+def decode(data: bytes, kind: type) -> StageData:
     return (
         pq.read_table(pa.BufferReader(data))
         if kind is pa.Table
@@ -77,7 +77,7 @@ class Exchange:
         self.folder = folder
 
     # the run's side
-    def give(self, stage: str, settings: Settings, data: str, inputs: dict[str, Data]) -> None:
+    def give(self, stage: str, settings: Settings, data: str, inputs: dict[str, StageData]) -> None:
         for name, value in inputs.items():
             self._write(f"in/{name}{_file(name)}", encode(value))
         task = {
@@ -88,8 +88,8 @@ class Exchange:
         }
         self._write("task.json", json.dumps(task).encode())
 
-    def made(self, stage: str) -> Made:
-        return Made(
+    def made(self, stage: str) -> StageResult:
+        return StageResult(
             self._read(f"out{_file(stage)}", stage),
             **json.loads((self.folder / "facts.json").read_bytes()),
         )
@@ -99,16 +99,18 @@ class Exchange:
         return Problem(**json.loads(file.read_bytes())) if file.exists() else None
 
     # the worker's side
-    def take(self, report: Callable[[str], None]) -> tuple[str, Work, dict[str, Data]]:
+    def take(self, report: Callable[[str], None]) -> tuple[str, StageContext, dict[str, StageData]]:
         task = json.loads((self.folder / "task.json").read_bytes())
-        work = Work(Settings.model_validate(task["settings"]), location(task["data"]), report)
+        context = StageContext(
+            Settings.model_validate(task["settings"]), location(task["data"]), report
+        )
         return (
             task["stage"],
-            work,
+            context,
             {name: self._read(f"in/{name}{_file(name)}", name) for name in task["inputs"]},
         )
 
-    def hand_over(self, stage: str, made: Made) -> None:
+    def hand_over(self, stage: str, made: StageResult) -> None:
         self._write(f"out{_file(stage)}", encode(made.value))
         self._write(
             "facts.json", json.dumps({"version": made.version, "facts": made.facts}).encode()
@@ -117,7 +119,7 @@ class Exchange:
     def fail(self, problem: Problem) -> None:
         self._write("problem.json", json.dumps(asdict(problem)).encode())
 
-    def _read(self, name: str, stage: str) -> Data:
+    def _read(self, name: str, stage: str) -> StageData:
         return decode((self.folder / name).read_bytes(), RECORDS.get(stage, pa.Table))
 
     def _write(self, name: str, data: bytes) -> None:

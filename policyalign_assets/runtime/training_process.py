@@ -23,11 +23,11 @@ from policyalign_assets.stages.distilled_checkpoint import train
 def main() -> None:
     exchange = Exchange(Path(sys.argv[1]))
     try:
-        stage, work, inputs = exchange.take(lambda line: print(MARK + line, flush=True))
-        processes = Accelerated(cpu=on_cpu(work.settings))
+        stage, context, inputs = exchange.take(lambda line: print(MARK + line, flush=True))
+        processes = Accelerated(cpu=on_cpu(context.settings))
         if not processes.main:
-            work = replace(work, report=lambda _: None)
-        made = train(work, **inputs, processes=processes)
+            context = replace(context, report=lambda _: None)
+        made = train(context, **inputs, processes=processes)
         if processes.main:
             exchange.hand_over(stage, made)
         torch.distributed.barrier()  # whoever leaves before the main one is done would take it along

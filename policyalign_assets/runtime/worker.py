@@ -22,8 +22,8 @@ def main() -> None:
     exchange = Exchange(location(sys.argv[1]))
     with open_dagster_pipes() as pipes:
         try:
-            stage, work, inputs = exchange.take(pipes.log.info)
-            exchange.hand_over(stage, make(stage, work, inputs))
+            stage, context, inputs = exchange.take(pipes.log.info)
+            exchange.hand_over(stage, make(stage, context, inputs))
         except Exception as error:
             traceback.print_exc()  # the run shows the plain words; this is for whoever reads the log of the process
             exchange.fail(problem_of(error))

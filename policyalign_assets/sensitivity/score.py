@@ -26,7 +26,7 @@ from policyalign_assets.engine.responses import check_lengths
 from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.sensitivity.divergences import TokenDivergences, token_divergences
-from policyalign_assets.sensitivity.parts import Parts
+from policyalign_assets.sensitivity.partial_scores import PartialScores
 from policyalign_assets.settings import SensitivitySettings
 from policyalign_assets.tables import SENSITIVITY
 
@@ -42,7 +42,7 @@ def score_instructions(
     settings: SensitivitySettings,
     batch_tokens: int,
     progress: Progress | None = None,
-    parts: Parts | None = None,
+    parts: PartialScores | None = None,
 ) -> pa.Table:
     """One row per instruction (SENSITIVITY), in the order of `instructions`. Scores of an empty response are null.
 
@@ -53,7 +53,7 @@ def score_instructions(
     def prompts(texts: Sequence[str], system: str | None = None) -> list[list[int]]:
         return [render(loaded.tokenizer, chat(t, system)) for t in texts]
 
-    parts, forward = parts or Parts(), forward_of(loaded.model)
+    parts, forward = parts or PartialScores(), forward_of(loaded.model)
     forward.read()
     longest = max(instructions["text"].to_pylist(), key=len, default="")
     check_lengths(prompts([longest], policy.prompt_text), settings.max_new_tokens, loaded.context)

@@ -16,34 +16,34 @@ from policyalign_assets.report.model import ReportContext
 from policyalign_assets.report.plots import main_plot
 from policyalign_assets.report.render import write_report
 from policyalign_assets.report.summary import markdown_summary, metric_values
-from policyalign_assets.stages import Made, Work
 from policyalign_assets.stages.coverage_facts import yields_of
 from policyalign_assets.stages.facts import image, markdown, markdown_table, path
+from policyalign_assets.stages.interface import StageContext, StageResult
 
 MET = {True: "yes", False: "NO", None: "not measured"}
 
 
 def make(
-    work: Work,
+    context: StageContext,
     policy_document: PolicyDocument,
     violating_instructions: pa.Table,
     filtered_instructions: pa.Table,
     distilled_checkpoint: Checkpoint,
     generations: pa.Table,
     judgements: pa.Table,
-) -> Made:
-    settings = work.settings
+) -> StageResult:
+    settings = context.settings
     answers = judged_answers(generations, judgements, distilled_checkpoint.checkpoint_id)
     report = build_report(
         answers.heldout,
         _context(
-            work,
+            context,
             policy_document,
             distilled_checkpoint,
             answers,
             _funnel(violating_instructions, filtered_instructions),
         ),
-        training_table(distilled_checkpoint, work.data),
+        training_table(distilled_checkpoint, context.data),
         gates=settings.gates,
         benchmarks=benchmark_blocks(
             answers.asked.benchmarks,
@@ -54,15 +54,15 @@ def make(
         show_harmful=settings.report.show_harmful,
     )
     folder = f"reports/{policy_document.policy_id}/{policy_document.domain}"
-    with uploading(work.data / folder) as local:
+    with uploading(context.data / folder) as local:
         write_report(report, local)
         write_parquet(answers.heldout, local / "cases.parquet")
         write_parquet(answers.benchmarks, local / "benchmark_cases.parquet")
-    page = work.data / folder / "report.html"
-    work.report(f"report: {page}")
+    page = context.data / folder / "report.html"
+    context.report(f"report: {page}")
     figures = f"{sha256_table(answers.heldout)[:32]}{sha256_table(answers.benchmarks)[:32]}"
     metrics = metric_values(report)
-    return Made(
+    return StageResult(
         ReportRecord(folder, figures, metrics),
         figures,
         {
@@ -79,7 +79,7 @@ def make(
 
 
 def _context(
-    work: Work,
+    context: StageContext,
     policy: PolicyDocument,
     checkpoint: Checkpoint,
     answers: JudgedAnswers,
@@ -120,11 +120,13 @@ def _context(
         model_revision=asked.model_revision,
         model_note=asked.model_note,
         checkpoint_id=checkpoint.checkpoint_id,
-        settings=work.settings.model_dump(mode="json") | made_with,
+        settings=context.settings.model_dump(mode="json") | made_with,
         versions=asked.versions,
         judge=judged.judge,
         funnel=funnel,
-        seed=checkpoint.provenance.get("settings", {}).get("seed", work.settings.distillation.seed),
+        seed=checkpoint.provenance.get("settings", {}).get(
+            "seed", context.settings.distillation.seed
+        ),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         made_from={
             "answers": judged.answers,

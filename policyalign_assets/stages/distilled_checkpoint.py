@@ -10,32 +10,34 @@ import pyarrow as pa
 from policyalign_assets.distillation.anchors import anchors
 from policyalign_assets.distillation.batches import training_mix
 from policyalign_assets.distillation.checkpoint import publish
-from policyalign_assets.distillation.processes import ALONE, Processes
+from policyalign_assets.distillation.processes import SINGLE_PROCESS, Processes
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.generation.opening import opened_vllm
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.files import sha256_table, unfinished_folder
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.report.plots import training_plot
-from policyalign_assets.stages import Made, Work
 from policyalign_assets.stages.facts import image, path
+from policyalign_assets.stages.interface import StageContext, StageResult
 
 
-def make(work: Work, policy_document: PolicyDocument, filtered_instructions: pa.Table) -> Made:
+def make(
+    context: StageContext, policy_document: PolicyDocument, filtered_instructions: pa.Table
+) -> StageResult:
     """Trains in this process. `runtime.execution` decides whether several processes train instead."""
-    made = train(work, policy_document, filtered_instructions)
+    made = train(context, policy_document, filtered_instructions)
     assert made is not None  # this process is the main one
     return made
 
 
 def train(
-    work: Work,
+    context: StageContext,
     policy_document: PolicyDocument,
     filtered_instructions: pa.Table,
-    processes: Processes = ALONE,
-) -> Made | None:
+    processes: Processes = SINGLE_PROCESS,
+) -> StageResult | None:
     """In this process, which may be one of several: nothing comes back from those that are not the main one."""
-    settings = work.settings
+    settings = context.settings
     loaded = load_model(
         settings.model.model_copy(update={"device": "cpu"}) if processes.sharded else settings.model
     )
@@ -64,21 +66,21 @@ def train(
             training_mix(chosen) + extra,
             loaded,
             settings.distillation,
-            unfinished_folder(work.data, "distilled_checkpoint", provenance),
+            unfinished_folder(context.data, "distilled_checkpoint", provenance),
             settings.model.batch_tokens,
-            work.report,
+            context.report,
             processes,
             engine,
         )
     if not processes.main:
         return None
-    checkpoint = publish(model, loaded, training, work.data, provenance)
+    checkpoint = publish(model, loaded, training, context.data, provenance)
     last = training.to_pylist()[-1]
-    return Made(
+    return StageResult(
         checkpoint,
         checkpoint.checkpoint_id,
         {
-            "checkpoint": path(work.data / checkpoint.path),
+            "checkpoint": path(context.data / checkpoint.path),
             "tuning": checkpoint.tuning,
             "instructions": chosen.num_rows,
             "everyday requests": len(extra),

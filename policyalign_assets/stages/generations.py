@@ -16,15 +16,15 @@ from policyalign_assets.engine.loading import LoadedModel, load_model, model_pat
 from policyalign_assets.evaluation.answers import Model
 from policyalign_assets.evaluation.benchmarks import manifest
 from policyalign_assets.evaluation.cases import build_cases, heldout_cases
-from policyalign_assets.evaluation.generate import Asked, generate
+from policyalign_assets.evaluation.generate import GenerationsInfo, generate
 from policyalign_assets.evaluation.lm_eval_harness import Weights
 from policyalign_assets.files import is_local, scratch_folder, sha256_table
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
-from policyalign_assets.stages import Made, Work
 from policyalign_assets.stages.aligned_engine import base_and_aligned
 from policyalign_assets.stages.facts import markdown_table, preview
-from policyalign_assets.tables import ASKED
+from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.tables import GENERATIONS_INFO
 
 VERSIONS = (
     "policyalign-assets",
@@ -38,17 +38,17 @@ VERSIONS = (
 
 
 def make(
-    work: Work,
+    context: StageContext,
     policy_document: PolicyDocument,
     violating_instructions: pa.Table,
     distilled_checkpoint: Checkpoint,
-) -> Made:
-    settings = work.settings
+) -> StageResult:
+    settings = context.settings
     loaded = load_model(settings.model)
     cases = build_cases(
         policy_document, settings.evaluation, violating_instructions["text"].to_pylist()
     ) + heldout_cases(violating_instructions)
-    with _models(work, loaded, distilled_checkpoint) as (base, aligned):
+    with _models(context, loaded, distilled_checkpoint) as (base, aligned):
         table, runs = generate(
             cases,
             [b for b in manifest() if policy_document.domain in b.domains],
@@ -56,10 +56,10 @@ def make(
             aligned,
             policy_document,
             settings.evaluation,
-            work.report,
-            scratch_folder(work.data) / "generations",
+            context.report,
+            scratch_folder(context.data) / "generations",
         )
-    asked = Asked(
+    asked = GenerationsInfo(
         distilled_checkpoint.checkpoint_id,
         loaded.model_id,
         loaded.revision,
@@ -69,8 +69,10 @@ def make(
         runs,
     )
     rows = table.to_pylist()
-    return Made(
-        table.replace_schema_metadata({ASKED: TypeAdapter(Asked).dump_json(asked)}),
+    return StageResult(
+        table.replace_schema_metadata(
+            {GENERATIONS_INFO: TypeAdapter(GenerationsInfo).dump_json(asked)}
+        ),
         sha256_table(table),
         {
             "dagster/partition_row_count": table.num_rows,
@@ -104,19 +106,19 @@ def make(
 
 @contextmanager
 def _models(
-    work: Work, loaded: LoadedModel, checkpoint: Checkpoint
+    context: StageContext, loaded: LoadedModel, checkpoint: Checkpoint
 ) -> Iterator[tuple[Model, Model]]:
-    settings = work.settings.model
+    settings = context.settings.model
     identity = f"{loaded.model_id}@{loaded.revision} {settings.dtype} {settings.engine}"
     weights = Weights(model_path(settings), settings.dtype, loaded.device.type, settings.revision)
-    folder = work.data / checkpoint.path
+    folder = context.data / checkpoint.path
     local = folder.absolute() if is_local(folder) else None
     of_aligned = (
         {"adapter": local}
         if checkpoint.tuning == "lora"
         else {"pretrained": str(local), "revision": None}
     )
-    with base_and_aligned(settings, loaded, checkpoint, work.data) as (base, aligned):
+    with base_and_aligned(settings, loaded, checkpoint, context.data) as (base, aligned):
         yield (
             Model(identity, base, weights),
             Model(

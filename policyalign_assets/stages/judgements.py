@@ -7,21 +7,25 @@ from collections import Counter
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from policyalign_assets.evaluation.judging import Judged, judge_answers
+from policyalign_assets.evaluation.judging import JudgementsInfo, judge_answers
 from policyalign_assets.files import sha256_table
 from policyalign_assets.judges.choose import described, make_correctness_judge, make_judge
 from policyalign_assets.policy import PolicyDocument
-from policyalign_assets.stages import Made, Work
 from policyalign_assets.stages.facts import markdown_table
-from policyalign_assets.tables import JUDGED
+from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.tables import JUDGEMENTS_INFO
 
 
-def make(work: Work, policy_document: PolicyDocument, generations: pa.Table) -> Made:
-    settings = work.settings
-    judge = make_judge(settings.judge, settings.model.id, policy_document, work.report)
-    work.report(f"judging {generations.num_rows} answers: {described(judge)}")
-    table = judge_answers(generations, judge, make_correctness_judge(settings.judge, work.report))
-    judged = Judged(
+def make(
+    context: StageContext, policy_document: PolicyDocument, generations: pa.Table
+) -> StageResult:
+    settings = context.settings
+    judge = make_judge(settings.judge, settings.model.id, policy_document, context.report)
+    context.report(f"judging {generations.num_rows} answers: {described(judge)}")
+    table = judge_answers(
+        generations, judge, make_correctness_judge(settings.judge, context.report)
+    )
+    judged = JudgementsInfo(
         sha256_table(generations), described(judge), settings.judge.model_dump(mode="json")
     )
     suites = [
@@ -36,8 +40,10 @@ def make(work: Work, policy_document: PolicyDocument, generations: pa.Table) -> 
             said[finding] += bool(row[finding])
             said[f"{finding} or not"] += row[finding] is not None
     reasons = Counter(reason for reason in table["unscored_reason"].to_pylist() if reason)
-    return Made(
-        table.replace_schema_metadata({JUDGED: TypeAdapter(Judged).dump_json(judged)}),
+    return StageResult(
+        table.replace_schema_metadata(
+            {JUDGEMENTS_INFO: TypeAdapter(JudgementsInfo).dump_json(judged)}
+        ),
         sha256_table(table),
         {
             "dagster/partition_row_count": table.num_rows,

@@ -10,14 +10,16 @@ from policyalign_assets.engine.loading import load_model
 from policyalign_assets.files import sha256_table, unfinished_folder
 from policyalign_assets.judges.phrases import judge_for
 from policyalign_assets.policy import PolicyDocument
-from policyalign_assets.sensitivity.parts import Parts
+from policyalign_assets.sensitivity.partial_scores import PartialScores
 from policyalign_assets.sensitivity.score import score_instructions
-from policyalign_assets.stages import Made, Work
 from policyalign_assets.stages.facts import preview
+from policyalign_assets.stages.interface import StageContext, StageResult
 
 
-def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa.Table) -> Made:
-    settings = work.settings
+def make(
+    context: StageContext, policy_document: PolicyDocument, violating_instructions: pa.Table
+) -> StageResult:
+    settings = context.settings
     loaded = load_model(settings.model)
     made_from = {
         "policy": policy_document.content_hash,
@@ -27,7 +29,7 @@ def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa
         "engine": settings.model.engine,
         "settings": settings.sensitivity.model_dump(),
     }
-    parts = Parts(unfinished_folder(work.data, "sensitivity_scores", made_from))
+    parts = PartialScores(unfinished_folder(context.data, "sensitivity_scores", made_from))
     with opened(settings.model, loaded) as engine:
         table = score_instructions(
             policy_document,
@@ -37,11 +39,11 @@ def make(work: Work, policy_document: PolicyDocument, violating_instructions: pa
             judge_for(settings.model.id),
             settings.sensitivity,
             settings.model.batch_tokens,
-            lambda done, total: work.report(f"scored {done}/{total}"),
+            lambda done, total: context.report(f"scored {done}/{total}"),
             parts,
         )
     violating = table.select(["flip", "reverse_kl"]).filter(pc.equal(table["kind"], "violating"))
-    return Made(
+    return StageResult(
         table,
         sha256_table(table),
         {

@@ -16,9 +16,9 @@ from policyalign_assets.judges.endpoint import EndpointJudge
 from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import Settings
-from policyalign_assets.stages import Made, Work
 from policyalign_assets.stages.coverage_facts import synthesis_coverage
 from policyalign_assets.stages.facts import nested, preview
+from policyalign_assets.stages.interface import StageContext, StageResult
 from policyalign_assets.synthesis.drafting import main_kind
 from policyalign_assets.synthesis.entailment import RuleEntailment
 from policyalign_assets.synthesis.firewall import firewall_for
@@ -27,24 +27,24 @@ from policyalign_assets.synthesis.synthesize import synthesize
 from policyalign_assets.tables import YIELDS
 
 
-def make(work: Work, policy_document: PolicyDocument) -> Made:
-    settings = work.settings
+def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
+    settings = context.settings
     firewall = firewall_for(settings.firewall)
 
     def judge(rule: Rule) -> Judge:
-        return EndpointJudge(RuleEntailment(rule, main_kind(rule)), settings.judge, work.report)
+        return EndpointJudge(RuleEntailment(rule, main_kind(rule)), settings.judge, context.report)
 
     with _generator(settings) as (engine, made_on):
         made = synthesize(
             policy_document,
             engine,
             settings.synthesis,
-            work.report,
+            context.report,
             firewall,
             (lambda rule: own_cases(policy_document, rule, settings))
             if settings.firewall.own_cases
             else None,
-            RuleStore(scratch_folder(work.data) / "synthesis", made_on),
+            RuleStore(scratch_folder(context.data) / "synthesis", made_on),
             judge if settings.synthesis.entailment else None,
         )
     starved = sorted(r for r, y in made.yields.items() if y.starved)
@@ -53,7 +53,7 @@ def make(work: Work, policy_document: PolicyDocument) -> Made:
     table = made.table.replace_schema_metadata(
         {YIELDS: json.dumps({"rules": yields, "skipped": made.skipped})}
     )
-    return Made(
+    return StageResult(
         table,
         sha256_table(table),
         {

@@ -41,9 +41,10 @@ from policyalign_assets.settings import (
     SettingsError,
     load_settings,
 )
-from policyalign_assets.stages import Work, distilled_checkpoint, generations
+from policyalign_assets.stages import distilled_checkpoint, generations
 from policyalign_assets.stages.aligned_engine import base_and_aligned
 from policyalign_assets.stages.fingerprints import own_version
+from policyalign_assets.stages.interface import StageContext
 
 SMALL = DistillationSettings(
     tuning="full",
@@ -485,7 +486,7 @@ def test_the_stages_make_it_and_ask_it(tmp_path):
         },
         environ={},
     )
-    work = Work(settings, tmp_path)
+    work = StageContext(settings, tmp_path)
     mix = pa.table(
         {
             "text": [i.text for i in ASKED],

@@ -25,8 +25,8 @@ from policyalign_assets.runtime.exchange import Failed, problem_of
 from policyalign_assets.runtime.execution import make as make_stage
 from policyalign_assets.runtime.guard import LINUX, descendants
 from policyalign_assets.settings import SettingsError, load_settings
-from policyalign_assets.stages import Work
 from policyalign_assets.stages.fingerprints import own_version
+from policyalign_assets.stages.interface import StageContext
 
 ROOT = Path(__file__).parents[2]
 FSDP2 = str(ROOT / "deploy" / "accelerate" / "fsdp2.yaml")
@@ -77,7 +77,7 @@ def make(data, report=lambda _: None, model=None, **distillation):
     policy = parse_policy(ROOT / "policies", "general-conduct", "medical")
     return make_stage(
         "distilled_checkpoint",
-        Work(settings(model, **distillation), data, report),
+        StageContext(settings(model, **distillation), data, report),
         {"policy_document": policy, "filtered_instructions": mix},
     )
 

@@ -17,8 +17,8 @@ from policyalign_assets.files import location
 from policyalign_assets.runtime.exchange import problem_of
 from policyalign_assets.runtime.execution import make
 from policyalign_assets.settings import GeneratorSettings, SettingsError, load_settings
-from policyalign_assets.stages import Work
 from policyalign_assets.stages.fingerprints import own_version
+from policyalign_assets.stages.interface import StageContext
 from policyalign_assets.synthesis.ladder import climb
 
 SAMPLING = Sampling(48, 0.7, 5)
@@ -231,7 +231,7 @@ def test_the_stage_asks_the_endpoint_and_loads_no_model(tmp_path):
             },
             environ={},
         )
-        work = Work(settings, location(str(tmp_path)))
+        work = StageContext(settings, location(str(tmp_path)))
         with pytest.raises(EndpointDown):
             make("violating_instructions", work, {"policy_document": policy})
         broken[0], asked = False, len(server.requests)

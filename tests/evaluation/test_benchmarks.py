@@ -18,8 +18,8 @@ from policyalign_assets.engine.base import Generation, PromptTooLong
 from policyalign_assets.evaluation.answers import Model
 from policyalign_assets.evaluation.benchmarks import Benchmark, NotRun, load, manifest, version_of
 from policyalign_assets.evaluation.cases import TestCase as HeldOutCase
-from policyalign_assets.evaluation.generate import Asked, BenchmarkRun, generate
-from policyalign_assets.evaluation.judging import Judged, grade, judge_answers
+from policyalign_assets.evaluation.generate import BenchmarkRun, GenerationsInfo, generate
+from policyalign_assets.evaluation.judging import JudgementsInfo, grade, judge_answers
 from policyalign_assets.evaluation.lm_eval_harness import Weights
 from policyalign_assets.files import sha256_table
 from policyalign_assets.judges.phrases import RuleBasedJudge
@@ -31,7 +31,13 @@ from policyalign_assets.report.render import benchmarks_table, to_html
 from policyalign_assets.report.summary import metric_values
 from policyalign_assets.settings import EvaluationSettings
 from policyalign_assets.stages.fingerprints import benchmarks_version
-from policyalign_assets.tables import ASKED, BENCHMARKS, EVALUATION, GENERATIONS, JUDGED
+from policyalign_assets.tables import (
+    BENCHMARKS,
+    EVALUATION,
+    GENERATIONS,
+    GENERATIONS_INFO,
+    JUDGEMENTS_INFO,
+)
 
 BY_ID = {b.id: b for b in manifest()}
 NAMED_IN_THE_PAPER_AND_ITS_DOMAINS = {
@@ -696,11 +702,15 @@ def test_a_report_of_parts_that_do_not_belong_together_is_refused(
 
     answers, runs = asked(tmp_path, cases=HELD_OUT)
     verdicts = stamped(
-        judge_answers(answers, RuleBasedJudge()), JUDGED, Judged(sha256_table(answers), "rules", {})
+        judge_answers(answers, RuleBasedJudge()),
+        JUDGEMENTS_INFO,
+        JudgementsInfo(sha256_table(answers), "rules", {}),
     )
     if other_answers:
         answers, _ = asked(tmp_path, cases=HELD_OUT[:2])
-    answers = stamped(answers, ASKED, Asked("c1", "m", "r", "a note", {}, {}, runs))
+    answers = stamped(
+        answers, GENERATIONS_INFO, GenerationsInfo("c1", "m", "r", "a note", {}, {}, runs)
+    )
     with pytest.raises(NotOfOnePiece, match=mend):
         judged_answers(answers, verdicts, checkpoint)
     if not other_answers:

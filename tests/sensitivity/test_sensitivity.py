@@ -14,7 +14,7 @@ from policyalign_assets.engine.generation.transformers_engine import Transformer
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.sensitivity.divergences import token_divergences
-from policyalign_assets.sensitivity.parts import Parts
+from policyalign_assets.sensitivity.partial_scores import PartialScores
 from policyalign_assets.sensitivity.score import score_instructions
 from policyalign_assets.settings import ModelSettings, SensitivitySettings
 from policyalign_assets.tables import INSTRUCTIONS, SENSITIVITY
@@ -327,7 +327,7 @@ def test_a_policy_that_does_not_fit_is_refused_before_any_work(loaded):
 
 def test_rows_do_not_depend_on_the_parts_they_are_made_in(loaded, tmp_path):
     whole = score(loaded)
-    cut = score(loaded, parts=Parts(tmp_path / "cut", rows=2))
+    cut = score(loaded, parts=PartialScores(tmp_path / "cut", rows=2))
     for name in whole.column_names:
         expected = whole[name].to_pylist()
         assert cut[name].to_pylist() == (
@@ -345,9 +345,9 @@ def test_a_killed_run_goes_on_after_its_last_part(loaded, tmp_path):
         if done >= 4:
             raise Killed
 
-    whole = score(loaded, parts=Parts(tmp_path / "whole", rows=2))
+    whole = score(loaded, parts=PartialScores(tmp_path / "whole", rows=2))
     with pytest.raises(Killed):
-        score(loaded, progress=kill, parts=Parts(tmp_path / "killed", rows=2))
+        score(loaded, progress=kill, parts=PartialScores(tmp_path / "killed", rows=2))
     asked = []
     engine = TransformersEngine(loaded, 16_384)
     counting = SimpleNamespace(
@@ -356,5 +356,5 @@ def test_a_killed_run_goes_on_after_its_last_part(loaded, tmp_path):
             engine.generate_ids(prompts, *a, **k),
         )[1]
     )
-    assert score(loaded, counting, parts=Parts(tmp_path / "killed", rows=2)).equals(whole)
+    assert score(loaded, counting, parts=PartialScores(tmp_path / "killed", rows=2)).equals(whole)
     assert sum(asked) == 2 * (len(TEXTS) - 4)

@@ -34,8 +34,8 @@ from policyalign_assets.settings import (
     Settings,
     SynthesisSettings,
 )
-from policyalign_assets.stages import Work
 from policyalign_assets.stages.aligned_engine import base_and_aligned
+from policyalign_assets.stages.interface import StageContext
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -76,7 +76,7 @@ def test_the_stages_open_the_engine_that_the_settings_name_and_close_it(tmp_path
         filtering=FilterSettings(per_rule=2),
         sensitivity=SensitivitySettings(max_new_tokens=24),
     )
-    work, policy = Work(settings, tmp_path), medical_policy()
+    work, policy = StageContext(settings, tmp_path), medical_policy()
     drafted = make("violating_instructions", work, {"policy_document": policy}).value
     assert drafted.num_rows > 0
     scores = make(

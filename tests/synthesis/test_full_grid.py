@@ -14,8 +14,8 @@ from policyalign_assets.files import location
 from policyalign_assets.filtering.select import select_instructions
 from policyalign_assets.runtime.execution import make
 from policyalign_assets.settings import load_settings
-from policyalign_assets.stages import Work
 from policyalign_assets.stages.coverage_facts import yields_of
+from policyalign_assets.stages.interface import StageContext
 from policyalign_assets.synthesis import grid
 
 POLICY = medical_policy()
@@ -106,7 +106,7 @@ def made(tmp_path):
             },
             environ={},
         )
-        work = Work(settings, location(str(tmp_path / "data")))
+        work = StageContext(settings, location(str(tmp_path / "data")))
         yield work, make("violating_instructions", work, {"policy_document": POLICY}).value
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from policyalign_assets.files import replacing_file
 
 
-class Parts:
+class PartialScores:
     """Results of consecutive slices of a table. In `folder` as Arrow files, mapped instead of read; without a folder in memory.
 
     A folder belongs to one input: name it by all that the results depend on.
