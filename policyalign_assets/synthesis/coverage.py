@@ -177,7 +177,10 @@ def _by_rule(table: pa.Table) -> dict[str, list[dict]]:
 
 
 def gini(counts: Sequence[float]) -> float:
-    """Half the mean absolute difference over the mean: 0 where all are equal, near 1 where one has all."""
+    """Half the mean absolute difference over the mean.
+
+    It is 0 where all counts are equal, and near 1 where one rule has them all.
+    """
     counts, n = sorted(counts), len(counts)
     total = sum(counts)
     return sum((2 * i - n + 1) * c for i, c in enumerate(counts)) / (n * total) if total else 0.0

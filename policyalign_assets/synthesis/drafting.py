@@ -201,9 +201,7 @@ class Drafting:
         self.entailed |= {(kind, text) for text, fault in judged.items() if fault is None}
         if self.settings.unjudged == "keep":
             judged = {t: None if f == entailment.UNJUDGED else f for t, f in judged.items()}
-        return [
-            fault or judged[draft.text] for draft, fault in zip(drafts, faults, strict=True)
-        ]
+        return [fault or judged[draft.text] for draft, fault in zip(drafts, faults, strict=True)]
 
     def _fault(self, draft: Draft) -> str | None:
         if not draft.text:

@@ -39,7 +39,9 @@ class RuleEntailment:
         texts = load_yaml("entailment.yaml")
         questions = texts["questions"]
         self.template = hashlib.sha256(
-            (texts["system"] + texts["user"] + questions["breaks"] + questions["calls_for"]).encode()
+            (
+                texts["system"] + texts["user"] + questions["breaks"] + questions["calls_for"]
+            ).encode()
         ).hexdigest()[:16]
         self._user = texts["user"]
         self._system = texts["system"].format(

@@ -137,13 +137,13 @@ def _signature(grams: Iterable[str]) -> MinHash:
     return signature
 
 
-def firewall_for(settings: FirewallSettings) -> Firewall:
-    """The firewall over the configured references. Without references, every text passes.
+def firewall_for(settings: FirewallSettings) -> tuple[Firewall, References | None]:
+    """The firewall over the configured references, and what was read of them.
 
-    Raises FirewallError.
+    Without references, every text passes. Raises FirewallError.
     """
     found = configured_references(settings)
-    return Firewall(found.prompts if found else {}, settings.threshold)
+    return Firewall(found.prompts if found else {}, settings.threshold), found
 
 
 def configured_references(settings: FirewallSettings) -> References | None:
@@ -170,10 +170,9 @@ def probe(settings: FirewallSettings, samples: int = 30) -> FirewallProbe | None
 
     Raises FirewallError where a file cannot be used, or where a copy passes.
     """
-    found = configured_references(settings)
+    firewall, found = firewall_for(settings)
     if found is None:
         return None
-    firewall = Firewall(found.prompts, settings.threshold)
     copies = [text for file in found.files for _, text in file.prompts[:samples]]
     with_words = [text for text in copies if split_words(text)]
     stopped = sum(firewall.check(text) is not None for text in with_words)

@@ -24,8 +24,10 @@ from policyalign_assets.synthesis.duplicates import DuplicateFilter
 from policyalign_assets.synthesis.yields import RuleYield
 
 SMALL_WORDS = frozenset(
-    "a an the of on in to from for with without before into about another my their his her its "
-    "or and".split()
+    (
+        *("a", "an", "the", "of", "on", "in", "to", "from", "for", "with", "without", "before"),
+        *("into", "about", "another", "my", "their", "his", "her", "its", "or", "and"),
+    )
 )
 
 

@@ -201,7 +201,7 @@ def _text_file(path: Path, name: str, column: str | None) -> tuple[str | None, I
     text = _decoded(path.read_bytes(), name)
     if path.suffix.lower() in (".csv", ".tsv"):
         return _csv(text, name, column)
-    rows = _json_rows(text, name)
+    rows = _json_rows(text, name, column)
     return _column_of_rows(rows, name, column)
 
 
@@ -251,7 +251,7 @@ def _cells(reader: Any, width: int, place: int, name: str) -> Iterator[str]:
         yield row[place]
 
 
-def _json_rows(text: str, name: str) -> list[Any]:
+def _json_rows(text: str, name: str, column: str | None) -> list[Any]:
     """Rows of a JSON document, or of JSON Lines."""
     try:
         document = json.loads(text)
@@ -263,7 +263,7 @@ def _json_rows(text: str, name: str) -> list[Any]:
     if isinstance(document, list):
         return document
     if isinstance(document, dict):
-        return _rows_of_columns(document) or [document]
+        return _rows_of_columns(document, column) or [document]
     raise _refused(name, "holds neither a list nor an object")
 
 
@@ -271,10 +271,10 @@ def _objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(r, dict) for r in value)
 
 
-def _rows_of_columns(document: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows_of_columns(document: dict[str, Any], column: str | None) -> list[dict[str, Any]]:
     """Rows of {"prompt": {"0": "...", ...}} or {"prompt": ["...", ...]}, as pandas writes them.
 
-    Empty where the document has no known column of that form.
+    Empty for an object of another form, which is then a row itself.
     """
     columns: dict[str, list[Any]] = {}
     for key, value in document.items():
@@ -282,10 +282,11 @@ def _rows_of_columns(document: dict[str, Any]) -> list[dict[str, Any]]:
             columns[key] = list(value.values())
         elif isinstance(value, list) and not (_objects(value) and _role(value[0]) is not None):
             columns[key] = value
-    if _column(list(columns), None) is None and len({len(c) for c in columns.values()}) != 1:
+        else:
+            return []
+    if _column(list(columns), column) is None or len({len(c) for c in columns.values()}) != 1:
         return []
-    height = max(map(len, columns.values()), default=0)
-    return [{key: c[n] for key, c in columns.items() if n < len(c)} for n in range(height)]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _json_lines(text: str, name: str) -> list[Any]:

@@ -31,7 +31,8 @@ REASONS = ("length", "unprintable", "control_token", "placeholder", "meta", "pii
 _MIN_LANGUAGE_PROBABILITY = 0.01
 
 _CONTROL = re.compile(
-    r"<\|[^|<>\n]{0,40}\|>|<｜[^<>\n]{0,40}｜>|\[/?(?:INST|SYS)\]|<</?SYS>>|</?s>|<(?:bos|eos|pad|unk)>"
+    r"<\|[^|<>\n]{0,40}\|>|<｜[^<>\n]{0,40}｜>|\[/?(?:INST|SYS)\]|<</?SYS>>|</?s>"
+    r"|<(?:bos|eos|pad|unk)>"
     r"|</?(?:think|tool_call|tool_response|start_of_turn|end_of_turn)>"
 )
 _PLACEHOLDER = re.compile(
@@ -39,7 +40,8 @@ _PLACEHOLDER = re.compile(
 )
 _META = re.compile(
     r"^(?:sure|certainly|of course|okay|here(?:'s| is| are))\b[^.?!\n]{0,80}[:!]"
-    r"|^here(?:'s| is) (?:a|an|one|the) (?:\w+ ){0,3}(?:request|example)|^(?:request|rule|persona|format|example) ?\d*:"
+    r"|^here(?:'s| is) (?:a|an|one|the) (?:\w+ ){0,3}(?:request|example)"
+    r"|^(?:request|rule|persona|format|example) ?\d*:"
     r"|\bas an ai\b|\bthis (?:rule|request) (?:breaks|violates)\b",
     re.IGNORECASE,
 )

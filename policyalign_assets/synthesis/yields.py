@@ -46,6 +46,14 @@ class RuleYield:
         return self.violating < self.wanted
 
     @property
+    def why_starved(self) -> str:
+        """Such as "3 of 40 requests from 320 drafts; dropped: gibberish 280, duplicate 37"."""
+        dropped = ", ".join(f"{reason} {n}" for reason, n in self.dropped.most_common())
+        return f"{self.violating} of {self.wanted} requests from {self.drafted} drafts" + (
+            f"; dropped: {dropped}" if dropped else ""
+        )
+
+    @property
     def kept(self) -> int:
         return self.violating + self.twins + self.neighbours + self.styled
 

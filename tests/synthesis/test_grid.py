@@ -1,4 +1,4 @@
-"""The full grid: even over its cells, duties and conditions too, a ladder for refusals, attack styles, rows kept per rule."""
+"""The full grid: even cells, duties, conditions, the ladder, attack styles, and stored rows."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import SettingsError, SynthesisSettings, load_settings
 from policyalign_assets.synthesis import grid
 from policyalign_assets.synthesis.firewall import Firewall
-from policyalign_assets.synthesis.ladder import bare, climb
+from policyalign_assets.synthesis.ladder import draft_with_ladder, without_label
 from policyalign_assets.synthesis.store import RuleStore
 from policyalign_assets.synthesis.synthesize import synthesize
 
@@ -70,8 +70,9 @@ def written(prompt: str, n: int, sampling) -> str:
     """A recorded answer: an English request unlike the others."""
     key = hash_of(prompt, n, sampling.seed)
     return (
-        f"My cousin at the {PLACES[key % 12]} wants me to {TASKS[key // 12 % 8]} on day {key // 96 % 977} "
-        f"without telling anyone at the {PLACES[key // 100 % 12]} number {key // 9400 % 9973}, so how would I begin?"
+        f"My cousin at the {PLACES[key % 12]} wants me to {TASKS[key // 12 % 8]} on day "
+        f"{key // 96 % 977} without telling anyone at the {PLACES[key // 100 % 12]} number "
+        f"{key // 9400 % 9973}, so how would I begin?"
     )
 
 
@@ -210,16 +211,18 @@ def refusing(accepts):
 
 
 def test_each_step_of_the_ladder_takes_over_what_the_one_before_refused():
-    plain = climb(ScriptedEngine(good), ["a", "b"], FULL_SAMPLING)
+    plain = draft_with_ladder(ScriptedEngine(good), ["a", "b"], FULL_SAMPLING)
     assert [(d.step, d.refused) for d in plain] == [("plain", ())] * 2
 
-    framed = climb(ScriptedEngine(refusing("authorised safety work")), ["a"], FULL_SAMPLING)
+    framed = draft_with_ladder(
+        ScriptedEngine(refusing("authorised safety work")), ["a"], FULL_SAMPLING
+    )
     assert [(d.step, d.refused) for d in framed] == [("defensive", ("plain",))]
 
     engine = Prefilling(
         lambda p, n, s: REFUSAL, lambda n, s: answer('"How do I begin with the forged seal?"')
     )
-    begun = climb(engine, ["a"], FULL_SAMPLING)
+    begun = draft_with_ladder(engine, ["a"], FULL_SAMPLING)
     assert [(d.text, d.step, d.refused) for d in begun] == [
         ("How do I begin with the forged seal?", "prefill", ("plain", "defensive"))
     ]
@@ -232,7 +235,9 @@ def test_each_step_of_the_ladder_takes_over_what_the_one_before_refused():
                 for n, c in enumerate(chats)
             ]
 
-    shown = climb(WithExamples(None), ["a"], FULL_SAMPLING)  # this engine cannot prefill
+    shown = draft_with_ladder(
+        WithExamples(None), ["a"], FULL_SAMPLING
+    )  # this engine cannot prefill
     assert [(d.step, d.refused) for d in shown] == [("few_shot", ("plain", "defensive"))]
 
 
@@ -270,11 +275,14 @@ def test_the_step_that_worked_is_kept_beside_the_row():
     ],
 )
 def test_labels_numbers_and_quotes_around_a_request_go(text, request_):
-    assert bare(text) == request_
+    assert without_label(text) == request_
 
 
 def test_drafts_near_an_evaluation_prompt_are_dropped_counted_and_replaced():
-    leak = "How would a person at the ministry hide the second ledger from the yearly audit without a trace?"
+    leak = (
+        "How would a person at the ministry hide the second ledger from the yearly audit without a "
+        "trace?"
+    )
     rule = POLICY.prohibitions[0]
     engine = ScriptedEngine(
         lambda p, n, s: (
@@ -301,7 +309,7 @@ def test_own_cases_are_asked_for_per_rule():
     assert [k for k, y in result.yields.items() if y.starved] == [blocked]
 
 
-# ---- rows kept per rule --------------------------------------------------------------------------------------------
+# ---- stored rows ---------------------------------------------------------------------------------
 
 REDUCED = FULL.model_copy(
     update={"grid": "reduced", "recombined_ratio": 1.0, "language": None, "oversample": 2.0}
@@ -363,7 +371,7 @@ def test_an_edit_leaves_every_row_of_other_rules_that_did_not_use_the_edited_one
     before, after = of_others(POLICY), of_others(changed)
     used = {r for r in before if json.loads(r)["partner_hash"] == old.content_hash}
     assert used and before - after >= used  # the rows that used it are gone
-    # and in their place, or in that of a row that now ranks the edited rule first, stand rows that use another
+    # Rows that use another rule replace them, and the rows that now rank the edited rule first.
     assert len(before & after) > 0.75 * len(before)
     assert all(json.loads(r)["partner_hash"] for r in before ^ after)
     assert all(
@@ -408,7 +416,7 @@ def test_other_settings_generators_and_firewalls_draft_anew(tmp_path):
     assert kept.calls == []
 
 
-# ---- held out ------------------------------------------------------------------------------------------------------
+# ---- held out ------------------------------------------------------------------------------------
 
 
 def test_a_tenth_is_held_out_by_whole_clusters_with_all_that_was_made_from_it():
@@ -438,11 +446,14 @@ def test_nothing_is_held_out_where_the_share_is_zero():
     assert {r["split"] for r in rows(result)} == {"train"}
 
 
-# ---- real engines --------------------------------------------------------------------------------------------------
+# ---- real engines --------------------------------------------------------------------------------
 
 
 def test_a_model_with_random_weights_goes_all_the_way_through():
-    """Its drafts are noise, so every rule starves in the open; the prefilled prompts and the ladder run on real tokens."""
+    """Its drafts are noise, so every rule is reported as starved.
+
+    The prefilled prompts and the ladder run on real tokens.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = chatml_tokenizer()
@@ -456,7 +467,7 @@ def test_a_model_with_random_weights_goes_all_the_way_through():
         policy = replace(POLICY, rules=(POLICY.rules[0], POLICY.duties[0]))
         result = synthesize(policy, engine, settings)
         again = synthesize(policy, engine, settings)
-        refused = climb(AlwaysRefusing(engine), ["Write one request."], FULL_SAMPLING)
+        refused = draft_with_ladder(AlwaysRefusing(engine), ["Write one request."], FULL_SAMPLING)
     assert (
         set(result.yields) == {r.rule_id for r in policy.rules}
         and sum(y.drafted for y in result.yields.values()) >= 4
