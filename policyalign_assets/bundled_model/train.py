@@ -371,7 +371,7 @@ def save(model, tok, out: Path, state: dict) -> None:
     out.mkdir(parents=True, exist_ok=True)
     weights = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items()}
     copy = Qwen2ForCausalLM(model.config)
-    copy.to(dtype=torch.bfloat16)
+    copy.bfloat16()
     copy.load_state_dict(weights)
     copy.generation_config.eos_token_id, copy.generation_config.pad_token_id = (
         model.config.eos_token_id,

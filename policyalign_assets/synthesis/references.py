@@ -110,11 +110,9 @@ def read_references(folder: Path, column: str | None = None) -> References:
 
 
 def _read_file(path: Path, name: str, column: str | None) -> ReferenceFile:
+    read = _parquet if path.suffix.lower() == ".parquet" else _text_file
     try:
-        if path.suffix.lower() == ".parquet":
-            found, rows = _parquet(path, name, column)
-        else:
-            found, rows = _text_file(path, name, column)
+        found, rows = read(path, name, column)
         prompts, empty = _prompts(rows, name)
     except RecursionError:
         raise _refused(name, "is nested too deeply") from None
@@ -330,7 +328,7 @@ def _column_of_rows(
 # ---- Parquet -----------------------------------------------------------------------------------
 
 
-def _parquet(path: Path, name: str, column: str | None) -> tuple[str, Iterable[Any]]:
+def _parquet(path: Path, name: str, column: str | None) -> tuple[str | None, Iterable[Any]]:
     import pyarrow.parquet as pq
 
     names = pq.read_schema(path).names
