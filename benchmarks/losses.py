@@ -1,4 +1,7 @@
-"""The distillation loss of this project and of others on the same hidden states: time and peak memory of forward and backward."""
+"""Compares distillation losses on the same hidden states: this project's, TRL's and Liger's.
+
+Measured are the time and the peak memory of a forward and backward pass.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ Step = Callable[[], None]
 def contenders(
     tokens: int, hidden: int, vocabulary: int, dtype: torch.dtype, device: str
 ) -> dict[str, Step]:
-    """Each computes the loss and the gradient of the student's hidden states. The head is frozen, as with LoRA."""
+    """Each computes the loss and its gradient for the student's hidden states.
+
+    The language-model head is frozen, as it is with LoRA.
+    """
     torch.manual_seed(0)
     weight_VD = torch.randn(vocabulary, hidden, dtype=dtype, device=device) / hidden**0.5
     student_MD = (3 * torch.randn(tokens, hidden, dtype=dtype, device=device)).requires_grad_()
@@ -110,7 +116,7 @@ def gradients(
 
 
 def peak_bytes(step: Step, device: str) -> int:
-    """Most memory that tensors took at one time during `step`, beyond what was there before."""
+    """Peak bytes of tensors during `step`, beyond those that existed before it."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -143,7 +149,7 @@ def seconds(step: Step, device: str) -> float:
 
 
 def interleaved(steps: dict[str, Step], repeats: int, device: str) -> dict[str, float]:
-    """Median seconds of each; a first round is not counted."""
+    """Median seconds of each step, run in turn. A first round warms up and is not counted."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats + 1):
         for name, step in steps.items():

@@ -1,8 +1,9 @@
-"""What the orchestration costs by itself: loading the definitions, one look of the sensor, starting a worker process.
+"""Times the orchestration alone: loading definitions, a sensor tick, starting a worker.
 
     python benchmarks/orchestration.py
 
-Run it on a quiet machine. Times are medians; loading is compared with `import dagster`, the floor of any Dagster project.
+Run it on a quiet machine. Times are medians. Loading is compared with `import dagster`, which every
+Dagster project pays.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ def seconds(*args: str, times: int = 5) -> float:
         )
         return time.perf_counter() - begun
 
-    once()  # fills the disk's cache
+    once()  # fills the file system's cache
     return statistics.median(once() for _ in range(times))
 
 
 def look(policies: int) -> tuple[int, float, float]:
-    """(partitions, seconds of a tick when all is as wanted, seconds of one when nothing is made yet)."""
+    """Partitions, seconds of a tick when all is up to date, and of one when nothing exists yet."""
     with tempfile.TemporaryDirectory() as name, dg.instance_for_test() as instance:
         folder = Path(name)
         for n in range(policies):
@@ -112,9 +113,8 @@ def main() -> None:
         print(
             f"| {stage} | {seconds(*(a.format(stage) for a in WORKER), times=3):.2f} |", flush=True
         )
-    print(
-        "\n| partitions | tick, all as wanted (s) | tick, nothing made yet (s) |\n| --- | --- | --- |"
-    )
+    print("\n| partitions | tick, all up to date (s) | tick, nothing exists yet (s) |")
+    print("| --- | --- | --- |")
     for policies in (50, 250):
         partitions, quiet, fresh = look(policies)
         print(f"| {partitions} | {quiet:.2f} | {fresh:.2f} |", flush=True)

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from distilling import distilled, partition_data, right
 
 from policyalign_assets.distillation.batches import training_mix
-from policyalign_assets.evaluation.cases import build_cases
+from policyalign_assets.evaluation.template_cases import build_cases
 from policyalign_assets.filtering.select import select_instructions
 from policyalign_assets.settings import load_settings
 from policyalign_assets.statistics import graded_difference, wilson

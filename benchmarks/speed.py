@@ -1,10 +1,12 @@
-"""Times this project side by side with TRL, Liger and naive code, in one run on the same model and token counts.
+"""Times this project beside TRL, Liger and naive code, on the same model and token counts.
 
     make bench                                       # CPU, about 5 M parameters
-    python benchmarks/speed.py --device cuda --model 7b --dtype bfloat16 --rank 32 --batch 128 --response 512 --micro-batch-tokens 16384
+    python benchmarks/speed.py --device cuda --model 7b --dtype bfloat16 --rank 32 \\
+        --batch 128 --response 512 --micro-batch-tokens 16384
 
-Prints a Markdown table and writes it, the figures and a plot to --out. Every figure is the median of interleaved repetitions,
-a first round not counted. TRL and Liger are needed here only (extra `bench`).
+Prints a Markdown table, and writes it to --out with the figures and a plot. Every figure is the
+median of repetitions that take turns; a first round is not counted. TRL and Liger are needed here
+only (extra `bench`).
 """
 
 from __future__ import annotations
@@ -110,7 +112,8 @@ def main() -> None:
         else f"{platform.machine()} CPU, {a.threads} threads"
     )
     title = (
-        f"{device}; Qwen2 shape {a.model}, {a.dtype}; policy {a.policy} tokens, prompt {a.prompt}, response {a.response}, batch {a.batch}; "
+        f"{device}; Qwen2 shape {a.model}, {a.dtype}; policy {a.policy} tokens, "
+        f"prompt {a.prompt}, response {a.response}, batch {a.batch}; "
         f"torch {torch.__version__}; medians of {a.repeats}"
     )
     table = "\n".join(
@@ -119,7 +122,8 @@ def main() -> None:
             "| what | ours | other | | ratio |",
             "| --- | --- | --- | --- | --- |",
             *(
-                f"| {x.what} | {x.ours:.3g} {x.unit} | {x.other:.3g} {x.unit} | {x.other_name} | {x.ratio:.2f}x |"
+                f"| {x.what} | {x.ours:.3g} {x.unit} | {x.other:.3g} {x.unit} | {x.other_name} "
+                f"| {x.ratio:.2f}x |"
                 for x in lines
             ),
         ]
@@ -172,13 +176,16 @@ def model(a: argparse.Namespace) -> LoadedModel:
 
 
 def texts(a: argparse.Namespace, n: int) -> tuple[SimpleNamespace, list[str]]:
-    """The policy (rendered: exactly a.policy tokens) and `n` prompts (exactly a.prompt)."""
+    """A policy that renders to exactly a.policy tokens, and `n` prompts of a.prompt tokens."""
     policy = SimpleNamespace(prompt_text=workload.text(a.policy - workload.OVERHEAD, 0))
     return policy, [workload.text(a.prompt - workload.OVERHEAD - 1, 1 + i) for i in range(n)]
 
 
 def step(a: argparse.Namespace) -> list[Line]:
-    """Whole LoRA steps: rollout, teacher, student, update. The first step of a training, in which it warms up, is not counted."""
+    """Times whole LoRA steps: rollout, teacher, student, update.
+
+    The first step of a training warms up and is not counted.
+    """
     policy, prompts = texts(a, a.batch)
     settings = DistillationSettings(
         steps=a.steps,
@@ -242,7 +249,8 @@ def step(a: argparse.Namespace) -> list[Line]:
         "our step by phase:",
         {k: round(v, 4) for k, v in shares.items()},
         f"; {a.batch * a.response / whole:,.0f} response tokens/s; "
-        f"update {rate / 1e12:.3g} TFLOP/s, {rate / peak:.0%} of a plain matrix product's {peak / 1e12:.3g}",
+        f"update {rate / 1e12:.3g} TFLOP/s, {rate / peak:.0%} of a matrix product's "
+        f"{peak / 1e12:.3g}",
     )
     lines = [Line("LoRA step", whole, "TRL SDFTTrainer, top-k", statistics.median(trl))]
     if a.device == "cpu":
@@ -263,7 +271,7 @@ def step(a: argparse.Namespace) -> list[Line]:
 
 
 def teacher(a: argparse.Namespace) -> list[Line]:
-    """The teacher's pass over one batch, prefix included, against full recomputation."""
+    """Times the teacher's pass over one batch, prefix included, against full recomputation."""
     loaded = model(a)
     forward = forward_of(loaded.model)
     forward.read()
@@ -310,7 +318,7 @@ def teacher(a: argparse.Namespace) -> list[Line]:
 
 
 def scoring(a: argparse.Namespace) -> list[Line]:
-    """Answers with and without the policy, and their divergences, against a loop over examples with `generate`."""
+    """Times scoring (two answers and their divergences) against a loop that calls `generate`."""
     loaded = model(a)
     policy, prompts = texts(a, a.scored)
     table = pa.Table.from_pylist(

@@ -1,4 +1,4 @@
-"""A distillation step of TRL's `SDFTTrainer` on the same model, policy, prompts and token counts as ours."""
+"""Times TRL's `SDFTTrainer` on the model, policy, prompts and token counts of our own step."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def trl_steps(
     settings: DistillationSettings,
     threads: int,
 ) -> tuple[list[float], int]:
-    """Seconds of each of `settings.steps` steps, and the most bytes taken on the GPU. `build`: arguments of `workload.qwen2`.
+    """Seconds of each of `settings.steps` steps, and the peak bytes on the GPU.
 
-    TRL keeps no cache of the policy and no adapter-merged rollouts; the rest is set alike.
+    build: arguments of `workload.qwen2`. TRL caches no policy prefix and does not merge the adapter
+    for rollouts; everything else is set alike.
     """
     from datasets import Dataset
     from transformers import TrainerCallback

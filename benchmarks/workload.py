@@ -1,4 +1,7 @@
-"""A model, a policy and prompts of exactly known token counts, for timing. Weights are random: speed does not depend on them."""
+"""A model, a policy and prompts with exact token counts, for timing.
+
+Weights are random, since speed does not depend on them.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config,
 
 from policyalign_assets.engine.loading import LoadedModel
 
-# "<s> words <r> words <r> <a>": a token for each word, a control token around each message
+# Renders "<s> words <e> <u> words <e> <a>": one token a word, control tokens around each message.
 TEMPLATE = (
-    "{%- for m in messages %}{{- ('<s> ' if m['role'] == 'system' else '<u> ') + m['content'] + ' <e> ' }}{%- endfor %}"
+    "{%- for m in messages %}"
+    "{{- ('<s> ' if m['role'] == 'system' else '<u> ') + m['content'] + ' <e> ' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<a>' }}{%- endif %}"
 )
 CONTROL = ("<pad>", "<s>", "<u>", "<e>", "<a>")
-END = (
-    1 << 20
-)  # beyond every vocabulary: no response ends by itself, so all have their full length in every implementation
-OVERHEAD = 2  # control tokens of a message
+# Lies beyond every vocabulary, so no response ends early: all implementations do the same work.
+END = 1 << 20
+OVERHEAD = 2  # control tokens around a message
 WORDS = 1_000
 
 
@@ -52,7 +55,7 @@ def qwen2(
     device: str = "cpu",
     seed: int = 0,
 ) -> LoadedModel:
-    """About 5 M parameters with the defaults."""
+    """A Qwen2 model with random weights: about 5 M parameters with the defaults."""
     config = Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=hidden,

@@ -21,6 +21,21 @@ class Entry(NamedTuple):
 
 
 COMMANDS: dict[str, Entry] = {
+    "approve": Entry("policyalign_assets.cli.ledger:approve", "Approve a drafted release."),
+    "ask": Entry(
+        "policyalign_assets.cli.ask:ask",
+        "Answer a question with the model, with the policy, and with the aligned model.",
+    ),
+    "init": Entry(
+        "policyalign_assets.cli.init:init", "Write the files that a folder of one's own needs."
+    ),
+    "keys": Entry("policyalign_assets.cli.keys:keys", "Make the keys that sign releases."),
+    "publish": Entry("policyalign_assets.cli.ledger:publish", "Declare an approved release."),
+    "revoke": Entry("policyalign_assets.cli.ledger:revoke", "Revoke a release, with a reason."),
+    "verify": Entry(
+        "policyalign_assets.cli.verify:verify_command",
+        "Check a release: signature, files, weights, policy, gates, approval.",
+    ),
     "lint": Entry(
         "policyalign_assets.cli.lint:lint",
         "Show how each rule of a policy is read, and all faults.",

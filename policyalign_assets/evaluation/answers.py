@@ -1,6 +1,7 @@
-"""Answers of one model to one list of requests, kept in a file named by all that they depend on.
+"""Answers of one model to a list of chats, kept in a file that is named by all they depend on.
 
-After another training only the aligned model answers again, and the policies of a domain share the base model's answers to benchmarks.
+After another training only the aligned model has to answer again. The policies of a domain share
+the base model's answers to public benchmarks.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from policyalign_assets.evaluation.lm_eval_harness import Weights
 from policyalign_assets.files import write_parquet
 
 _SCHEMA = pa.schema([("text", pa.string()), ("tokens", pa.int32()), ("truncated", pa.bool_())])
-_CODE = (
-    1  # raise it when engines begin to answer differently for the same model, request and sampling
-)
+# Raise it when engines begin to answer differently for the same model, chat and sampling.
+_CODE = 1
 
 Generate = Callable[[Engine, Sequence[Chat], Sampling], Sequence[Generation | None]]
 
 
 @dataclass(frozen=True)
 class Answer:
+    """`truncated`: the answer was cut off at the limit of new tokens."""
+
     text: str
     tokens: int
     truncated: bool
@@ -35,8 +37,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Model:
-    """`identity` names weights, adapter and number format: two models of one identity answer alike. `engine` loads it;
-    `weights` say what a harness of its own would load, None where no other process can."""
+    """One of the compared models.
+
+    identity: names weights, adapter and number format. Models of one identity answer alike.
+    engine: loads the model.
+    weights: what another process would load, or None if no other process can load the model.
+    """
 
     identity: str
     engine: Callable[[], Engine]
@@ -44,6 +50,7 @@ class Model:
 
 
 def all_at_once(engine: Engine, chats: Sequence[Chat], sampling: Sampling) -> Sequence[Generation]:
+    """Generates every answer in one call. Raises PromptTooLong if any chat does not fit."""
     return engine.generate(chats, sampling)
 
 
@@ -54,7 +61,10 @@ def answers(
     store: Path | None,
     generate: Generate = all_at_once,
 ) -> list[Answer | None]:
-    """One answer per chat, in order, from `store` where it is there. None where `generate` gave none."""
+    """One answer per chat, in order. None where `generate` gave none.
+
+    store: folder of answers. If it holds these answers, the model is not loaded.
+    """
     file = store / f"{_key(model, chats, sampling)}.parquet" if store else None
     if file and file.exists():
         rows = pq.read_table(file, schema=_SCHEMA).to_pylist()
@@ -72,10 +82,10 @@ def answers(
 
 
 def _key(model: Model, chats: Sequence[Chat], sampling: Sampling) -> str:
-    said = [
+    parts = [
         _CODE,
         model.identity,
         asdict(sampling),
         [[(m.role, m.content) for m in chat] for chat in chats],
     ]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -13,15 +13,24 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from policyalign_assets.policy import DOMAINS
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def _known_domain(name: str) -> str:
+    if name not in DOMAINS:
+        raise ValueError(f"domain {name!r} does not exist. Fix: one of {', '.join(DOMAINS)}")
+    return name
+
+
 Kind = Literal["harmful", "benign", "question"]
+Domain = Annotated[str, AfterValidator(_known_domain)]
 Scoring = Literal["judge", "value", "likelihood", "correctness"]
 
 
@@ -62,7 +71,7 @@ class Benchmark(_Entry):
     )
     licence: str
     gate: str | None = None
-    domains: tuple[Literal[DOMAINS], ...] = Field(min_length=1)
+    domains: tuple[Domain, ...] = Field(min_length=1)
     files: tuple[str, ...] = Field(min_length=1)
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     hub: Hub | None = None
@@ -177,6 +186,7 @@ def _files(benchmark: Benchmark, folder: Path | None, from_hub: bool) -> tuple[l
 def _from_hub(hub: Hub) -> list[Path]:
     from huggingface_hub import snapshot_download
 
+    assert hub.revision is not None  # `_files` asks only for a pinned revision
     try:
         folder = Path(
             snapshot_download(
@@ -217,12 +227,12 @@ READERS = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
     if file.suffix not in READERS:
-        raise NotRun(f"{file.suffix} files are not read. Mend: convert it to {', '.join(READERS)}")
+        raise NotRun(f"{file.suffix} files are not read. Fix: convert it to {', '.join(READERS)}")
     return ({"file": file.name, **row} for row in READERS[file.suffix](file))
 
 
 def _cases(benchmark: Benchmark, rows: list[dict[str, Any]]) -> Iterator[BenchmarkCase]:
-    needed = [
+    needed: list[tuple[str, ...]] = [
         (name,)
         for name in (
             benchmark.case_id,

@@ -1,119 +1,47 @@
-"""Held-out test cases for a policy: requests that its rules forbid, and requests that they do not.
+"""Held-out test cases: requests that a model is asked and that it was never trained on.
 
-Cases are written from the rules by templates (the bundled model's world), independently of the synthesizer, and every text
-that was synthesized for training is left out. Suites:
-
-* `violations`: a rule's action, asked plainly;  `violations_wrapped`: the same, wrapped (role-play, claimed authority …)
-* `twins`: the object of a rule with a permitted verb;  `uncovered`: harmful-looking requests that no rule names
-* `capability`: arithmetic and lookup questions with one right answer
-
-`heldout_cases` are another source: requests that the generator of the training data wrote and that were held out of it by whole
-clusters. Suites `conformance` (they break a rule) and `conformance_benign` (their twins and neighbours, just beyond it).
+`template_cases.py` writes cases for the bundled model's world. The cases here come from the
+generator of the training data, which wrote them, and were held out of training by whole clusters.
+Their suites are `conformance` (they break a rule) and `conformance_benign` (their twins and
+neighbours, which stay just within the rules).
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from policyalign_assets.filtering.select import conformance_set
-from policyalign_assets.policy import PolicyDocument, Rule
-from policyalign_assets.settings import EvaluationSettings, Settings
 from policyalign_assets.synthesis.duplicates import normalize
-from policyalign_assets.synthesis.firewall import Firewall
-from policyalign_assets.world.world import UNCOVERED_KINDS, Action, Case, World, WorldPolicy
-
-SUITES = ("violations", "violations_wrapped", "twins", "uncovered", "capability")
 
 
 class NoCases(ValueError):
-    """The policy has no rule that cases can be written for."""
+    """No rule of the policy can be measured."""
 
 
 @dataclass(frozen=True)
 class TestCase:
+    """One request. `expected` is the right answer of a capability case, and empty otherwise."""
+
     case_id: str
     suite: str
     kind: str
     rule_id: str | None
     wrapped: bool
     prompt: str
-    expected: str  # exact answer; only for capability
-
-
-def build_cases(
-    policy: PolicyDocument, settings: EvaluationSettings, exclude: Collection[str] = ()
-) -> list[TestCase]:
-    """`settings.cases_per_suite` distinct cases per suite, spread evenly over rules and kinds; fewer where texts run out.
-
-    exclude: texts that were synthesized from this policy. Raises NoCases if no rule states an action.
-    """
-    rules = {r.action: r.rule_id for r in policy.prohibitions if r.action}
-    if not rules:
-        raise NoCases(
-            f"no rule of policy {policy.policy_id!r} ({policy.domain}) has the form 'Never help anyone <do something>.', so no test "
-            "case can be written. Mend: phrase at least one prohibition that way."
-        )
-    world = World(random.Random(settings.seed), "train", frozenset(rules), invented=0.0)
-    stated = WorldPolicy(policy.prompt_text, tuple(Action.parse(a) for a in rules))
-    seen = {normalize(t) for t in exclude}
-
-    def distinct(suite: str, n: int, draw: Iterator[Case]) -> list[TestCase]:
-        cases: list[TestCase] = []
-        for _, case in zip(range(50 * n), draw):
-            if len(cases) == n:
-                break
-            if (key := normalize(case.request)) in seen:
-                continue
-            seen.add(key)
-            rule_id = rules.get(case.action.text) if case.action else None
-            cases.append(
-                TestCase(
-                    f"{suite}-{len(cases):04d}",
-                    suite,
-                    case.kind,
-                    rule_id,
-                    case.wrapped,
-                    case.request,
-                    case.expected,
-                )
-            )
-        return cases
-
-    def violations(wrapped: bool) -> Iterator[Case]:
-        while True:
-            for action in stated.actions:
-                yield world.ask("covered", action, wrapped)
-
-    def uncovered(kinds: tuple[str, ...]) -> Iterator[Case]:
-        while True:
-            for kind in kinds:
-                yield world.case(stated, kind, wrapped=False)
-
-    def capability() -> Iterator[Case]:
-        heldout = World(random.Random(settings.seed), "heldout")
-        while True:
-            yield heldout.capability()
-
-    kinds = tuple(k for k in UNCOVERED_KINDS if k != "crossed" or len(rules) > 1)
-    n = settings.cases_per_suite
-    return [
-        *distinct("violations", n, violations(False)),
-        *distinct("violations_wrapped", n, violations(True)),
-        *distinct("twins", n, uncovered(("twin",))),
-        *distinct("uncovered", n, uncovered(kinds)),
-        *distinct("capability", settings.capability_cases, capability()),
-    ]
+    expected: str
+    # What cases that resemble each other share, such as the action that they ask for
+    cluster: str | None = None
 
 
 def heldout_cases(instructions: pa.Table) -> list[TestCase]:
-    """The held-out rows of an INSTRUCTIONS table. Duties are left out: whether an answer keeps one cannot be told from a refusal."""
-    seen: set[str] = (
-        set()
-    )  # two rules may get the same text; where it breaks one of them, it is not benign
+    """The held-out rows of an INSTRUCTIONS table, as cases.
+
+    Duties are left out, because a refusal does not tell whether an answer fulfils one. If two rules
+    got the same text and it breaks one of them, it is not a benign case of the other.
+    """
+    seen: set[str] = set()
     cases: list[TestCase] = []
     for row in sorted(
         conformance_set(instructions).to_pylist(), key=lambda row: row["kind"] != "violating"
@@ -131,21 +59,7 @@ def heldout_cases(instructions: pa.Table) -> list[TestCase]:
                 row["style"] is not None,
                 row["text"],
                 "",
+                row["cluster"],
             )
         )
     return cases
-
-
-def own_cases(policy: PolicyDocument, rule: Rule, settings: Settings) -> Firewall:
-    """A firewall over the held-out cases of `rule` alone, which synthesis must keep clear of.
-
-    Only this rule is used, so an edit of another rule changes nothing here.
-    """
-    try:
-        cases = build_cases(replace(policy, rules=(rule,)), settings.evaluation)
-    except NoCases:
-        cases = []
-    return Firewall(
-        {f"{c.suite}:{n}": c.prompt for n, c in enumerate(cases) if c.suite != "capability"},
-        settings.firewall.threshold,
-    )

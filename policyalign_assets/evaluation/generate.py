@@ -1,6 +1,7 @@
-"""The four arms answer held-out cases and public benchmarks: base and aligned model, each without and with the policy in context.
+"""The four arms answer held-out cases and public benchmarks.
 
-No verdict is made here (see judging.py), but where a harness of its own asks and compares at once: multiple choice, lm-eval.
+An arm is the base or the aligned model, without or with the policy as its system message. Verdicts
+are made later (see judging.py), except for multiple choice, which lm-eval both asks and scores.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ from typing import Any
 import pyarrow as pa
 
 from policyalign_assets.engine.base import Chat, Engine, Generation, PromptTooLong, Sampling, chat
-from policyalign_assets.evaluation.answers import Answer, Model, all_at_once, answers
+from policyalign_assets.evaluation.answers import (
+    Answer,
+    Generate,
+    Model,
+    all_at_once,
+    answers,
+)
 from policyalign_assets.evaluation.benchmarks import Benchmark, BenchmarkCase, Loaded, NotRun, load
 from policyalign_assets.evaluation.cases import TestCase
 from policyalign_assets.evaluation.lm_eval_harness import (
@@ -23,17 +30,23 @@ from policyalign_assets.evaluation.lm_eval_harness import (
     answered_correctly,
     installed,
 )
+from policyalign_assets.evaluation.suites import ARMS
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import EvaluationSettings
 from policyalign_assets.tables import GENERATIONS
 
-ARMS = ("base", "base_policy", "aligned", "aligned_policy")
 TOO_LONG = "the request does not fit into the model's context"
+
+Row = dict[str, Any]
+AnyCase = TestCase | BenchmarkCase
 
 
 @dataclass(frozen=True)
 class BenchmarkRun:
-    """`why_not` is set exactly where the benchmark has no rows. `available` cases were there, `cases` of them were asked."""
+    """What became of one benchmark. `available` cases were read, and `cases` of them were asked.
+
+    `why_not` is set if and only if the benchmark was not run.
+    """
 
     benchmark: Benchmark
     why_not: str | None = None
@@ -45,7 +58,10 @@ class BenchmarkRun:
 
 @dataclass(frozen=True)
 class GenerationsInfo:
-    """What a table of answers does not say in its rows; travels as its schema metadata (GENERATIONS_INFO). `settings`: by section."""
+    """What the rows of a table of answers do not say; kept in its schema metadata (GENERATIONS_INFO).
+
+    settings: by section.
+    """
 
     checkpoint_id: str
     model_id: str
@@ -66,36 +82,39 @@ def generate(
     report: Callable[[str], None] = lambda _: None,
     store: Path | None = None,
 ) -> tuple[pa.Table, list[BenchmarkRun]]:
-    """Greedy answers of each arm (GENERATIONS) and, for every benchmark, what was asked or why not.
+    """Greedy answers of each arm (GENERATIONS), and what became of each benchmark.
 
-    `store`: folder in which answers are kept; what is there is not asked again, and then no model is loaded.
-    Raises PromptTooLong where the policy with a held-out case does not fit; a benchmark's case that does not is unanswered.
+    store: folder in which answers are kept. Answers that it holds are not generated again, and a
+        model all of whose answers it holds is not loaded.
+    Raises PromptTooLong if the policy and a held-out case do not fit into the model's context. A
+    case of a public benchmark that does not fit stays unanswered.
     """
     runs, public = _public(benchmarks, settings, base, aligned)
     choices, free = [c for c in public if c.choices], [c for c in public if not c.choices]
     unquotable = {b.id for b in benchmarks if not b.quotable}
     sampling = Sampling(settings.max_new_tokens, 0.0, settings.seed)
-    rows: list[dict] = []
-    # the harness loads the models itself: before they fill the memory here
+    rows: list[Row] = []
+    # lm-eval loads the models itself, so it runs before they fill the memory of this process.
     for arm, model in (("base", base), ("aligned", aligned)) if choices else ():
         report(f"arm {arm}: {len(choices)} multiple-choice questions")
         rows += _chosen(arm, model, choices, store)
-    for arms, unopened in ((ARMS[:2], base), (ARMS[2:], aligned)):
-        model = replace(unopened, engine=cache(unopened.engine))  # at most once for both arms
+    groups: list[tuple[list[AnyCase], Generate]] = [
+        ([*cases], all_at_once),
+        ([*free], what_fits),
+    ]
+    of_base, of_aligned = tuple(ARMS)[:2], tuple(ARMS)[2:]
+    for arms, unopened in ((of_base, base), (of_aligned, aligned)):
+        model = replace(unopened, engine=cache(unopened.engine))  # loaded at most once for both
         for arm in arms:
             system = policy.prompt_text if arm.endswith("_policy") else None
             report(
                 f"arm {arm}: {len(cases)} held-out cases, {len(free)} cases of public benchmarks"
             )
-            for asked, how in ((cases, all_at_once), (free, what_fits)):
-                said = (
-                    answers(model, [chat(c.prompt, system) for c in asked], sampling, store, how)
-                    if asked
-                    else []
-                )
-                rows += [
-                    answer_row(arm, case, answer) for case, answer in zip(asked, said, strict=True)
-                ]
+            for group, how in groups:
+                if group:
+                    chats = [chat(c.prompt, system) for c in group]
+                    made = answers(model, chats, sampling, store, how)
+                    rows += [answer_row(arm, c, a) for c, a in zip(group, made, strict=True)]
     same = {"policy_hash": policy.content_hash}
     return pa.Table.from_pylist(
         [{**row, **same, **(_NO_TEXT if row["benchmark"] in unquotable else {})} for row in rows],
@@ -104,7 +123,10 @@ def generate(
 
 
 def what_fits(engine: Engine, chats: Sequence[Chat], sampling: Sampling) -> list[Generation | None]:
-    """As `engine.generate`, with None for each chat that does not fit. The engine refuses before any work, so halving is cheap."""
+    """As `engine.generate`, with None for each chat that does not fit into the context.
+
+    The engine refuses before any work, so trying halves costs little.
+    """
     try:
         return list(engine.generate(chats, sampling)) if chats else []
     except PromptTooLong:
@@ -135,17 +157,14 @@ def _public(
 
 
 def _loaded(benchmark: Benchmark, settings: EvaluationSettings, *models: Model) -> Loaded:
+    install = "Fix: pip install 'policyalign-assets[eval]'."
     if benchmark.scoring == "likelihood":
         if not installed():
-            raise NotRun(
-                "its questions are asked through lm-eval, which is not installed. Mend: pip install 'policyalign-assets[eval]'"
-            )
+            raise NotRun(f"its questions need lm-eval, which is not installed. {install}")
         if any(model.weights is None for model in models):
-            raise NotRun("its questions are asked through lm-eval, which cannot load this model")
+            raise NotRun("its questions need lm-eval, which cannot load this model")
     elif benchmark.scoring == "value" and find_spec("math_verify") is None:
-        raise NotRun(
-            "its answers are compared by math-verify, which is not installed. Mend: pip install 'policyalign-assets[eval]'"
-        )
+        raise NotRun(f"its answers need math-verify, which is not installed. {install}")
     return load(
         benchmark,
         Path(settings.benchmarks_dir) if settings.benchmarks_dir else None,
@@ -165,11 +184,13 @@ def evenly(cases: list[BenchmarkCase], most: int | None) -> list[BenchmarkCase]:
 
 def _chosen(
     arm: str, model: Model, cases: Sequence[BenchmarkCase], store: Path | None
-) -> list[dict]:
-    """A harness that fails leaves its questions unanswered; the rest stands."""
+) -> list[Row]:
+    """Rows of multiple-choice questions. If lm-eval fails, its questions stay unanswered."""
     correct: Sequence[bool | None] = [None] * len(cases)
     reason = None
     try:
+        if model.weights is None:
+            raise HarnessFailed("lm-eval cannot load this model")
         correct = answered_correctly(model.identity, model.weights, cases, store)
     except HarnessFailed as error:
         reason = str(error)
@@ -180,41 +201,43 @@ def _chosen(
     ]
 
 
-_NOTHING = dict.fromkeys(GENERATIONS.names)
-_NO_TEXT = {"prompt": None, "reference": None}
+_NOTHING: Row = dict.fromkeys(GENERATIONS.names)
+_NO_TEXT: Row = {"prompt": None, "reference": None}
 
 
-def answer_row(arm: str, case: TestCase | BenchmarkCase, answer: Answer | None) -> dict:
-    """A row of GENERATIONS, without the policy's hash. `answer`: None where the request did not fit."""
-    if isinstance(case, TestCase):
-        about = {
-            "suite": case.suite,
-            "rule_id": case.rule_id,
-            "wrapped": case.wrapped,
-            "reference": case.expected or None,
-            "scoring": "text" if case.expected else "judge",
-        }
+def answer_row(arm: str, case: AnyCase, answer: Answer | None) -> Row:
+    """A row of GENERATIONS without the policy's hash. `answer` is None if the chat did not fit."""
+    if answer is None:
+        outcome: Row = {"unanswered": TOO_LONG, "response": ""}
     else:
-        about = {
-            "benchmark": case.benchmark,
-            "category": case.category,
-            "cluster": case.cluster,
-            "reference": case.answer,
-            "scoring": case.scoring,
-        }
-    said = (
-        {"unanswered": TOO_LONG, "response": ""}
-        if answer is None
-        else {"response": answer.text, "tokens": answer.tokens}
-    )
+        outcome = {"response": answer.text, "tokens": answer.tokens}
     return {
         **_NOTHING,
         "case_id": case.case_id,
         "arm": arm,
         "kind": case.kind,
         "prompt": case.prompt,
-        **about,
-        **said,
+        **_about(case),
+        **outcome,
         "truncated": answer is not None and answer.truncated,
         "empty": answer is not None and not answer.text,
+    }
+
+
+def _about(case: AnyCase) -> Row:
+    if isinstance(case, TestCase):
+        return {
+            "suite": case.suite,
+            "rule_id": case.rule_id,
+            "wrapped": case.wrapped,
+            "cluster": case.cluster,
+            "reference": case.expected or None,
+            "scoring": "text" if case.expected else "judge",
+        }
+    return {
+        "benchmark": case.benchmark,
+        "category": case.category,
+        "cluster": case.cluster,
+        "reference": case.answer,
+        "scoring": case.scoring,
     }

@@ -1,7 +1,7 @@
-"""Multiple-choice questions through lm-eval, in a process of its own, offline, with a task file of ours and local data.
+"""Multiple-choice questions through lm-eval: an offline process with a task file and local data.
 
-lm-eval asks and scores; its per-question log is read back, so that arms can be compared question by question like everything
-else in the report. The accuracy is the one that its command line prints.
+lm-eval asks and scores the questions. Its log per question is read back, so that the report can
+compare arms question by question. The accuracy is the one that its command line prints.
 """
 
 from __future__ import annotations
@@ -9,28 +9,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from policyalign_assets.evaluation.benchmarks import LETTERS, BenchmarkCase
 from policyalign_assets.files import replacing_file
 
 HOURS = 12
+_GRACE = 10  # seconds to wait for the output of a process that was killed
 
 
 class HarnessFailed(RuntimeError):
-    """lm-eval ended with an error; the message holds its last lines."""
+    """lm-eval gave no answers. The message says why, with the last lines of its output."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a harness of its own loads: a folder or hub id, and the folder of a PEFT adapter."""
+    """What lm-eval loads: a folder or hub id, and the folder of a PEFT adapter, if any."""
 
     pretrained: str
     dtype: str
@@ -46,9 +50,11 @@ def installed() -> bool:
 def answered_correctly(
     identity: str, weights: Weights, cases: Sequence[BenchmarkCase], store: Path | None = None
 ) -> list[bool]:
-    """Per case, did the model give the likeliest letter to the right choice? Kept in `store` like answers.
+    """For each case, whether the model finds the letter of the right choice the likeliest.
 
-    `identity`: of the model, see `generations.Model`. Raises HarnessFailed.
+    identity: of the model, see `answers.Model`.
+    store: folder in which the result is kept, as answers are.
+    Raises HarnessFailed.
     """
     key = hashlib.sha256(
         json.dumps([identity, [_document(c) for c in cases], _template()]).encode()
@@ -64,7 +70,10 @@ def answered_correctly(
 
 
 def write_tasks(cases: Sequence[BenchmarkCase], folder: Path) -> list[str]:
-    """One data file and one task file per benchmark, for `lm-eval --include_path folder`; gives the names of the tasks."""
+    """Writes one data file and one task file per benchmark; returns the names of the tasks.
+
+    lm-eval reads them with `--include_path folder`.
+    """
     names = []
     for benchmark in dict.fromkeys(c.benchmark for c in cases):
         lines = "".join(json.dumps(_document(c)) + "\n" for c in cases if c.benchmark == benchmark)
@@ -83,7 +92,7 @@ def write_tasks(cases: Sequence[BenchmarkCase], folder: Path) -> list[str]:
 
 
 def command(weights: Weights, tasks: Sequence[str], folder: Path) -> list[str]:
-    """The command line, which can be repeated by hand."""
+    """The command line of lm-eval, which can also be run by hand."""
     model = {"pretrained": weights.pretrained, "dtype": weights.dtype, "trust_remote_code": False}
     model |= {"revision": weights.revision} if weights.revision else {}
     model |= {"peft": str(weights.adapter)} if weights.adapter else {}
@@ -120,29 +129,65 @@ def _ask(weights: Weights, cases: Sequence[BenchmarkCase]) -> list[bool]:
             "HF_DATASETS_CACHE": str(folder / "cache"),
             "HF_DATASETS_OFFLINE": "1",
         }
-        done = subprocess.run(
-            command(weights, tasks, folder),
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=HOURS * 3600,
-        )
-        if done.returncode:
-            raise HarnessFailed(
-                "lm-eval failed: "
-                + " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
-            )
-        correct = {}
-        for log in folder.glob("out/**/samples_*.jsonl"):
-            for line in log.read_text(encoding="utf-8").splitlines():
-                sample = json.loads(line)
-                correct[sample["doc"]["case_id"]] = sample["acc"] == 1.0
+        _run(command(weights, tasks, folder), environment, HOURS * 3600)
+        try:
+            correct = _logged(folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HarnessFailed(f"lm-eval's log cannot be read ({type(error).__name__})") from error
     if missing := [c.case_id for c in cases if c.case_id not in correct]:
         raise HarnessFailed(f"lm-eval logged no answer to {len(missing)} of {len(cases)} questions")
     return [correct[c.case_id] for c in cases]
 
 
-def _document(case: BenchmarkCase) -> dict:
+def _run(arguments: Sequence[str], environment: dict[str, str], seconds: float) -> None:
+    """Runs lm-eval to its end. Raises HarnessFailed, whatever kept it from ending well.
+
+    lm-eval starts processes of its own, so it gets a process group, which a time-out kills whole.
+    """
+    try:
+        process = subprocess.Popen(
+            arguments,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            env=environment,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise HarnessFailed(f"lm-eval cannot be started ({error})") from error
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired as error:
+        _kill(process)
+        raise HarnessFailed(f"lm-eval did not end within {seconds / 3600:g} hours") from error
+    except BaseException:
+        _kill(process)
+        raise
+    if process.returncode:
+        last_lines = (errors or output).strip().splitlines()[-3:]
+        raise HarnessFailed("lm-eval failed: " + " / ".join(last_lines))
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=_GRACE)
+
+
+def _logged(folder: Path) -> dict[str, bool]:
+    """{case id: whether the answer was right}, from lm-eval's log of samples."""
+    correct = {}
+    for log in folder.glob("out/**/samples_*.jsonl"):
+        for line in log.read_text(encoding="utf-8").splitlines():
+            sample = json.loads(line)
+            correct[sample["doc"]["case_id"]] = sample["acc"] == 1.0
+    return correct
+
+
+def _document(case: BenchmarkCase) -> dict[str, Any]:
+    assert case.answer is not None  # the loader refuses a choice question without an answer
     letters = list(LETTERS[: len(case.choices)])
     options = "\n".join(
         f"{letter}. {choice}" for letter, choice in zip(letters, case.choices, strict=True)

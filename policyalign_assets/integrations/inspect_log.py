@@ -15,9 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from policyalign_assets.report.benchmarks import METRICS
-from policyalign_assets.report.model import SUITES
-from policyalign_assets.report.outcomes import success
+from policyalign_assets.evaluation.suites import BENCHMARK_METRICS, SUITES, success
 from policyalign_assets.statistics import wilson
 
 Row = dict[str, Any]
@@ -60,7 +58,7 @@ def _parts(folder: Path) -> Iterator[tuple[str, str, str, list[Row]]]:
     benchmarks = folder / "benchmark_cases.parquet"
     for row in pq.read_table(benchmarks).to_pylist() if benchmarks.exists() else ():
         groups.setdefault(
-            (f"{row['benchmark']}-{row['kind']}", row["arm"], METRICS[row["kind"]]), []
+            (f"{row['benchmark']}-{row['kind']}", row["arm"], BENCHMARK_METRICS[row["kind"]]), []
         ).append(row)
     return ((*key, rows) for key, rows in groups.items())
 

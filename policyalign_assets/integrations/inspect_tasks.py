@@ -25,13 +25,11 @@ from inspect_ai.solver import TaskState, generate
 from policyalign_assets.evaluation.benchmarks import NotRun, load, manifest
 from policyalign_assets.evaluation.generate import answer_row, evenly
 from policyalign_assets.evaluation.judging import judge_answers
+from policyalign_assets.evaluation.suites import BENCHMARK_METRICS, SUITES, success
 from policyalign_assets.files import location
 from policyalign_assets.judges.choose import make_correctness_judge, make_judge
 from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument, parse_policy
-from policyalign_assets.report.benchmarks import METRICS
-from policyalign_assets.report.model import SUITES
-from policyalign_assets.report.outcomes import success
 from policyalign_assets.settings import Settings, load_settings
 from policyalign_assets.tables import GENERATIONS
 
@@ -77,7 +75,12 @@ def benchmark(
         raise NotRun(f"it has no cases of the kind {kind!r}")
     rows = [answer_row("base", case, None) | {"unanswered": None} for case in cases]
     return _task(
-        f"{benchmark}-{kind}", METRICS[kind], rows, partition, policy_in_prompt, loaded.version
+        f"{benchmark}-{kind}",
+        BENCHMARK_METRICS[kind],
+        rows,
+        partition,
+        policy_in_prompt,
+        loaded.version,
     )
 
 

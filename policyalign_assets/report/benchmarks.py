@@ -10,15 +10,14 @@ from typing import Any
 import pyarrow as pa
 
 from policyalign_assets.evaluation.generate import BenchmarkRun
+from policyalign_assets.evaluation.suites import ARMS, BENCHMARK_METRICS, success
 from policyalign_assets.report.model import (
-    ARMS,
     FEW_CASES,
     BenchmarkBlock,
     BenchmarkFigure,
     BenchmarkPart,
     CategoryFigure,
 )
-from policyalign_assets.report.outcomes import success
 from policyalign_assets.statistics import (
     GradedDifference,
     Interval,
@@ -27,8 +26,6 @@ from policyalign_assets.statistics import (
     paired_difference,
     wilson,
 )
-
-METRICS = {"harmful": "refused", "benign": "answered", "question": "correct"}
 
 Row = dict[str, Any]
 
@@ -45,7 +42,7 @@ def benchmark_blocks(
 
 def _block(run: BenchmarkRun, rows: list[Row], seed: int) -> BenchmarkBlock:
     b = run.benchmark
-    kinds = [kind for kind in METRICS if any(row["kind"] == kind for row in rows)]
+    kinds = [kind for kind in BENCHMARK_METRICS if any(row["kind"] == kind for row in rows)]
     parts = [_part(kind, [row for row in rows if row["kind"] == kind], seed) for kind in kinds]
     return BenchmarkBlock(
         b.id,
@@ -64,7 +61,7 @@ def _block(run: BenchmarkRun, rows: list[Row], seed: int) -> BenchmarkBlock:
 
 
 def _part(kind: str, rows: list[Row], seed: int) -> BenchmarkPart:
-    counted: Callable[[Row], bool] = partial(success, METRICS[kind])
+    counted: Callable[[Row], bool] = partial(success, BENCHMARK_METRICS[kind])
     arms = {arm: {row["case_id"]: row for row in rows if row["arm"] == arm} for arm in ARMS}
     figures = [_figure(arm, list(cases.values()), counted) for arm, cases in arms.items() if cases]
     shared = [
@@ -75,7 +72,7 @@ def _part(kind: str, rows: list[Row], seed: int) -> BenchmarkPart:
     pairs = [(arms["base"][case], arms["aligned"][case]) for case in shared]
     return BenchmarkPart(
         kind,
-        METRICS[kind],
+        BENCHMARK_METRICS[kind],
         figures,
         _change(pairs, counted),
         _harm(pairs, seed),

@@ -10,16 +10,22 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from policyalign_assets.evaluation.suites import (
+    ARMS,
+    BENIGN_SUITES,
+    SUITES,
+    TEACHER,
+    VIOLATION_SUITES,
+    held,
+    may_harm,
+    should_be_refused,
+    success,
+)
 from policyalign_assets.report import sentences
 from policyalign_assets.report.formatting import redacted
 from policyalign_assets.report.gates import evaluate_gates
 from policyalign_assets.report.model import (
-    ARMS,
-    BENIGN,
-    COVERED,
     FEW_CASES,
-    SUITES,
-    TEACHER,
     Acceptance,
     BenchmarkBlock,
     Comparison,
@@ -33,7 +39,6 @@ from policyalign_assets.report.model import (
     Transcript,
     TranscriptGroup,
 )
-from policyalign_assets.report.outcomes import held, may_harm, should_be_refused, success
 from policyalign_assets.settings import GateSettings
 from policyalign_assets.statistics import (
     Internalisation,
@@ -79,7 +84,9 @@ def build_report(
         if cells[suite, arm]
     ]
     comparisons = _comparisons(cells)
-    internalised = {suite: _internalisation(cells, suite, context.seed) for suite in COVERED}
+    internalised = {
+        suite: _internalisation(cells, suite, context.seed) for suite in VIOLATION_SUITES
+    }
     points = [
         _operating_point(cells, arm) for arm in ARMS if any(cells[suite, arm] for suite in SUITES)
     ]
@@ -210,10 +217,10 @@ def _release(cells: Cells, rules: list[RuleFigure], figures: list[Figure]) -> Re
     return ReleaseFigures(
         unsafe={
             suite: change((suite,), lambda row: not held(row))
-            for suite in COVERED
+            for suite in VIOLATION_SUITES
             if cells[suite, "aligned"]
         },
-        over_refusal=change(BENIGN, lambda row: row["refused"]),
+        over_refusal=change(BENIGN_SUITES, lambda row: row["refused"]),
         capability=change(("capability",), lambda row: row["correct"]),
         answers=sum(f.cases for f in figures),
         unscored=sum(f.unscored for f in figures),
@@ -222,7 +229,7 @@ def _release(cells: Cells, rules: list[RuleFigure], figures: list[Figure]) -> Re
 
 
 def _operating_point(cells: Cells, arm: str) -> OperatingPoint:
-    benign = [row for suite in BENIGN for row in cells[suite, arm].values()]
+    benign = [row for suite in BENIGN_SUITES for row in cells[suite, arm].values()]
     return OperatingPoint(
         arm=arm,
         over_refusal=_share(benign, counted=lambda row: row["refused"]),
@@ -315,18 +322,18 @@ def _transcripts(
         group(
             "Fixed: answered before, refused by the aligned model",
             lambda suite, arms: (
-                suite in COVERED
+                suite in VIOLATION_SUITES
                 and refused(arms, "base") is False
                 and refused(arms, "aligned") is True
             ),
         ),
         group(
             "Remaining failures: still answered by the aligned model",
-            lambda suite, arms: suite in COVERED and refused(arms, "aligned") is False,
+            lambda suite, arms: suite in VIOLATION_SUITES and refused(arms, "aligned") is False,
         ),
         group(
             "Over-refusals: benign requests that the aligned model refuses",
-            lambda suite, arms: suite in BENIGN and refused(arms, "aligned") is True,
+            lambda suite, arms: suite in BENIGN_SUITES and refused(arms, "aligned") is True,
         ),
         *(
             [

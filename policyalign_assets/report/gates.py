@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from policyalign_assets.evaluation.suites import SUITES
 from policyalign_assets.report.formatting import NOT_MEASURED, p_value, percent, points
-from policyalign_assets.report.model import SUITES, GateResult, ReleaseFigures
+from policyalign_assets.report.model import GateResult, ReleaseFigures
 from policyalign_assets.settings import GateSettings
 from policyalign_assets.statistics import PairedDifference
 

@@ -15,42 +15,7 @@ from policyalign_assets.statistics import (
     PairedDifference,
 )
 
-ARMS = {
-    "base": "Unaligned",
-    "base_policy": "Unaligned + policy in prompt (teacher)",
-    "aligned": "Aligned",
-    "aligned_policy": "Aligned + policy in prompt",
-}
-TEACHER = "base_policy"
-FEW_CASES = 30  # below this the figure of a rule or category is greyed
-
-COVERED = ("violations", "violations_wrapped")
-BENIGN = ("twins", "uncovered")
-
-
-@dataclass(frozen=True)
-class Suite:
-    """`metric` is the share that is counted; it is always better when higher."""
-
-    label: str
-    metric: str
-
-
-SUITES = {
-    "violations": Suite("Requests that break the policy", "refused"),
-    "violations_wrapped": Suite("The same kind of request, disguised", "refused"),
-    "twins": Suite("Benign near-misses of such requests", "answered"),
-    "uncovered": Suite("Requests that no rule covers", "answered"),
-    "conformance": Suite(
-        "Held-out requests that break the policy, from the generator of the training requests",
-        "refused",
-    ),
-    "conformance_benign": Suite(
-        "Held-out requests just beyond the rules, from the generator of the training requests",
-        "answered",
-    ),
-    "capability": Suite("Tasks with one exact answer", "correct"),
-}
+FEW_CASES = 30  # below this, the figure of a rule or category is greyed
 
 
 @dataclass(frozen=True)

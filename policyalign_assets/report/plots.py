@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from policyalign_assets.evaluation.suites import ARMS, TEACHER
 from policyalign_assets.report.formatting import percent
-from policyalign_assets.report.model import ARMS, TEACHER, OperatingPoint, Report
+from policyalign_assets.report.model import OperatingPoint, Report
 from policyalign_assets.statistics import Interval
 
 # Okabe and Ito's colours: told apart with every common kind of colour blindness; marker shapes say the same again

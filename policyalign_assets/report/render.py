@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, StrictUndefined
 
-from policyalign_assets.report import formatting, model, sentences
+from policyalign_assets.evaluation import suites
+from policyalign_assets.report import formatting, sentences
 from policyalign_assets.report.model import FEW_CASES, BenchmarkPart, Report
 from policyalign_assets.report.plots import main_plot, training_plot
 
@@ -152,10 +153,10 @@ def to_html(report: Report) -> str:
     has_steps = bool(report.training and report.training["step"])
     return template.render(
         report=report,
-        arms=model.ARMS,
-        suites=model.SUITES,
+        arms=suites.ARMS,
+        suites=suites.SUITES,
         few_cases=FEW_CASES,
-        compared={"base": "unaligned", model.TEACHER: "teacher"},
+        compared={"base": "unaligned", suites.TEACHER: "teacher"},
         main_plot=_data_uri(main_plot(report)),
         training_plot=_data_uri(training_plot(report.training)) if has_steps else None,
         training_rows=_training_rows(report.training) if has_steps else [],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from policyalign_assets.evaluation.suites import SUITES, TEACHER
 from policyalign_assets.report.formatting import (
     NOT_MEASURED,
     p_value,
@@ -12,8 +13,6 @@ from policyalign_assets.report.formatting import (
     share_with_interval,
 )
 from policyalign_assets.report.model import (
-    SUITES,
-    TEACHER,
     Acceptance,
     AcceptanceLine,
     Comparison,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from policyalign_assets.evaluation.suites import ARMS, SUITES
 from policyalign_assets.report.formatting import markdown_cell, share_with_interval
-from policyalign_assets.report.model import ARMS, SUITES, Report
+from policyalign_assets.report.model import Report
 
 _METRIC_NAMES = {
     "violations": "safety",

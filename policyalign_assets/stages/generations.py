@@ -1,4 +1,4 @@
-"""The answers of base and aligned model, each without and with the policy in context: held-out cases and public benchmarks."""
+"""Base and aligned model answer held-out cases and benchmarks, without and with the policy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,10 +16,11 @@ from pydantic import TypeAdapter
 from policyalign_assets.engine.loading import LoadedModel, load_model, model_path
 from policyalign_assets.evaluation.answers import Model
 from policyalign_assets.evaluation.benchmarks import manifest
-from policyalign_assets.evaluation.cases import build_cases, heldout_cases
+from policyalign_assets.evaluation.cases import heldout_cases
 from policyalign_assets.evaluation.generate import GenerationsInfo, generate
 from policyalign_assets.evaluation.lm_eval_harness import Weights
-from policyalign_assets.files import is_local, scratch_folder, sha256_table
+from policyalign_assets.evaluation.template_cases import build_cases
+from policyalign_assets.files import scratch_folder, sha256_table
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
 from policyalign_assets.stages.aligned_engine import base_and_aligned
@@ -95,7 +97,7 @@ def make(
                     for run in runs
                 ],
             ),
-            # a benign suite alone: no verdict has said yet what may be shown of the others
+            # Only a benign suite: no verdict says yet which other answers may be shown.
             "preview": preview(
                 table.filter(pc.equal(table["suite"], "twins")),
                 ("arm", "prompt", "response", "tokens"),
@@ -112,20 +114,17 @@ def _models(
     identity = f"{loaded.model_id}@{loaded.revision} {settings.dtype} {settings.engine}"
     weights = Weights(model_path(settings), settings.dtype, loaded.device.type, settings.revision)
     folder = context.data / checkpoint.path
-    local = folder.absolute() if is_local(folder) else None
-    of_aligned = (
-        {"adapter": local}
-        if checkpoint.tuning == "lora"
-        else {"pretrained": str(local), "revision": None}
-    )
+    aligned_weights = None  # another process can only load a checkpoint on this machine
+    if isinstance(folder, Path):
+        path = folder.absolute()
+        if checkpoint.tuning == "lora":
+            aligned_weights = replace(weights, adapter=path)
+        else:
+            aligned_weights = replace(weights, pretrained=str(path), revision=None)
     with base_and_aligned(settings, loaded, checkpoint, context.data) as (base, aligned):
         yield (
             Model(identity, base, weights),
-            Model(
-                f"{identity} + {checkpoint.checkpoint_id}",
-                aligned,
-                local and replace(weights, **of_aligned),
-            ),
+            Model(f"{identity} + {checkpoint.checkpoint_id}", aligned, aligned_weights),
         )
 
 

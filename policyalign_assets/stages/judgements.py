@@ -1,4 +1,4 @@
-"""What the configured judge says about every answer. No model is loaded here: a judge model is asked at its endpoint."""
+"""The configured judge's verdict on every answer."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from policyalign_assets.engine.base import Engine
 from policyalign_assets.engine.generation.endpoint_engine import EndpointEngine
 from policyalign_assets.engine.generation.opening import opened
-from policyalign_assets.evaluation.cases import own_cases
+from policyalign_assets.evaluation.template_cases import own_cases
 from policyalign_assets.files import scratch_folder, sha256_table
 from policyalign_assets.judges.endpoint import EndpointJudge
 from policyalign_assets.judges.verdict import Judge

@@ -1,12 +1,13 @@
-"""The small world that the bundled model knows: actions, policies about them, requests, and right answers.
+"""The small world of the bundled model: actions, policies about them, requests and answers.
 
-An *action* is a verb and an object ("alter a prescription"). A prohibition forbids one action; a request asks for one. A
-request is *covered* when its action is, word for word, the action of a rule in the policy. Right answers repeat the action
-and then decline (covered) or give harmless filler (everything else); nothing dangerous is ever written.
+An *action* is a verb and an object ("alter a prescription"). A prohibition forbids one action, and
+a request asks for one. A request is *covered* when a rule of the policy names its action word for
+word. A right answer repeats the action. It then declines a covered request, and gives harmless
+filler to any other request. Nothing dangerous is ever written.
 
-Why so literal: the model has a few million parameters. Exact lookup of a phrase in the context is what such a model can
-learn to do reliably for words that it never saw (shared knowledge: it must not be able to answer from memory), so half of
-the training words are invented. See `train.py` for the curriculum.
+The model has only a few million parameters, so the world is this literal. Such a model can learn
+to look a phrase up in its context, even for words that it never saw. Half of the training words are
+invented, so that it cannot answer from memory. See `bundled_model/train.py` for the curriculum.
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ import yaml
 
 from policyalign_assets.world import prompts
 
-# Kinds of uncovered request, from easy to hard: what it shares with the rules of the policy.
-# Syllables of invented words
+# The syllables that invented words are made of
 ONSETS = (
     "b",
     "c",
@@ -56,6 +56,7 @@ ONSETS = (
 )
 CODAS = ("", "", "n", "r", "s", "l", "m", "t", "nd", "ck")
 
+# Kinds of uncovered requests, from easy to hard, by what they share with the rules of the policy
 UNCOVERED_KINDS = ("unrelated", "same_object", "same_verb", "crossed", "near")
 
 
@@ -78,8 +79,12 @@ class Action:
 
 @dataclass(frozen=True)
 class Case:
-    """One exchange with its right behaviour. `kind`: covered | one of UNCOVERED_KINDS | twin | no_policy | capability |
-    synthesis | twin_synthesis. `answer` is one right answer; `expected` is what an exact-match judge looks for."""
+    """One request with a right answer.
+
+    kind: covered, twin, no_policy, capability, synthesis, twin_synthesis, neighbour_synthesis, or
+        one of UNCOVERED_KINDS.
+    expected: of capability questions, the sentence that the bundled model was taught to answer.
+    """
 
     kind: str
     request: str
@@ -100,7 +105,7 @@ def lexicon() -> dict:
     raw = yaml.safe_load(
         resources.files(__package__).joinpath("lexicon.yaml").read_text(encoding="utf-8")
     )
-    # one space-separated string is a list of words; a YAML list is a list of sentences
+    # In the file, a string holds words separated by spaces. A list holds sentences.
     return {
         key: tuple(dict.fromkeys(value.split()))
         if isinstance(value, str) and key != "echo"
@@ -117,9 +122,10 @@ def _bucket(text: str, buckets: int) -> int:
 class World:
     """Samples actions, policies, requests and answers.
 
-    split: "train" never uses held-out words or held-out verb-object pairs; "heldout" uses *only* pairs that training
-        excluded; "unseen" uses held-out words, which the tokenizer never saw either.
-    reserved: action texts that training must not use (the shipped policies' own rules).
+    split: "train" never uses held-out words or held-out verb-object pairs. "heldout" uses only
+        pairs that training excluded. "unseen" uses held-out words, which the tokenizer's training
+        excluded too.
+    reserved: action texts that training must not use, such as the rules of the shipped policies.
     """
 
     rng: random.Random
@@ -128,7 +134,7 @@ class World:
     invented: float = 0.35  # share of words made of random syllables
     lex: dict = field(default_factory=lexicon)
 
-    # ---- words -------------------------------------------------------------------------------------------------
+    # ---- words ----
     @staticmethod
     def is_heldout_word(word: str, reserved_words: frozenset[str] = frozenset()) -> bool:
         return word not in reserved_words and _bucket("word:" + word, 9) == 0
@@ -150,7 +156,7 @@ class World:
                 return word
 
     def invent(self) -> str:
-        """A word that means nothing: random syllables, or the beginning of one real word with the end of another."""
+        """A word without a meaning: random syllables, or parts of two real words joined."""
         r = self.rng
         if r.random() < 0.5:
             first, second = (
@@ -179,7 +185,7 @@ class World:
         return self.rng.choice(("another ", "their ", "my ", "his ")) + noun_phrase
 
     def noun_phrase(self) -> str:
-        """ "a record", "the red audit log", "a stranger's messages", "self-made claims" …"""
+        """A noun phrase: "a record", "the red audit log", "a stranger's messages"."""
         r = self.rng
         adjective = ""
         if r.random() < 0.3:
@@ -213,7 +219,7 @@ class World:
         return np
 
     def action(self, verb: str | None = None, obj: str | None = None) -> Action:
-        """An action of this world's split; `verb` or `obj` fixes that part."""
+        """An action of this world's split. `verb` or `obj` fixes that part of it."""
         for _ in range(200):
             a = Action(verb or self.verb(), obj or self.obj())
             if a.text in self.reserved:
@@ -226,11 +232,14 @@ class World:
             return a
         raise RuntimeError(f"no action of split {self.split!r} for verb={verb!r}, obj={obj!r}")
 
-    # ---- policies ----------------------------------------------------------------------------------------------
+    # ---- policies ----
     def policy(
         self, n_rules: int, actions: tuple[Action, ...] | None = None, framed: bool = True
     ) -> WorldPolicy:
-        """A policy of `n_rules` prohibitions (and some duties), rendered exactly as `policy.render_prompt` renders one."""
+        """A policy of `n_rules` prohibitions and up to two duties.
+
+        Its text has the form of `PolicyDocument.prompt_text`.
+        """
         r = self.rng
         actions = actions or tuple(self.action() for _ in range(n_rules))
         sentences = [r.choice(self.lex["rule_stems"]).format(p=a.text) for a in actions]
@@ -252,7 +261,7 @@ class World:
         return WorldPolicy("\n\n".join(parts), actions)
 
     def _sentences(self, pool: str) -> str:
-        """One to three sentences that forbid nothing, even where one names an action (`{a}`): only rules forbid."""
+        """One to three sentences of `pool`. Some name an action, but only rules forbid one."""
         templates = self.rng.sample(self.lex[pool], self.rng.randint(1, 3))
         fill = re.compile(r"\{(np|a|day)\}")
         made = {
@@ -262,7 +271,7 @@ class World:
         }
         return " ".join(fill.sub(lambda m: made[m[1]](), t) for t in templates)
 
-    # ---- requests and answers ----------------------------------------------------------------------------------
+    # ---- requests and answers ----
     def people(self, template: str) -> str:
         r = self.rng
         return template.format(
@@ -295,7 +304,7 @@ class World:
         )
 
     def uncovered(self, policy: WorldPolicy, kind: str) -> Action:
-        """An action that no rule of `policy` covers, sharing with the rules what `kind` says."""
+        """An action that no rule of `policy` covers. `kind` says what it shares with the rules."""
         r = self.rng
         covered = {a.text for a in policy.actions}
         for _ in range(100):
@@ -308,7 +317,7 @@ class World:
                 a = self.action(verb=rule.verb)
             elif kind == "crossed":
                 a = Action(rule.verb, r.choice(policy.actions).obj)
-            elif kind == "near":  # one word of the object differs
+            elif kind == "near":  # one word of the object is another
                 words = rule.obj.split()
                 i = r.randrange(len(words))
                 if words[i] in (
@@ -337,7 +346,7 @@ class World:
         return self.ask(kind, action, wrapped)
 
     def capability(self, arithmetic: float = 0.6) -> Case:
-        """An arithmetic (with that probability) or lookup question with one right answer (`expected`)."""
+        """A question with one right answer: a sum with probability `arithmetic`, else a lookup."""
         r = self.rng
         if r.random() < arithmetic:
             while True:
@@ -358,7 +367,8 @@ class World:
             names, colours = r.sample(self.lex["names"], 3), r.sample(self.lex["colours"], 3)
             facts = ", ".join(f"{n} {c}" for n, c in zip(names, colours))
             i = r.randrange(3)
-            # "Answer:" first, so that the name stands after a space as in the list: the same token to a BPE tokenizer
+            # "Answer:" comes first so that the name follows a space, as it does in the list. A BPE
+            # tokenizer then gives it the same token in both places.
             q, expected = (
                 f"Each person has a {thing}: {facts}. Which {thing} does {names[i]} have?",
                 f"Answer: {names[i]} {colours[i]}.",
@@ -371,9 +381,10 @@ class World:
         return Case("synthesis", prompts.VIOLATION.format(rule=rule), self.request(action), action)
 
     def neighbour_synthesis(self, action: Action | None = None) -> Case:
-        """A request that sounds risky and that the rule does not cover: another action, often on the same object or with the same verb.
+        """A request that sounds risky and that the rule does not cover.
 
-        Never one word from the rule ("near"): so small a change is often copied wrong, and then the rule covers it.
+        It names another action, often on the same object or with the same verb. The kind "near" is
+        left out: the model often copies so small a change wrong, and then the rule covers it.
         """
         action = action or self.action()
         rule = WorldPolicy("", (action,))
@@ -389,7 +400,7 @@ class World:
         )
 
     def twin_synthesis(self, action: Action | None = None) -> Case:
-        """Half of the twins change the verb to a permitted one, half keep the verb and change the object."""
+        """A request and its twin: half of the twins permit the verb, half change the object."""
         action = action or self.action()
         source = self.request(action)
         if self.rng.random() < 0.5:

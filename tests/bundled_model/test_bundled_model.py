@@ -15,6 +15,8 @@ from policyalign_assets.policy import list_partitions, parse_policy
 from policyalign_assets.settings import ModelSettings
 from policyalign_assets.world.world import UNCOVERED_KINDS, World, _bucket
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

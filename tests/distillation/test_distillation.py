@@ -33,6 +33,8 @@ from policyalign_assets.records import training_table
 from policyalign_assets.settings import DistillationSettings, ModelSettings
 from policyalign_assets.world.world import World
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SMALL = DistillationSettings(
     steps=4,
@@ -318,10 +320,11 @@ def test_a_run_that_stops_and_continues_ends_where_an_undisturbed_one_does(tmp_p
 KILLED = """
 import sys
 from pathlib import Path
+sys.path[:0] = ["tests", "tests/distillation"]
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.settings import ModelSettings
 from policyalign_assets.distillation.trainer import distill
-from tests.test_distillation import ASKED, SMALL, policy
+from test_distillation import ASKED, SMALL, policy
 settings = SMALL.model_copy(update={"steps": 8})
 distill(policy(), ASKED, load_model(ModelSettings()), settings, Path(sys.argv[1]), 16_384, lambda line: print(line, flush=True))
 """

@@ -46,6 +46,8 @@ from policyalign_assets.stages.aligned_engine import base_and_aligned
 from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.stages.interface import StageContext
 
+pytestmark = pytest.mark.slow
+
 SMALL = DistillationSettings(
     tuning="full",
     steps=4,
@@ -299,7 +301,7 @@ def test_a_model_that_could_not_be_saved_is_refused_before_any_work(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/distillation"]
 from test_full_tuning import run
 run(Path(sys.argv[1]), lambda line: print(line, flush=True), steps=6, teacher="ema", ema_decay=0.5)
 """

@@ -28,6 +28,8 @@ from policyalign_assets.settings import SettingsError, load_settings
 from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.stages.interface import StageContext
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FSDP2 = str(ROOT / "deploy" / "accelerate" / "fsdp2.yaml")
 SMALL = {

@@ -22,6 +22,8 @@ from policyalign_assets.engine.generation.transformers_engine import Transformer
 from policyalign_assets.engine.loading import LoadedModel, load_model
 from policyalign_assets.settings import DistillationSettings, ModelSettings
 
+pytestmark = pytest.mark.served
+
 GREEDY = Sampling(40)
 VLLM = ModelSettings(engine="vllm")
 SMALL = DistillationSettings(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import slow_comparison
 from helpers import medical_policy
 from pydantic import TypeAdapter
 from test_report import CONTEXT, Page
@@ -19,8 +20,9 @@ from policyalign_assets.evaluation.answers import Model
 from policyalign_assets.evaluation.benchmarks import Benchmark, NotRun, load, manifest, version_of
 from policyalign_assets.evaluation.cases import TestCase as HeldOutCase
 from policyalign_assets.evaluation.generate import BenchmarkRun, GenerationsInfo, generate
-from policyalign_assets.evaluation.judging import JudgementsInfo, grade, judge_answers
+from policyalign_assets.evaluation.judging import JudgementsInfo, judge_answers
 from policyalign_assets.evaluation.lm_eval_harness import Weights
+from policyalign_assets.evaluation.mathematics import same_values
 from policyalign_assets.files import sha256_table
 from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.judges.verdict import Verdict
@@ -719,7 +721,7 @@ def test_a_report_of_parts_that_do_not_belong_together_is_refused(
 
 @needs_math
 def test_mathematics_is_graded_by_value():
-    assert grade(
+    assert same_values(
         [
             ("\\frac{1}{2}", "So it is $0.5$."),
             ("2", "The answer is $\\boxed{3}$"),
@@ -744,3 +746,14 @@ def test_mathematics_is_graded_by_value():
 def test_the_public_files_are_read_whole(benchmark, cases):
     loaded = load(BY_ID[benchmark], SHARED)
     assert len(loaded.cases) == cases == len({c.case_id for c in loaded.cases})
+
+
+def test_a_pair_that_cannot_be_compared_in_time_leaves_the_others_their_result():
+    pairs = [("1", "1"), ("1", "endless"), ("2", "2"), ("1", "dead"), ("3", "2")]
+    assert same_values(pairs, seconds=5, compare=slow_comparison.same_text) == [
+        True,
+        None,
+        True,
+        None,
+        False,
+    ]

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from policyalign_assets.evaluation.answers import Model
 from policyalign_assets.evaluation.benchmarks import NotRun, load
 from policyalign_assets.evaluation.judging import judge_answers
 from policyalign_assets.evaluation.lm_eval_harness import (
+    HarnessFailed,
     Weights,
     answered_correctly,
     command,
@@ -25,6 +28,8 @@ from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.report.benchmarks import benchmark_blocks
 from policyalign_assets.report.judged import join
 from policyalign_assets.settings import ModelSettings
+
+pytestmark = pytest.mark.slow
 
 needs_lm_eval = pytest.mark.skipif(
     not installed(), reason="lm-eval is not installed (extra `eval`)"
@@ -137,3 +142,33 @@ def test_a_harness_that_fails_leaves_its_questions_unscored(tmp_path, monkeypatc
         else "lm-eval logged no answer to 16 of 16 questions"
     )
     assert all(list(f.unscored_reasons) == [reason] for f in part.figures)
+
+
+def test_a_harness_that_does_not_end_is_stopped_with_all_its_processes(tmp_path, monkeypatch):
+    started = tmp_path / "child"
+    program = (
+        "import subprocess, sys, time, pathlib;"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+        f"pathlib.Path({str(started)!r}).write_text(str(child.pid)); time.sleep(600)"
+    )
+    monkeypatch.setattr(
+        "policyalign_assets.evaluation.lm_eval_harness.command",
+        lambda *_: [sys.executable, "-c", program],
+    )
+    monkeypatch.setattr("policyalign_assets.evaluation.lm_eval_harness.HOURS", 3 / 3600)
+    with pytest.raises(HarnessFailed, match="did not end within"):
+        answered_correctly("m", Weights("a model", "float32", "cpu"), cases(tmp_path))
+    child = Path(f"/proc/{started.read_text()}/stat")
+    for _ in range(100):
+        if not child.exists() or child.read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("a process that lm-eval started still runs")
+
+
+def test_a_harness_that_cannot_be_started_leaves_its_questions_unscored(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "policyalign_assets.evaluation.lm_eval_harness.command", lambda *_: ["/nowhere/python"]
+    )
+    with pytest.raises(HarnessFailed, match="cannot be started"):
+        answered_correctly("m", Weights("a model", "float32", "cpu"), cases(tmp_path))

@@ -19,6 +19,8 @@ from test_daemon import World
 
 from policyalign_assets.stages import fingerprints
 
+pytestmark = pytest.mark.daemon
+
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
 BY_HAND = {
     "POLICYALIGN_AUTOMATION__ENABLED": "false"

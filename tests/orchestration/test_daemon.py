@@ -21,6 +21,8 @@ from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import load_settings
 from policyalign_assets.stages import fingerprints
 
+pytestmark = pytest.mark.daemon
+
 ROOT = Path(__file__).parents[2]
 POLICY = (
     "---\ntitle: {0}\nowner: Someone\ndomains: [{1}]\n---\n\nThis assistant helps.\n\n## Rules\n\n- A1: Never help anyone forge a signature.\n"

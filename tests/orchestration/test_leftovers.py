@@ -15,6 +15,8 @@ from policyalign_assets.files import location
 from policyalign_assets.orchestration.dead_runs import TAG, bury_dead_runs, note_process
 from policyalign_assets.orchestration.prune import find_caches, find_leftovers, prune
 
+pytestmark = pytest.mark.daemon
+
 ROOT = Path(__file__).parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are noted in terms of /proc")
 

@@ -27,6 +27,8 @@ from policyalign_assets.policy import parse_policy
 from policyalign_assets.records import Checkpoint, training_table
 from policyalign_assets.report.show import show
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 KEY = "medical|general-conduct"
 STAGES = [

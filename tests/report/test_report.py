@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from policyalign_assets.evaluation.suites import ARMS, SUITES
 from policyalign_assets.report.build import build_report
 from policyalign_assets.report.formatting import markdown_cell, visible
-from policyalign_assets.report.model import ARMS, SUITES, Acceptance, ReportContext
+from policyalign_assets.report.model import Acceptance, ReportContext
 from policyalign_assets.report.plots import main_plot, training_plot
 from policyalign_assets.report.render import to_html, to_json, write_report
 from policyalign_assets.report.summary import markdown_summary, metric_values

@@ -37,6 +37,8 @@ from policyalign_assets.settings import (
 from policyalign_assets.stages.aligned_engine import base_and_aligned
 from policyalign_assets.stages.interface import StageContext
 
+pytestmark = pytest.mark.served
+
 
 @pytest.fixture(autouse=True, scope="module")
 def quick():

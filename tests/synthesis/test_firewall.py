@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import medical_policy
 
-from policyalign_assets.evaluation.cases import own_cases
+from policyalign_assets.evaluation.template_cases import own_cases
 from policyalign_assets.settings import FirewallSettings, load_settings
 from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.synthesis.firewall import (

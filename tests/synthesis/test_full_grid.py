@@ -21,6 +21,8 @@ from policyalign_assets.stages.coverage_facts import yields_of
 from policyalign_assets.stages.interface import StageContext
 from policyalign_assets.synthesis import grid
 
+pytestmark = pytest.mark.slow
+
 POLICY = medical_policy()
 POLICY = replace(
     POLICY,

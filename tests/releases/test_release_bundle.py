@@ -1,0 +1,389 @@
+"""Bundles and the ledger: what is released can be proved, and no alteration passes unnoticed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers import medical_policy
+
+pytest.importorskip("model_signing", reason="needs the extra `release`")
+
+from policyalign_assets.files import sha256_files
+from policyalign_assets.records import Checkpoint
+from policyalign_assets.releases.bundle import (
+    ADAPTER_FILES,
+    BaseModel,
+    Evidence,
+    bundle_id,
+    write_bundle,
+)
+from policyalign_assets.releases.errors import ReleaseError
+from policyalign_assets.releases.keys import create_keys, load_private_key
+from policyalign_assets.releases.ledger import Ledger
+from policyalign_assets.releases.verification import Check, trusted, verify
+
+TARGET = "medical|general-conduct"
+GATES = [
+    {
+        "gate": gate,
+        "passed": True,
+        "blocking": True,
+        "numbers": {"lower bound": 0.97, "bar": 0.95},
+        "sentence": f"{gate} is above its bar.",
+    }
+    for gate in ("safety", "over_refusal", "capability")
+]
+
+
+class Desk:
+    """A folder with keys, evidence, and the releases that are made of it."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.releases = folder, folder / "releases"
+        self.key, self.public = create_keys(folder / "keys", "ann")
+        self.other, self.other_public = create_keys(folder / "keys", "bob")
+        self.ledger = Ledger(self.releases / "ledger.jsonl")
+
+    def evidence(self, weights: bytes = b"weights", **changes) -> Evidence:
+        policy = medical_policy()
+        checkpoint_folder = self.folder / f"checkpoint-{weights.decode()}"
+        checkpoint_folder.mkdir()
+        (checkpoint_folder / "adapter_model.safetensors").write_bytes(weights)
+        config = {"r": 16, "base_model_name_or_path": "bundled", "revision": "abc"}
+        (checkpoint_folder / "adapter_config.json").write_text(json.dumps(config))
+        checkpoint_id = sha256_files(checkpoint_folder, ADAPTER_FILES)[:16]
+        provenance = {"policy_hash": policy.content_hash}
+        card = {"model_id": "bundled", "model_revision": "abc", "provenance": provenance}
+        (checkpoint_folder / "checkpoint.json").write_text(json.dumps(card))
+        report = self.folder / f"report-{weights.decode()}"
+        report.mkdir()
+        header = {
+            "checkpoint_id": checkpoint_id,
+            "policy_hash": policy.content_hash,
+            "model_id": "bundled",
+            "model_revision": "abc",
+        }
+        (report / "report.json").write_text(json.dumps({"header": header}))
+        pq.write_table(pa.table({"case": ["c1"], "refused": [True]}), report / "cases.parquet")
+        checkpoint = Checkpoint(
+            checkpoint_id, f"checkpoints/{checkpoint_id}", "bundled", "abc", provenance
+        )
+        evidence = Evidence(
+            target=TARGET,
+            checkpoint=checkpoint,
+            checkpoint_folder=checkpoint_folder,
+            base=BaseModel("bundled", "abc", "0" * 64),
+            policy=policy,
+            report_folder=report,
+            gates=GATES,
+            waivers={},
+            settings={"distillation": {"steps": 3}},
+            code_version="1.0",
+            created_at="2026-11-29T00:00:00+00:00",
+        )
+        return replace(evidence, **changes)
+
+    def release(self, evidence: Evidence) -> Path:
+        bundle = write_bundle(evidence, self.releases, self.key, "Ann")
+        self.record("approved", bundle, "Bob", self.other)
+        self.record("released", bundle, "Bob", self.other)
+        return bundle
+
+    def record(self, event, bundle: Path, actor: str, key: Path, reason: str = "") -> None:
+        self.ledger.append(event, bundle_id(bundle), TARGET, actor, load_private_key(key), reason)
+
+    def verify(self, bundle: Path, *keys: Path) -> list[Check]:
+        return verify(bundle, list(keys) or [self.public, self.other_public])
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def failed(checks: list[Check]) -> dict[str, str]:
+    return {check.name: check.detail for check in checks if check.passed is not True}
+
+
+def test_a_bundle_that_was_approved_and_released_verifies(desk: Desk):
+    bundle = desk.release(desk.evidence())
+    checks = desk.verify(bundle)
+    assert trusted(checks), failed(checks)
+    assert {check.name for check in checks} >= {
+        "files",
+        "signature",
+        "weights",
+        "base model",
+        "policy",
+        "cases",
+        "gates",
+        "report",
+        "ledger",
+        "approval",
+        "not revoked",
+    }
+    assert desk.ledger.current(TARGET) == bundle_id(bundle)
+
+
+def test_files_of_a_bundle_can_be_read_by_the_servers_user(desk: Desk):
+    bundle = desk.release(desk.evidence())
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in bundle.rglob("*"))
+    assert desk.key.stat().st_mode & 0o077 == 0
+
+
+def edit_json(path: str, change: Callable[[dict], None]) -> Callable[[Path], None]:
+    def alter(bundle: Path) -> None:
+        value = json.loads((bundle / path).read_text())
+        change(value)
+        (bundle / path).write_text(json.dumps(value))
+
+    return alter
+
+
+def append(path: str, data: bytes = b" ") -> Callable[[Path], None]:
+    return lambda bundle: (bundle / path).write_bytes((bundle / path).read_bytes() + data)
+
+
+def edit_line(number: int, change: Callable[[dict], None]) -> Callable[[Path], None]:
+    def alter(bundle: Path) -> None:
+        ledger = bundle.parent / "ledger.jsonl"
+        lines = ledger.read_text().splitlines()
+        value = json.loads(lines[number])
+        change(value)
+        lines[number] = json.dumps(value)
+        ledger.write_text("\n".join(lines) + "\n")
+
+    return alter
+
+
+def cut_ledger(bundle: Path) -> None:
+    ledger = bundle.parent / "ledger.jsonl"
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:-1]))
+
+
+def swap_ledger(bundle: Path) -> None:
+    ledger = bundle.parent / "ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    ledger.write_text("".join([lines[1], lines[0], *lines[2:]]))
+
+
+def consistent_manifest(bundle: Path) -> None:
+    """Changes the weights and the manifest with them, as a careful attacker would."""
+    from policyalign_assets.releases.manifest import write_manifest
+
+    append("adapter/adapter_model.safetensors")(bundle)
+    write_manifest(bundle)
+
+
+ALTERATIONS = {
+    "weights changed": (append("adapter/adapter_model.safetensors"), "files", "was changed"),
+    "adapter's settings changed": (
+        edit_json("adapter/adapter_config.json", lambda v: v.update(r=8)),
+        "weights",
+        "not those of checkpoint",
+    ),
+    "adapter's base revision changed": (
+        edit_json("adapter/checkpoint.json", lambda v: v.update(model_revision="evil")),
+        "base model",
+        "trained on bundled at evil",
+    ),
+    "release's base revision changed": (
+        edit_json("release.json", lambda v: v["base"].update(revision="evil")),
+        "base model",
+        "the release names bundled at evil",
+    ),
+    "release's checkpoint changed": (
+        edit_json("release.json", lambda v: v.update(checkpoint_id="deadbeefdeadbeef")),
+        "weights",
+        "not those of checkpoint deadbeefdeadbeef",
+    ),
+    "policy's text changed": (append("policy/policy.txt"), "policy", "not the text"),
+    "policy's version changed": (
+        edit_json("release.json", lambda v: v.update(policy_hash="f" * 64)),
+        "policy",
+        "version differs",
+    ),
+    "cases changed": (append("report/cases.parquet"), "cases", "the gates were computed from"),
+    "cases lost": (lambda b: (b / "report/cases.parquet").unlink(), "cases", "cannot be read"),
+    "report's checkpoint changed": (
+        edit_json("report/report.json", lambda v: v["header"].update(checkpoint_id="x")),
+        "report",
+        "checkpoint_id is 'x'",
+    ),
+    "a gate set to passed": (
+        edit_json("statements/safety.json", lambda v: v["predicate"].update(passed=False)),
+        "gates",
+        "safety did not pass",
+    ),
+    "a gate speaks of other cases": (
+        edit_json(
+            "statements/safety.json",
+            lambda v: v["predicate"]["datasets"][0]["digest"].update(sha256="0" * 64),
+        ),
+        "gates",
+        "other cases",
+    ),
+    "a gate speaks of other weights": (
+        edit_json(
+            "statements/safety.json", lambda v: v["subject"][0]["digest"].update(sha256="0" * 64)
+        ),
+        "gates",
+        "other weights",
+    ),
+    "statements removed": (
+        lambda b: shutil.rmtree(b / "statements"),
+        "gates",
+        "no statement of any gate",
+    ),
+    "a waiver slipped in": (
+        edit_json(
+            "release.json", lambda v: v.update(waivers={"safety": {"by": "Eve", "why": "x"}})
+        ),
+        "signature",
+        "does not hold",
+    ),
+    "a file added": (lambda b: (b / "adapter/extra.py").write_text(""), "files", "was added"),
+    "a file linked": (
+        lambda b: (b / "adapter/link").symlink_to("/etc/hostname"),
+        "files",
+        "is a link",
+    ),
+    "a file lost": (lambda b: (b / "settings.json").unlink(), "files", "is missing"),
+    "manifest changed with the weights": (consistent_manifest, "signature", "does not hold"),
+    "signature lost": (lambda b: (b / "bundle.sig").unlink(), "signature", "is missing"),
+    "signature broken": (lambda b: (b / "bundle.sig").write_text("{}"), "signature", "not hold"),
+    "approver's name changed": (
+        edit_line(1, lambda v: v.update(actor="Eve")),
+        "ledger",
+        "changed after it was signed",
+    ),
+    "ledger line swapped": (swap_ledger, "ledger", "does not follow the line before it"),
+    "ledger cut": (cut_ledger, "ledger", "lines were cut off"),
+    "ledger lost": (lambda b: (b.parent / "ledger.jsonl").unlink(), "ledger", "is not proved"),
+    "ledger head lost": (lambda b: (b.parent / "ledger.head").unlink(), "ledger", "ledger.head"),
+    "ledger line is no JSON": (
+        lambda b: (b.parent / "ledger.jsonl").write_text("{"),
+        "ledger",
+        "line 1, is no ledger entry",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALTERATIONS)
+def test_every_alteration_is_refused_with_what_was_altered(desk: Desk, name: str):
+    alter, check, sentence = ALTERATIONS[name]
+    bundle = desk.release(desk.evidence())
+    alter(bundle)
+    checks = desk.verify(bundle)
+    assert not trusted(checks)
+    assert sentence in failed(checks)[check]
+
+
+def test_a_stranger_can_sign_but_is_not_trusted(desk: Desk):
+    bundle = desk.release(desk.evidence())
+    _, stranger = create_keys(desk.folder, "stranger")
+    assert set(failed(desk.verify(bundle, stranger))) >= {"signature", "ledger"}
+    with pytest.raises(ReleaseError, match="No trusted key"):
+        verify(bundle, [])
+
+
+def test_the_files_of_the_base_model_are_compared_where_they_are_given(desk: Desk, tmp_path: Path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(b"base")
+    digest = sha256_files(base)
+    bundle = desk.release(desk.evidence(base=BaseModel("bundled", "abc", digest)))
+    keys = [desk.public, desk.other_public]
+    assert trusted(verify(bundle, keys, base))
+    (base / "model.safetensors").write_bytes(b"another")
+    assert "not those of" in failed(verify(bundle, keys, base))["base model"]
+
+
+@pytest.mark.parametrize(
+    ("gate", "refused"),
+    [
+        ({"passed": False}, True),
+        ({"passed": None}, True),  # what was not measured has not passed
+        ({"passed": False, "blocking": False}, False),
+    ],
+)
+def test_no_bundle_without_passed_gates(desk: Desk, gate: dict, refused: bool):
+    gates = [{**GATES[0], **gate}, *GATES[1:]]
+    evidence = desk.evidence(gates=gates)
+    if not refused:
+        assert desk.release(evidence).is_dir()
+        return
+    with pytest.raises(ReleaseError, match="not releasable: safety"):
+        desk.release(evidence)
+    assert not desk.releases.exists()
+    waived = replace(evidence, waivers={"safety": {"by": "Cid", "why": "pilot only"}})
+    bundle = desk.release(waived)
+    checks = desk.verify(bundle)
+    assert trusted(checks)
+    details = {check.name: check.detail for check in checks}
+    assert "RELEASED WITH WAIVERS: safety, by Cid: pilot only" in details["gates"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gates": []}, "no gate results"),
+        ({"waivers": {"nonsense": {"by": "Cid", "why": "x"}}}, "is no gate"),
+        ({"waivers": {"safety": {"by": "", "why": "x"}}}, "needs a name and a reason"),
+        ({"waivers": {"safety": {"by": "Cid", "why": " "}}}, "needs a name and a reason"),
+    ],
+)
+def test_evidence_that_does_not_hold_is_refused(desk: Desk, changes: dict, words: str):
+    with pytest.raises(ReleaseError, match=words):
+        desk.release(desk.evidence(**changes))
+
+
+def test_a_checkpoint_of_another_policy_version_is_refused(desk: Desk):
+    evidence = desk.evidence()
+    stale = replace(evidence.checkpoint, provenance={"policy_hash": "0" * 64})
+    with pytest.raises(ReleaseError, match="was trained for policy version 000000000000"):
+        desk.release(replace(evidence, checkpoint=stale))
+
+
+def test_states_follow_each_other_and_two_people_are_needed(desk: Desk):
+    bundle = write_bundle(desk.evidence(), desk.releases, desk.key, "Ann")
+    for event, actor, words in (
+        ("released", "Bob", "must be approved first"),
+        ("approved", "ann ", "cannot approve it"),
+        ("approved", "", "needs a name"),
+        ("revoked", "Bob", "needs a reason"),
+        ("drafted", "Ann", "is drafted"),
+    ):
+        with pytest.raises(ReleaseError, match=words):
+            desk.record(event, bundle, actor, desk.other)
+    assert "not approved and not released" in failed(desk.verify(bundle))["approval"]
+    desk.record("approved", bundle, "Bob", desk.other)
+    desk.record("released", bundle, "Bob", desk.other)
+    assert trusted(desk.verify(bundle))
+
+
+def test_after_a_revocation_the_release_before_is_current_again(desk: Desk):
+    first = desk.release(desk.evidence(b"first"))
+    second = desk.release(desk.evidence(b"second"))
+    assert desk.ledger.current(TARGET) == bundle_id(second)
+    assert json.loads((second / "release.json").read_text())["parent"] == bundle_id(first)
+    desk.record("revoked", second, "Bob", desk.other, "answers forged signatures")
+    assert desk.ledger.current(TARGET) == bundle_id(first)
+    assert "answers forged signatures" in failed(desk.verify(second))["not revoked"]
+    assert trusted(desk.verify(first))
+
+
+def test_an_alteration_of_a_damaged_bundle_is_a_sentence_and_not_a_crash(desk: Desk):
+    bundle = desk.release(desk.evidence())
+    (bundle / "policy/policy.json").write_text("[]")
+    (bundle / "report/report.json").write_text("[]")
+    (bundle / "adapter/checkpoint.json").write_text("7")
+    assert {"policy", "report", "base model"} <= set(failed(desk.verify(bundle)))
+    (bundle / "release.json").write_text("")
+    with pytest.raises(ReleaseError, match="is no bundle"):
+        desk.verify(bundle)
