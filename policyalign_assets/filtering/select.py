@@ -7,14 +7,17 @@ instructions are never selected; `conformance_set` returns them, to test with.
 
 from __future__ import annotations
 
+from importlib import resources
+
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from policyalign_assets.filtering.texts import selection_sql
 from policyalign_assets.settings import FilterSettings
 from policyalign_assets.synthesis.split import HELDOUT
 from policyalign_assets.tables import FILTERED, INSTRUCTIONS
+
+CODE_VERSION = 3  # raise it when new code changes which instructions are selected
 
 RANKED = ("violating", "duty")
 
@@ -37,12 +40,13 @@ def select_instructions(
     instruction or an id is not unique, and NothingSelected.
     """
     _check_ids(instructions, scores)
+    query = resources.files(__package__).joinpath("select.sql").read_text(encoding="utf-8")
     with duckdb.connect() as db:
         for name in ("score", "per_rule", "share", "at_least", "minimum", "seed"):
             db.execute(f"SET VARIABLE {name} = ?", [getattr(settings, name)])
         db.register("instructions", _completed(instructions))
         db.register("scores", scores)
-        table = db.sql(selection_sql()).to_arrow_table().cast(FILTERED)
+        table = db.sql(query).to_arrow_table().cast(FILTERED)
     if not pc.any(pc.and_(table["selected"], pc.is_in(table["kind"], pa.array(RANKED)))).as_py():
         raise NothingSelected(
             f"no violating instruction scores at least filtering.minimum={settings.minimum} by "

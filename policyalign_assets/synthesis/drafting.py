@@ -25,6 +25,8 @@ from policyalign_assets.synthesis.ladder import Draft, draft_with_ladder
 from policyalign_assets.synthesis.yields import SURPLUS, RuleYield
 from policyalign_assets.world import prompts
 
+CODE_VERSION = 3  # raise it when new code changes how drafts are asked for, checked or kept
+
 Row = dict[str, Any]  # a row of INSTRUCTIONS without the columns of the policy
 
 _REDUCED_PROMPTS = {
@@ -129,7 +131,9 @@ class Drafting:
                 break
             seed = self._seed("twin", round_)
             asked = [self._prompt("twin", None, parent["text"]) for parent in todo]
-            for parent, draft in zip(todo, self._usable("twin", asked, seed), strict=True):
+            sources = [parent["text"] for parent in todo]
+            usable = self._usable("twin", asked, seed, sources)
+            for parent, draft in zip(todo, usable, strict=True):
                 if draft is not None:
                     origin = Origin(seed, round_, parent, _cell(parent), draft.step)
                     rows.append(self._row("twin", draft.text, origin))
@@ -167,13 +171,16 @@ class Drafting:
             return grid.prompt(kind, self.rule, cell, request)
         return _REDUCED_PROMPTS[kind].format(rule=self.rule.text, request=request)
 
-    def _usable(self, kind: str, asked: list[str], seed: int) -> Iterator[Draft | None]:
+    def _usable(
+        self, kind: str, asked: list[str], seed: int, parents: list[str] | None = None
+    ) -> Iterator[Draft | None]:
         """For each prompt its draft, or None where the draft was dropped. Every draft is counted.
 
-        Duplicates are found one by one, so a caller must take the drafts in order.
+        Duplicates are found one by one, so a caller must take the drafts in order. parents: the
+        requests that twins come from.
         """
         drafts = self._drafts(asked, seed)
-        for draft, fault in zip(drafts, self._faults(kind, drafts), strict=True):
+        for draft, fault in zip(drafts, self._faults(kind, drafts, parents), strict=True):
             self.counts.drafted += 1
             self.counts.refused.update(draft.refused)
             reason = fault or self.seen.add(draft.text)
@@ -191,17 +198,33 @@ class Drafting:
             for g in generations
         ]
 
-    def _faults(self, kind: str, drafts: list[Draft]) -> list[str | None]:
+    def _faults(
+        self, kind: str, drafts: list[Draft], parents: list[str] | None
+    ) -> list[str | None]:
         """Why each draft cannot be used, regardless of the other drafts; None where it can."""
         faults = [self._fault(draft) for draft in drafts]
+        for check in (self._attributed, self._judged):
+            left = [i for i, fault in enumerate(faults) if fault is None]
+            texts = [drafts[i].text for i in left]
+            sources = [parents[i] for i in left] if parents else None
+            for i, fault in zip(left, check(kind, texts, sources), strict=True):
+                faults[i] = fault
+        return faults
+
+    def _attributed(
+        self, kind: str, texts: list[str], parents: list[str] | None
+    ) -> list[str | None]:
+        attribution = self.checks.attribution
+        return attribution.faults(kind, texts, parents) if attribution else [None] * len(texts)
+
+    def _judged(self, kind: str, texts: list[str], _: list[str] | None) -> list[str | None]:
         if self.checks.judge is None:
-            return faults
-        readable = [d.text for d, fault in zip(drafts, faults, strict=True) if fault is None]
-        judged = entailment.faults(self.checks.judge, self.rule, kind, readable)
+            return [None] * len(texts)
+        judged = entailment.faults(self.checks.judge, self.rule, kind, texts)
         self.entailed |= {(kind, text) for text, fault in judged.items() if fault is None}
         if self.settings.unjudged == "keep":
             judged = {t: None if f == entailment.UNJUDGED else f for t, f in judged.items()}
-        return [fault or judged[draft.text] for draft, fault in zip(drafts, faults, strict=True)]
+        return [judged[text] for text in texts]
 
     def _fault(self, draft: Draft) -> str | None:
         if not draft.text:

@@ -16,10 +16,9 @@ from policyalign_assets.engine.base import Engine
 from policyalign_assets.files import replacing_file
 from policyalign_assets.policy import Rule
 from policyalign_assets.settings import SynthesisSettings
-from policyalign_assets.synthesis import CODE_VERSION
 from policyalign_assets.synthesis.checks import DraftChecks
-from policyalign_assets.synthesis.drafting import Row
-from policyalign_assets.synthesis.texts import texts
+from policyalign_assets.synthesis.drafting import CODE_VERSION, Row
+from policyalign_assets.synthesis.texts import load_yaml, prompt_texts
 from policyalign_assets.synthesis.yields import RuleYield
 
 _APPLIED_LATER = {"recombined_ratio", "heldout"}  # they change the rows after they were drafted
@@ -42,10 +41,13 @@ class RuleStore:
             engine.model_id,
             engine.revision,
             [firewall.digest for firewall in checks.firewalls],
-            texts(settings.grid),
+            prompt_texts(settings.grid == "full"),
         ]
         if judge := checks.judge:
             made_from.append([judge.id, judge.revision, judge.template])
+            made_from.append(load_yaml("entailment.yaml"))
+        if checks.attribution:
+            made_from.append(checks.attribution.id)
         content = json.dumps(made_from, sort_keys=True, default=str)
         return hashlib.sha256(content.encode()).hexdigest()[:40]
 

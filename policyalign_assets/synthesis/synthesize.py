@@ -22,6 +22,7 @@ from policyalign_assets.engine.base import Engine
 from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import SynthesisSettings
+from policyalign_assets.synthesis.attribution import Attribution
 from policyalign_assets.synthesis.checks import DraftChecks
 from policyalign_assets.synthesis.drafting import Drafting, Row
 from policyalign_assets.synthesis.entailment import UNJUDGED
@@ -31,6 +32,8 @@ from policyalign_assets.synthesis.split import HELDOUT, assign
 from policyalign_assets.synthesis.store import RuleStore
 from policyalign_assets.synthesis.yields import RuleYield
 from policyalign_assets.tables import INSTRUCTIONS
+
+CODE_VERSION = 3  # raise it when new code changes how rows are made from drafts
 
 WriteLine = Callable[[str], None]  # takes one line of progress
 
@@ -53,11 +56,14 @@ def synthesize(
     own_cases: Callable[[Rule], Firewall] | None = None,
     store: RuleStore | None = None,
     judge: Callable[[Rule], Judge] | None = None,
+    attribution: Attribution | None = None,
 ) -> Synthesis:
     """Violating instructions, twins and neighbours for each rule that the grid covers.
 
     firewall, own_cases: evaluation prompts to avoid, for all rules and for one rule. store: where
     rows of unchanged rules are found. judge: of whether a draft fits its rule (see `entailment`).
+    attribution: the same without a judge (see `attribution`).
+
     A rule with fewer than `settings.per_rule` main requests is reported as starved, and never
     filled from another rule.
     """
@@ -70,6 +76,7 @@ def synthesize(
             settings.language,
             [f for f in firewalls if f is not None],
             judge(rule) if judge else None,
+            attribution.of_rule(rule) if attribution else None,
         )
         rule_rows, counts, stored = _drafted(rule, engine, settings, checks, store)
         recombining = Recombining(policy, rule, engine, settings, checks, counts)

@@ -1,21 +1,19 @@
-"""Every text that shapes the instructions, for the fingerprint of their stage.
+"""Every text that shapes the instructions, for fingerprints and stores.
 
-Importing this module is cheap: it loads no model library and no table library.
+Importing this module is cheap: it loads no model library and no table library. Comments and the
+layout of the data files do not count, only their content.
 """
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from importlib import resources
 from typing import Any
 
 import yaml
 
+from policyalign_assets.settings import Settings
 from policyalign_assets.world import prompts
-
-# Distributions whose version can change which drafts are kept.
-PACKAGES = ("datasketch", "jinja2", "phonenumbers", "py3langid", "python-stdnum", "rapidfuzz")
 
 
 @cache
@@ -25,17 +23,19 @@ def load_yaml(name: str) -> Any:
     return yaml.safe_load(text)
 
 
-def texts(grid: str = "full") -> dict[str, str]:
-    """Name -> text. `grid`: the value of `synthesis.grid`.
+def generator_texts(settings: Settings) -> object:
+    """What the generator is asked under these settings, as parsed content."""
+    return prompt_texts(settings.synthesis.grid == "full")
 
-    Comments and the layout of the data files do not count, only their content.
-    """
-    if grid == "reduced":
-        asked = {
-            "violation": prompts.VIOLATION,
-            "neighbour": prompts.NEIGHBOUR,
-            "twin": prompts.TWIN,
-        }
-    else:
-        asked = {"grid": json.dumps(load_yaml("grid.yaml"), sort_keys=True)}
-    return asked | {"entailment": json.dumps(load_yaml("entailment.yaml"), sort_keys=True)}
+
+def prompt_texts(full_grid: bool) -> object:
+    if full_grid:
+        return load_yaml("grid.yaml")
+    return [prompts.VIOLATION, prompts.NEIGHBOUR, prompts.TWIN]
+
+
+def entailment_texts(settings: Settings) -> object:
+    """What the judge of entailment is asked, and which judge it is, where drafts are judged."""
+    if not settings.synthesis.entailment:
+        return None
+    return [settings.judge.shaping(), load_yaml("entailment.yaml")]

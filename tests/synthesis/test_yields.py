@@ -50,7 +50,9 @@ def test_the_numbers_of_every_rule_add_up(grid, seed):
         assert counts.kept == len(kept)
         assert counts.drafted + counts.templated == len(kept) + sum(counts.dropped.values())
     everything = sum((y.dropped for y in result.yields.values()), start=RuleYield(0).dropped)
-    assert {"empty", "refused", "truncated", "placeholder", "evaluation_copy"} <= set(everything)
+    expected = {"empty", "truncated", "placeholder", "evaluation_copy"}
+    # The ladder of the full grid asks again where the generator refuses.
+    assert expected | ({"refused"} if grid == "reduced" else set()) <= set(everything)
     assert everything["surplus"] > 0
     assert any(y.templated for y in result.yields.values())
 
