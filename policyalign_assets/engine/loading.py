@@ -20,6 +20,8 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from policyalign_assets.engine.cpu.memory import keep_freed_memory
+from policyalign_assets.engine.derived_models import sources_of
+from policyalign_assets.engine.gguf import materialized
 from policyalign_assets.engine.responses import end_ids
 from policyalign_assets.engine.revision import local_revision
 from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
@@ -58,7 +60,11 @@ class LoadedModel:
 
 
 def model_path(settings: ModelSettings) -> str:
-    return str(BUNDLED_WEIGHTS) if settings.id == BUNDLED else settings.id
+    """A folder or a hub id. A GGUF file is dequantized first, once (ValueError where it cannot be)."""
+    if settings.id == BUNDLED:
+        return str(BUNDLED_WEIGHTS)
+    sources = sources_of(settings.id)
+    return str(materialized(sources)) if sources else settings.id
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,9 @@ def _tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
 
 
 def _revision(settings: ModelSettings, config) -> str:
+    sources = sources_of(settings.id)
+    if sources:
+        return sources.revision
     folder = Path(model_path(settings))
     return (
         settings.revision
@@ -146,6 +155,7 @@ def _named(settings: ModelSettings) -> Iterator[None]:
         yield
     except (
         OSError,
+        ImportError,
         ValueError,
         SafetensorError,
     ) as error:  # SafetensorError: a damaged file, or a Git LFS pointer
