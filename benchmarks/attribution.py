@@ -2,10 +2,10 @@
 
     python benchmarks/attribution.py --model FOLDER --corpus FOLDER --rules 40
 
-The corpus holds JSON Lines with `rule`, `violations`, `twins` and `neighbours`. Rules that calibrate
-the bars are left out. In groups of four, each request is compared with its own rule and with the
-three others. Prints Markdown tables: how often the right rule was found, and how many requests pass
-as requests of their own rule, of another rule, and as shuffled words.
+The corpus holds JSON Lines with `rule`, `violations`, `twins` and `neighbours`. Rules that
+calibrate the bars are left out. In groups of four, each request is compared with its own rule and
+with the three others. It prints Markdown tables: how often the right rule was found, and how many
+requests pass as requests of their own rule, of another rule, and with their words shuffled.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def policy_of(group: list[dict]) -> PolicyDocument:
     return PolicyDocument("corpus", "general", "Corpus", "", None, (), "", rules, "")
 
 
-def shuffled(text: str, rng: random.Random) -> str:
+def salad_of(text: str) -> str:
+    """The words of `text` in another order."""
     words = text.split()
-    rng.shuffle(words)
+    random.Random(text).shuffle(words)
     return " ".join(words)
 
 
@@ -64,7 +65,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = ModelSettings(id=args.model)
     scorer = LikelihoodScorer(load_model(settings), settings.batch_tokens)
-    begun, rng = time.monotonic(), random.Random(args.seed)
+    begun = time.monotonic()
     print(Attribution(policy_of(groups(args.corpus, SIZE, args.seed)[0]), scorer).note, flush=True)
     right: dict[str, list[bool]] = defaultdict(list)
     passed: dict[tuple[str, str], list[str | None]] = defaultdict(list)
@@ -74,6 +75,14 @@ def main() -> None:
         attribution = Attribution(policy, scorer)
         attribution.__dict__["calibration"] = calibration or attribution.calibration
         calibration = attribution.calibration
+        everything = [
+            text
+            for row in group
+            for mine in [row["violations"][: args.violations]]
+            for text in (*mine, *row["twins"][:1], *row["neighbours"][:1], *map(salad_of, mine))
+        ]
+        for rule in (None, *policy.rules):  # in one pass per context; the scorer remembers
+            scorer.log_probs(context(rule, "violating"), everything)
         for n, row in enumerate(group):
             rule, other = policy.rules[n], policy.rules[(n + 1) % SIZE]
             asked = {
@@ -87,7 +96,7 @@ def main() -> None:
                     by_rule = [score[i].nats for score in scores]
                     right[kind].append(by_rule.index(max(by_rule)) == n)
             own, mine = attribution.of_rule(rule), asked["violation"]
-            salad = [shuffled(text, rng) for text in mine]
+            salad = [salad_of(text) for text in mine]
             passed["violations", "their own rule"] += own.faults("violating", mine)
             passed["violations", "another rule"] += attribution.of_rule(other).faults(
                 "violating", mine

@@ -73,9 +73,9 @@ def main() -> None:
     )
     parser.add_argument("--times", type=int, default=3)
     args = parser.parse_args()
-    import policyalign_assets.stages.violating_instructions as stage
+    import policyalign_assets.engine.generation.opening as opening
 
-    stage.TransformersEngine = Counting
+    opening.TransformersEngine = Counting
     policy = parse_policy(args.policies, args.policy, args.domain)
     edited = replace(
         policy,

@@ -10,18 +10,22 @@ from contextlib import contextmanager
 from policyalign_assets.engine.base import Engine
 from policyalign_assets.engine.generation.endpoint_engine import EndpointEngine
 from policyalign_assets.engine.generation.opening import opened
+from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
+from policyalign_assets.engine.loading import load_model
 from policyalign_assets.evaluation.template_cases import own_cases
 from policyalign_assets.files import scratch_folder, sha256_table
 from policyalign_assets.judges.endpoint import EndpointJudge
 from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument, Rule
-from policyalign_assets.settings import Settings
+from policyalign_assets.settings import BUNDLED, Settings
 from policyalign_assets.stages.coverage_facts import synthesis_coverage
 from policyalign_assets.stages.facts import Facts, nested, preview
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.synthesis.attribution import Attribution
 from policyalign_assets.synthesis.drafting import main_kind
 from policyalign_assets.synthesis.entailment import RuleEntailment
 from policyalign_assets.synthesis.firewall import firewall_for
+from policyalign_assets.synthesis.likelihood import LikelihoodScorer
 from policyalign_assets.synthesis.references import References
 from policyalign_assets.synthesis.store import RuleStore
 from policyalign_assets.synthesis.synthesize import synthesize
@@ -37,6 +41,9 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
         return EndpointJudge(RuleEntailment(rule, main_kind(rule)), settings.judge, context.report)
 
     with _generator(settings) as (engine, generator_setup):
+        attribution = _attribution(settings, policy_document, engine)
+        if attribution:
+            context.report(attribution.note)
         made = synthesize(
             policy_document,
             engine,
@@ -48,10 +55,12 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
             else None,
             RuleStore(scratch_folder(context.data) / "synthesis", generator_setup),
             judge if settings.synthesis.entailment else None,
+            attribution,
         )
+    tied = attribution.note if attribution else None
     yields = {rule_id: vars(counts) for rule_id, counts in made.yields.items()}
     table = made.table.replace_schema_metadata(
-        {YIELDS: json.dumps({"rules": yields, "skipped": made.skipped})}
+        {YIELDS: json.dumps({"rules": yields, "skipped": made.skipped, "attribution": tied})}
     )
     return StageResult(
         table,
@@ -61,6 +70,7 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
             **_totals(list(made.yields.values())),
             "starved rules": _starved(made.yields),
             "not synthesized": nested(made.skipped) if made.skipped else "none",
+            "belongs to its rule": tied or "not checked (synthesis.attribution)",
             "firewall references": _references(references),
             **synthesis_coverage(table, yields),
             "preview": preview(table, ("rule_id", "kind", "text")),
@@ -98,6 +108,24 @@ def _references(references: References | None) -> object:
         for file in references.files
     }
     return nested(files | ({"ignored": list(references.ignored)} if references.ignored else {}))
+
+
+def _attribution(settings: Settings, policy: PolicyDocument, engine: Engine) -> Attribution | None:
+    """Ties drafts to their rules; None where it is off.
+
+    The likelihoods are those of the model that is aligned, also where an endpoint drafts. Only
+    words decide where vLLM holds that model, or where it is the bundled one, which reads only the
+    bundled world.
+    """
+    if not settings.attributes_drafts:
+        return None
+    if isinstance(engine, TransformersEngine):
+        loaded = engine.loaded
+    elif settings.model.engine == "vllm" or settings.model.id == BUNDLED:
+        return Attribution(policy, None)
+    else:
+        loaded = load_model(settings.model)
+    return Attribution(policy, LikelihoodScorer(loaded, settings.model.batch_tokens))
 
 
 @contextmanager

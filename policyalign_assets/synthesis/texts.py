@@ -24,8 +24,11 @@ def load_yaml(name: str) -> Any:
 
 
 def generator_texts(settings: Settings) -> object:
-    """What the generator is asked under these settings, as parsed content."""
-    return prompt_texts(settings.synthesis.grid == "full")
+    """What the generator is asked under these settings, and how drafts are tied to rules."""
+    asked = prompt_texts(settings.synthesis.grid == "full")
+    if not settings.attributes_drafts:
+        return asked
+    return [asked, load_yaml("attribution.yaml"), load_yaml("small_words.yaml")]
 
 
 def prompt_texts(full_grid: bool) -> object:
