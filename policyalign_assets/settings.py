@@ -142,6 +142,11 @@ class SynthesisSettings(_Section):
         "model's own likelihoods; `auto`: on, except for the bundled model, or where a judge "
         "decides (synthesis.entailment)",
     )
+    teacher_check: bool = Field(
+        False,
+        description="ask the model a few direct violations first, and stop where it ignores the "
+        "policy in its prompt; for models other than the bundled one",
+    )
     unjudged: Literal["drop", "keep"] = Field(
         "drop",
         description="drafts that the judge could not judge; where all are dropped, the rule is "
@@ -562,6 +567,33 @@ class Settings(_Section):
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     # the defaults above are the vetted setting of the bundled model
     BUNDLED: {},
+    # SmolLM2-135M with the shipped adapter: a real model, small enough for two CPU cores
+    ENGLISH: {
+        "model": {"id": ENGLISH, "batch_tokens": 4_096},
+        "synthesis": {
+            "per_rule": 10,
+            "twin_ratio": 0.6,
+            "neighbour_ratio": 0.4,
+            "oversample": 1.5,
+            "rounds": 2,
+            "max_new_tokens": 48,
+            "rouge_l": 0.8,
+            "teacher_check": True,
+        },
+        "sensitivity": {"max_new_tokens": 24},
+        "filtering": {"per_rule": 8, "at_least": 4},
+        "distillation": {
+            "lora_rank": 16,
+            "lora_alpha": 32,
+            "learning_rate": 5e-4,
+            "steps": 20,
+            "batch_size": 16,
+            "mini_batch_size": 8,
+            "top_k": 64,
+            "max_new_tokens": 24,
+        },
+        "evaluation": {"cases_per_suite": 60, "capability_cases": 60, "max_new_tokens": 32},
+    },
     # the paper's run (release README); LoRA wants about 10x the learning rate of full fine-tuning (5e-6)
     "qwen2.5-7b": {
         "model": {
@@ -578,6 +610,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "max_new_tokens": 256,
             "grid": "full",
             "rouge_l": 0.7,
+            "teacher_check": True,
         },
         "firewall": {"own_cases": True},
         "sensitivity": {"max_new_tokens": 512},

@@ -50,6 +50,12 @@ def sources_of(model_id: str) -> Sources | None:
     if model_id == SMOLLM2:
         return Sources(_of_the_wheel())
     if model_id == ENGLISH:
+        missing = [n for n in _DECIDING if not (ENGLISH_ADAPTER / n).is_file()]
+        if missing:
+            raise ValueError(
+                f"{ENGLISH_ADAPTER} lacks {', '.join(missing)}. Fix: train the adapter with "
+                "`python -m policyalign_assets.english_model.train`, or install the package again."
+            )
         return Sources(_of_the_wheel(), ENGLISH_ADAPTER)
     path = Path(model_id)
     if path.suffix == ".gguf" and path.is_file():
