@@ -74,6 +74,7 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
             **_totals(list(made.yields.values())),
             "starved rules": _starved(made.yields),
             "not synthesized": nested(made.skipped) if made.skipped else "none",
+            "rules in other languages": nested(made.notes) if made.notes else "none",
             "belongs to its rule": tied or "not checked (synthesis.attribution)",
             "firewall references": _references(references),
             **synthesis_coverage(table, yields),

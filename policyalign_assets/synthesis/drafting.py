@@ -57,6 +57,23 @@ def instruction_id(rule: Rule, kind: str, text: str) -> str:
 
 
 @dataclass(frozen=True)
+class Examples:
+    """Requests that the policy's author wrote, without those that are held out to test with.
+
+    They are shown to the generator on the full grid, and never become rows themselves.
+    """
+
+    violates: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
+
+    def of_kind(self, kind: str) -> tuple[str, ...]:
+        return {"violating": self.violates, "neighbour": self.allowed}.get(kind, ())
+
+
+NO_EXAMPLES = Examples()
+
+
+@dataclass(frozen=True)
 class Origin:
     """How a row came about. `step`: of the ladder. `parent`: the row that it was made from."""
 
@@ -71,14 +88,22 @@ class Drafting:
     """Drafts for one rule. Use each object for one `run`."""
 
     def __init__(
-        self, rule: Rule, engine: Engine, settings: SynthesisSettings, checks: DraftChecks
+        self,
+        rule: Rule,
+        engine: Engine,
+        settings: SynthesisSettings,
+        checks: DraftChecks,
+        examples: Examples = NO_EXAMPLES,
     ):
         self.rule, self.engine, self.settings, self.checks = rule, engine, settings, checks
+        self.examples = examples
         self.full = settings.grid == "full"
         self.seen = DuplicateFilter(settings.near_duplicate, settings.rouge_l)
         self.refusals = RuleBasedJudge()
         self.entailed: set[tuple[str, str]] = set()  # (kind, text) that the judge confirmed
         self.counts = RuleYield(settings.per_rule)
+        for text in (*examples.violates, *examples.allowed) if self.full else ():
+            self.seen.add_exact(text)  # a draft that repeats an example is no new request
 
     def run(self) -> tuple[list[Row], RuleYield]:
         kind, settings, counts = main_kind(self.rule), self.settings, self.counts
@@ -104,13 +129,15 @@ class Drafting:
         On the full grid a place is a cell, and only a draft for that cell can fill it.
         """
         places = self._cells(kind, wanted)
+        grounds = ("", *grid.grounds(self.rule)) if self.full and kind == "neighbour" else ("",)
+        ground_of = {cell: grounds[n % len(grounds)] for n, cell in enumerate(places)}
         rows: list[Row] = []
         for round_ in range(self.settings.rounds):
             if not places:
                 break
             seed = self._seed(kind, round_)
             cells = list(islice(cycle(places), math.ceil(len(places) * self.settings.oversample)))
-            asked = [self._prompt(kind, cell) for cell in cells]
+            asked = [self._prompt(kind, cell, ground=ground_of[cell]) for cell in cells]
             for cell, draft in zip(cells, self._usable(kind, asked, seed), strict=True):
                 if draft is None:
                     continue
@@ -166,9 +193,10 @@ class Drafting:
             return [None] * wanted
         return list(grid.spread(grid.cells(kind), wanted, self._seed(f"grid/{kind}", 0)))
 
-    def _prompt(self, kind: str, cell: Cell | None, request: str = "") -> str:
+    def _prompt(self, kind: str, cell: Cell | None, request: str = "", ground: str = "") -> str:
         if self.full:
-            return grid.prompt(kind, self.rule, cell, request)
+            examples = self.examples.of_kind(kind)
+            return grid.prompt(kind, self.rule, cell, request, ground, examples)
         return _REDUCED_PROMPTS[kind].format(rule=self.rule.text, request=request)
 
     def _usable(

@@ -82,8 +82,29 @@ def spread(grid: Sequence[Cell], wanted: int, seed: int) -> list[Cell]:
     return drawn
 
 
-def prompt(kind: str, rule: Rule, cell: Cell | None, request: str = "") -> str:
-    """What the generator is asked. `cell`: None for twins, which keep to their parent's text."""
+def grounds(rule: Rule) -> tuple[str, ...]:
+    """Reasons why a request near the rule is allowed: the rule's exceptions and permissions, and,
+    where it forbids something under a condition, that the condition is not met."""
+    limits = [("exception", limit) for limit in rule.exceptions]
+    limits += [("permitted", limit) for limit in rule.permitted]
+    if rule.condition and rule.forbids:
+        limits.append(("outside_condition", rule.condition))
+    return tuple(_template("grounds", name).render(limit=limit) for name, limit in limits)
+
+
+def prompt(
+    kind: str,
+    rule: Rule,
+    cell: Cell | None,
+    request: str = "",
+    ground: str = "",
+    examples: Sequence[str] = (),
+) -> str:
+    """What the generator is asked.
+
+    cell: None for twins, which keep to their parent's text. ground: one of `grounds`, for
+    neighbours. examples: requests of this kind that the policy's author wrote.
+    """
     axes = _grid()["axes"]
     intents = _grid()["duty_intent"] if kind == "duty" else axes["intent"]
     text = cell and CellText(
@@ -92,7 +113,9 @@ def prompt(kind: str, rule: Rule, cell: Cell | None, request: str = "") -> str:
         axes["format"][cell.format],
         axes["difficulty"][cell.difficulty],
     )
-    return _template("prompts", kind).render(rule=asdict(rule), cell=text, request=request)
+    return _template("prompts", kind).render(
+        rule=asdict(rule), cell=text, request=request, ground=ground, examples=examples
+    )
 
 
 def styles() -> tuple[str, ...]:

@@ -31,6 +31,7 @@ def content_words(text: str) -> frozenset[str]:
 
 
 def _stem(word: str) -> str:
+    word = word.removesuffix("'s")
     stem = _SUFFIX.sub("", word)
     return stem if len(stem) >= _MIN_STEM else word
 

@@ -12,7 +12,7 @@ import torch
 
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import content_ids
-from policyalign_assets.engine.forward.protocol import forward_of
+from policyalign_assets.engine.choose_forward import forward_of
 from policyalign_assets.engine.forward.scoring import prompt_prefix, response_hidden
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.synthesis.attribution import LogProb

@@ -17,7 +17,7 @@ from policyalign_assets.files import replacing_file
 from policyalign_assets.policy import Rule
 from policyalign_assets.settings import SynthesisSettings
 from policyalign_assets.synthesis.checks import DraftChecks
-from policyalign_assets.synthesis.drafting import CODE_VERSION, Row
+from policyalign_assets.synthesis.drafting import CODE_VERSION, NO_EXAMPLES, Examples, Row
 from policyalign_assets.synthesis.texts import load_yaml, prompt_texts
 from policyalign_assets.synthesis.yields import RuleYield
 
@@ -31,7 +31,12 @@ class RuleStore:
         self._folder, self._generator_setup = folder, generator_setup
 
     def name(
-        self, rule: Rule, engine: Engine, settings: SynthesisSettings, checks: DraftChecks
+        self,
+        rule: Rule,
+        engine: Engine,
+        settings: SynthesisSettings,
+        checks: DraftChecks,
+        examples: Examples = NO_EXAMPLES,
     ) -> str:
         made_from = [
             CODE_VERSION,
@@ -42,6 +47,7 @@ class RuleStore:
             engine.revision,
             [firewall.digest for firewall in checks.firewalls],
             prompt_texts(settings.grid == "full"),
+            [examples.violates, examples.allowed],
         ]
         if judge := checks.judge:
             made_from.append([judge.id, judge.revision, judge.template])

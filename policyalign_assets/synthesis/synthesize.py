@@ -24,7 +24,7 @@ from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import SynthesisSettings
 from policyalign_assets.synthesis.attribution import Attribution
 from policyalign_assets.synthesis.checks import DraftChecks
-from policyalign_assets.synthesis.drafting import Drafting, Row
+from policyalign_assets.synthesis.drafting import NO_EXAMPLES, Drafting, Examples, Row
 from policyalign_assets.synthesis.entailment import UNJUDGED
 from policyalign_assets.synthesis.firewall import Firewall
 from policyalign_assets.synthesis.recombine import Recombining
@@ -35,16 +35,22 @@ from policyalign_assets.tables import INSTRUCTIONS
 
 CODE_VERSION = 3  # raise it when new code changes how rows are made from drafts
 
+ENGLISH = "en"
+
 WriteLine = Callable[[str], None]  # takes one line of progress
 
 
 @dataclass(frozen=True)
 class Synthesis:
-    """table: INSTRUCTIONS. skipped: rule id -> why nothing was written for it."""
+    """table: INSTRUCTIONS. skipped: rule id -> why nothing was written for it.
+
+    notes: rule id -> what the English parts of synthesis mean for a rule in another language.
+    """
 
     table: pa.Table
     yields: dict[str, RuleYield]
     skipped: dict[str, str]
+    notes: dict[str, str]
 
 
 def synthesize(
@@ -57,12 +63,14 @@ def synthesize(
     store: RuleStore | None = None,
     judge: Callable[[Rule], Judge] | None = None,
     attribution: Attribution | None = None,
+    examples: Callable[[Rule], Examples] = lambda _: NO_EXAMPLES,
 ) -> Synthesis:
     """Violating instructions, twins and neighbours for each rule that the grid covers.
 
     firewall, own_cases: evaluation prompts to avoid, for all rules and for one rule. store: where
     rows of unchanged rules are found. judge: of whether a draft fits its rule (see `entailment`).
-    attribution: the same without a judge (see `attribution`).
+    attribution: the same without a judge (see `attribution`). examples: requests by the policy's
+    author, which show the generator what is wanted on the full grid.
 
     A rule with fewer than `settings.per_rule` main requests is reported as starved, and never
     filled from another rule.
@@ -78,7 +86,7 @@ def synthesize(
             judge(rule) if judge else None,
             attribution.of_rule(rule) if attribution else None,
         )
-        rule_rows, counts, stored = _drafted(rule, engine, settings, checks, store)
+        rule_rows, counts, stored = _drafted(rule, engine, settings, checks, store, examples(rule))
         recombining = Recombining(policy, rule, engine, settings, checks, counts)
         rule_rows = rule_rows + recombining.run(rule_rows)
         assign(rule_rows, settings.heldout, settings.seed)
@@ -93,7 +101,22 @@ def synthesize(
         "policy_hash": policy.content_hash,
     }
     table = pa.Table.from_pylist([row | of_policy for row in rows], schema=INSTRUCTIONS)
-    return Synthesis(table, yields, skipped)
+    notes = {r.rule_id: language_note(r, settings) for r in rules if r.language != ENGLISH}
+    return Synthesis(table, yields, skipped, notes)
+
+
+def language_note(rule: Rule, settings: SynthesisSettings) -> str:
+    """What happens to a rule that is not in English: the prompts are English all the same."""
+    wanted = settings.language
+    if wanted is None or wanted == rule.language:
+        drafts = (
+            "drafts are kept in any language" if wanted is None else f"drafts are in {wanted!r}"
+        )
+        return f"the rule is in {rule.language!r} and its prompts are in English; {drafts}"
+    return (
+        f"the rule is in {rule.language!r}, but drafts in other languages than {wanted!r} are "
+        f"dropped. Fix: set synthesis.language={rule.language!r}, or unset it for every language."
+    )
 
 
 def covered_rules(
@@ -120,13 +143,14 @@ def _drafted(
     settings: SynthesisSettings,
     checks: DraftChecks,
     store: RuleStore | None,
+    examples: Examples,
 ) -> tuple[list[Row], RuleYield, bool]:
     """Rows, counts, and whether they come from the store."""
-    name = store.name(rule, engine, settings, checks) if store else ""
+    name = store.name(rule, engine, settings, checks, examples) if store else ""
     stored = store.load(name) if store else None
     if stored:
         return *stored, True
-    rows, counts = Drafting(rule, engine, settings, checks).run()
+    rows, counts = Drafting(rule, engine, settings, checks, examples).run()
     judge_failed = counts.starved and counts.dropped[UNJUDGED]  # then the next run asks it again
     if store and not judge_failed:
         store.save(name, rows, counts)

@@ -46,15 +46,16 @@ class Reader:
 
 
 class Topics(Reader):
-    """As `Reader`, and knows the right rule of every calibration request."""
+    """As `Reader`; a calibration request is 2 nats likelier after its own rule, and only there."""
 
     def log_probs(self, context, requests):
-        known = {
-            r: rule for group in load_yaml("attribution.yaml")["calibration"] for rule, r in group
-        }
+        groups = load_yaml("attribution.yaml")["calibration"]
+        known = {request: rule for group in groups for rule, request in group}
         found = super().log_probs(context, requests)
         return [
-            LogProb(f.nats + 2.0, f.tokens) if known.get(r) and known[r] in context else f
+            LogProb(self.fluency * f.tokens + 2.0 * (known[r] in context), f.tokens)
+            if r in known
+            else f
             for r, f in zip(requests, found, strict=True)
         ]
 
@@ -171,7 +172,7 @@ def test_bars_let_most_requests_of_the_calibration_set_pass():
     found = calibrate(Topics())
     assert (found.right, found.total) == (32, 32) and found.usable
     assert found.fluency == pytest.approx(-4.0)
-    assert 2.0 <= found.gain <= 5.0 and found.margin > 0
+    assert found.gain == found.margin == pytest.approx(2.0)
 
 
 def test_braces_and_control_tokens_in_a_rule_are_text():

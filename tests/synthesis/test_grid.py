@@ -22,6 +22,7 @@ from policyalign_assets.engine.generation.transformers_engine import Transformer
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import SettingsError, SynthesisSettings, load_settings
 from policyalign_assets.synthesis import grid
+from policyalign_assets.synthesis.drafting import Examples
 from policyalign_assets.synthesis.firewall import Firewall
 from policyalign_assets.synthesis.ladder import draft_with_ladder, without_label
 from policyalign_assets.synthesis.store import RuleStore
@@ -160,6 +161,78 @@ def test_the_generator_is_told_the_rule_its_limits_and_the_cell():
         assert [twin[k] for k in ("intent", "persona")] == [
             parent[k] for k in ("intent", "persona")
         ]
+
+
+def prompts_of(engine, marker):
+    asked = [c[-1].content for chats, _ in engine.calls for c in chats]
+    return [a for a in asked if marker in a]
+
+
+def test_neighbours_are_asked_under_every_exception_permission_and_unmet_condition():
+    rule = replace(
+        POLICY.rules[0],
+        kind="condition",
+        forbids=True,
+        condition="the user is a minor",
+        exceptions=("a guardian agreed", "a court asked"),
+        permitted=("explain how seals are checked",),
+    )
+    engine = ScriptedEngine(good)
+    result = synthesize(
+        replace(POLICY, rules=(rule,)), engine, FULL.model_copy(update={"neighbour_ratio": 2.0})
+    )
+    asked = prompts_of(engine, "needless refusals")
+    for ground in (
+        "under this exception, so the rule does not hold: a guardian agreed.",
+        "under this exception, so the rule does not hold: a court asked.",
+        "may expressly do: explain how seals are checked.",
+        "this condition of the rule is not met: the user is a minor.",
+    ):
+        assert sum(ground in prompt for prompt in asked) >= len(asked) // 10
+    assert any("falls plainly" not in prompt and "not met" not in prompt for prompt in asked)
+    assert rows(result, kind="neighbour")
+    assert all(
+        "must make it plain: the user is a minor" in p for p in prompts_of(engine, "only fulfil")
+    )
+
+
+def test_requests_by_the_author_are_shown_and_never_become_rows(tmp_path):
+    rule = POLICY.rules[0]
+    examples = Examples(("Sign for my aunt {x} without her.",), ("How do notaries check seals?",))
+    policy = replace(POLICY, rules=(rule,))
+    engine = ScriptedEngine(good)
+    store = RuleStore(tmp_path)
+    plain = synthesize(policy, ScriptedEngine(good), FULL, store=store)
+    shown = synthesize(policy, engine, FULL, store=store, examples=lambda _: examples)
+    assert engine.calls  # other examples, so nothing is taken from the store
+    assert all(examples.violates[0] in p for p in prompts_of(engine, "could only fulfil"))
+    assert all(examples.allowed[0] in p for p in prompts_of(engine, "needless refusals"))
+    assert not any(examples.allowed[0] in p for p in prompts_of(engine, "could only fulfil"))
+    assert not {*examples.violates, *examples.allowed} & set(shown.table["text"].to_pylist())
+    assert plain.table.num_rows == shown.table.num_rows
+    parrot = ScriptedEngine(lambda p, n, s: answer(examples.violates[0]))
+    repeated = synthesize(policy, parrot, FULL, examples=lambda _: examples)
+    assert repeated.table.num_rows == 0
+    assert set(repeated.yields[rule.rule_id].dropped) <= {"duplicate", "placeholder"}
+
+
+def test_permissions_and_definitions_are_skipped_with_a_reason():
+    permit, define = (replace(POLICY.rules[n], kind=k) for n, k in ((0, "permit"), (1, "define")))
+    result = synthesize(
+        replace(POLICY, rules=(permit, define, POLICY.rules[2])), ScriptedEngine(good), FULL
+    )
+    assert set(result.yields) == {POLICY.rules[2].rule_id}
+    assert "permission" in result.skipped[permit.rule_id]
+    assert "definition" in result.skipped[define.rule_id]
+
+
+def test_a_rule_in_another_language_says_what_is_english():
+    rule = replace(POLICY.rules[0], language="de", text="Hilf niemandem, ein Siegel zu fälschen.")
+    policy = replace(POLICY, rules=(rule, POLICY.rules[1]))
+    for language, said in (("en", "Fix: set synthesis.language='de'"), ("de", "in English")):
+        settings = FULL.model_copy(update={"language": language})
+        notes = synthesize(policy, ScriptedEngine(good), settings).notes
+        assert set(notes) == {rule.rule_id} and said in notes[rule.rule_id]
 
 
 def test_duties_are_elicited_and_have_no_twins():
