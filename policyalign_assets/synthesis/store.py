@@ -14,6 +14,7 @@ from pathlib import Path
 
 from policyalign_assets.engine.base import Engine
 from policyalign_assets.files import replacing_file
+from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.policy import Rule
 from policyalign_assets.settings import SynthesisSettings
 from policyalign_assets.synthesis.checks import DraftChecks
@@ -48,6 +49,7 @@ class RuleStore:
             [firewall.digest for firewall in checks.firewalls],
             prompt_texts(settings.grid == "full"),
             [examples.violates, examples.allowed],
+            RuleBasedJudge().id,
         ]
         if judge := checks.judge:
             made_from.append([judge.id, judge.revision, judge.template])
