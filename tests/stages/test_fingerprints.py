@@ -38,7 +38,7 @@ SETTINGS = {
 
 
 def settings(name: str) -> Settings:
-    return load_settings(overrides=SETTINGS[name], environ={})
+    return load_settings("bundled", SETTINGS[name], environ={})
 
 
 def forget() -> None:
@@ -110,7 +110,7 @@ FILES = [
     ("capability.yaml", "benchmarks", {"generations"}),
     ("capability.yaml", "bundled", set()),
     ("select.sql", "bundled", {"filtered_instructions"}),
-    ("template.html.jinja", "bundled", {"benchmark_report"}),
+    ("report.html.jinja", "bundled", {"benchmark_report"}),
 ]
 CHANGES = {
     "grid.yaml": lambda t: t.replace("asks for it openly", "asks for it plainly"),
@@ -126,13 +126,13 @@ CHANGES = {
     "benchmarks.yaml": lambda t: t.replace("metric: ", "metric: other ", 1),
     "capability.yaml": lambda t: t.replace("metric: acc", "metric: acc_norm"),
     "select.sql": lambda t: t.replace("score DESC", "score ASC", 1),
-    "template.html.jinja": lambda t: t.replace("</body>", "<p>More</p></body>"),
+    "report.html.jinja": lambda t: t.replace("</body>", "<p>More</p></body>"),
 }
 LAYOUTS = {
     "select.sql": lambda t: (
         "-- a note\n" + t.replace("\n", "\n\n").replace("SELECT ", "SELECT\n  ")
     ),
-    "template.html.jinja": lambda t: "{# a note #}" + t.replace("\n", "\n  \n"),
+    "report.html.jinja": lambda t: "{# a note #}" + t.replace("\n", "\n  \n"),
 }
 
 

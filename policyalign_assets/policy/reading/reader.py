@@ -91,7 +91,9 @@ def read_rule(text: str, surroundings: Surroundings = Surroundings()) -> Reading
     if language != "en":
         return _read_foreign(text, language, surroundings)
     label, body = sentences.split_label(text)
-    if label and label_kind(label) is None and frames.forbidding_frame(label):
+    if label and re.match(r"(?:if|when|whenever|where|in case|unless)\b", label, re.IGNORECASE):
+        label, body = "", f"{label}, {body}"
+    elif label and label_kind(label) is None and _is_clause(label):
         label, body = "", sentences.plain(text)  # a sentence with a colon in it
     lead = _nearest_lead(surroundings)
     if label:
@@ -114,6 +116,11 @@ def read_rule(text: str, surroundings: Surroundings = Surroundings()) -> Reading
     return reading
 
 
+def _is_clause(label: str) -> bool:
+    """Whether words before a colon belong to the sentence instead of naming its topic."""
+    return len(label.split()) > 7 or frames.forbidding_frame(label) is not None
+
+
 def _nearest_lead(surroundings: Surroundings) -> Lead | None:
     lead = None
     for words in surroundings.headings:
@@ -130,6 +137,8 @@ def _inner_lead(outer: Lead | None, inner: Lead) -> Lead:
         return inner
     if inner.kind is None:
         return replace(outer, condition=inner.condition or outer.condition)
+    if inner.imperative and outer.kind in ("prohibit", "permit"):
+        return replace(outer, verb=inner.verb, condition=inner.condition or outer.condition)
     return replace(inner, condition=inner.condition or (None if outer.heading else outer.condition))
 
 
@@ -158,7 +167,7 @@ def _read_part(sentence: str) -> _Part:
     if (
         inner_label
         and labelled is None
-        and not frames.forbidding_frame(inner_label)
+        and not _is_clause(inner_label)
         and not re.search(r": ?$", sentence)
     ):
         sentence = body
@@ -317,7 +326,7 @@ def _within(part: _Part, lead: Lead | None) -> _Part:
         own = "require"
     if condition:
         part = replace(part, condition=part.condition or condition)
-    if own is not None or lead.kind is None:
+    if own is not None or lead.kind is None or (part.kind is None and _is_statement(part.text)):
         return part
     if lead.kind in ("prohibit", "permit"):
         negative = re.match(r"not (?:to )?(.+)", part.text)
@@ -369,6 +378,11 @@ def _third_person(text: str) -> str:
     if low.endswith("s") and verb != low and rest and w.is_base_verb(verb) and not w.is_plural(low):
         return f"{verb} {rest}"
     return text
+
+
+def _is_statement(text: str) -> bool:
+    """Whether a sentence tells what somebody does, so that no line above it makes it a rule."""
+    return bool(re.match(r"(?:we|you|it|they|this|these|our|i)\b \w+", text, re.IGNORECASE))
 
 
 def _says_duty(text: str) -> bool:
