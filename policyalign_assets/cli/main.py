@@ -29,6 +29,9 @@ COMMANDS: dict[str, Entry] = {
         "policyalign_assets.cli.ask:ask",
         "Answer a question with the model, with the policy, and with the aligned model.",
     ),
+    "import": Entry(
+        "policyalign_assets.cli.import_policy:import_policy", "Make a draft policy of a document."
+    ),
     "init": Entry(
         "policyalign_assets.cli.init:init", "Write the files that a folder of one's own needs."
     ),

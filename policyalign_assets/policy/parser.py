@@ -12,6 +12,8 @@ from policyalign_assets.policy.model import DOMAINS, PolicyDocument, Rule, RuleS
 from policyalign_assets.policy.readings import contradictions, doubts_of, measured
 from policyalign_assets.policy.source import Source, read_any_file, read_source, shown_path
 
+CODE_VERSION = 2  # raise it when new code changes how policies are read
+
 SHARED_NAME = "policy.md"
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _MAX_SLUG = 64
@@ -103,7 +105,8 @@ def examine_source(source: Source) -> Examined:
     return Examined(replace(document, warnings=_words(faults)), tuple(faults))
 
 
-def _open(policies_dir: Path, policy_id: str, faults: list[Fault]) -> PolicyFolder:
+def check_name(policies_dir: Path, policy_id: str) -> None:
+    """Raises PolicyError where a policy cannot have this name, since it names a folder."""
     if len(policy_id) > _MAX_SLUG or not _SLUG.fullmatch(policy_id):
         problem = f"{policy_id[:80]!r} cannot be the name of a policy"
         fix = (
@@ -111,6 +114,10 @@ def _open(policies_dir: Path, policy_id: str, faults: list[Fault]) -> PolicyFold
             " at most, such as 'general-conduct'."
         )
         raise PolicyError(shown_path(policies_dir), None, problem, fix)
+
+
+def _open(policies_dir: Path, policy_id: str, faults: list[Fault]) -> PolicyFolder:
+    check_name(policies_dir, policy_id)
     source = read_source(policies_dir, policy_id, SHARED_NAME)
     header, body = read_shared_header(source, faults)
     if header.imported and not header.reviewed:

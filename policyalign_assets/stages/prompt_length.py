@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from policyalign_assets.engine.base import chat
 from policyalign_assets.engine.chat import render
-from policyalign_assets.engine.loading import Described, describe
+from policyalign_assets.engine.loading import ModelDescription, describe
 from policyalign_assets.engine.responses import PromptTooLong
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import ModelSettings
 
 
-def prompt_tokens(policy: PolicyDocument, model: Described) -> int:
+def prompt_tokens(policy: PolicyDocument, model: ModelDescription) -> int:
     """Tokens of the policy as the model gets it, with an empty request behind it."""
     return len(render(model.tokenizer, chat("", policy.prompt_text)))
 

@@ -17,9 +17,10 @@ from policyalign_assets.orchestration.realign import (
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.settings import load_settings
 from policyalign_assets.stages import fingerprints
+from policyalign_assets.stages.registry import STAGES
 
 ROOT = Path(__file__).parents[2]
-ALL = list(fingerprints.STAGES)
+ALL = list(STAGES)
 EVIDENCE = ["generations", "judgements", "benchmark_report"]
 SETTINGS = load_settings(environ={})
 
@@ -120,7 +121,7 @@ def test_an_addendum_edit_redoes_one_partition_and_a_shared_edit_all_of_its_poli
         ),
         ("report", {"show_harmful": True}, EVIDENCE[2:]),
         ("judge", {"retries": 9}, []),
-        ("gates", {"unscored": 0.5}, []),
+        ("gates", {"unscored": 0.01}, EVIDENCE[2:]),
         ("synthesis", {"seed": 99}, ALL[1:]),
         ("model", {"batch_tokens": 1000}, []),
         ("model", {"dtype": "bfloat16"}, [s for s in ALL[1:] if s != "policy_document"]),

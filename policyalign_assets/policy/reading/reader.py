@@ -91,7 +91,9 @@ def read_rule(text: str, surroundings: Surroundings = Surroundings()) -> Reading
     if language != "en":
         return _read_foreign(text, language, surroundings)
     label, body = sentences.split_label(text)
-    if label and label_kind(label) is None and frames.forbidding_frame(label):
+    if label and re.match(r"(?:if|when|whenever|where|in case|unless)\b", label, re.IGNORECASE):
+        label, body = "", f"{label}, {body}"
+    elif label and label_kind(label) is None and _is_clause(label):
         label, body = "", sentences.plain(text)  # a sentence with a colon in it
     lead = _nearest_lead(surroundings)
     if label:
@@ -114,6 +116,11 @@ def read_rule(text: str, surroundings: Surroundings = Surroundings()) -> Reading
     return reading
 
 
+def _is_clause(label: str) -> bool:
+    """Whether words before a colon belong to the sentence instead of naming its topic."""
+    return len(label.split()) > 7 or frames.forbidding_frame(label) is not None
+
+
 def _nearest_lead(surroundings: Surroundings) -> Lead | None:
     lead = None
     for words in surroundings.headings:
@@ -130,6 +137,8 @@ def _inner_lead(outer: Lead | None, inner: Lead) -> Lead:
         return inner
     if inner.kind is None:
         return replace(outer, condition=inner.condition or outer.condition)
+    if inner.imperative and outer.kind in ("prohibit", "permit"):
+        return replace(outer, verb=inner.verb, condition=inner.condition or outer.condition)
     return replace(inner, condition=inner.condition or (None if outer.heading else outer.condition))
 
 
@@ -151,12 +160,14 @@ def _read_part(sentence: str) -> _Part:
         return _Part("require", sentence)
     inner_label, body = sentences.split_label(sentence)
     labelled = label_kind(inner_label) if inner_label else None
+    if re.fullmatch(r"exceptions?|scope", inner_label, re.IGNORECASE):
+        return _Part(None, sentence)
     if labelled in ("prohibit", "require", "permit"):
         return _within(_read_part(body), Lead(labelled))
     if (
         inner_label
         and labelled is None
-        and not frames.forbidding_frame(inner_label)
+        and not _is_clause(inner_label)
         and not re.search(r": ?$", sentence)
     ):
         sentence = body
@@ -199,7 +210,7 @@ def _read_part(sentence: str) -> _Part:
     permits = frames.permitting_frame(core)
     embedded = _EMBEDDED.search(main, 1)
     if embedded and not _subordinate(main[: embedded.start()]):
-        inner = _read_part(embedded["clause"].rstrip(" ."))
+        inner = _read_part(_with_subject(main, embedded["clause"].rstrip(" .")))
         if inner.kind == "prohibit":
             return replace(
                 inner,
@@ -213,6 +224,14 @@ def _read_part(sentence: str) -> _Part:
     if requires is not None:
         return _Part("require", core, **shared)
     return _Part(None, core, **shared)
+
+
+def _with_subject(main: str, clause: str) -> str:
+    """ "must not be shared" with the subject that the sentence before it names."""
+    if not re.match(r"(?:must|should|shall|may|can|will) (?:not|never) be\b|cannot be\b", clause):
+        return clause
+    subject = re.match(r"(?P<np>(?:[\w'-]+ ){1,6}?)(?:is|are|must|should|may|can|will)\b", main)
+    return f"{subject['np']}{clause}" if subject else clause
 
 
 def _noted(action: str | None) -> str | None:
@@ -264,7 +283,7 @@ def _combined(parts: list[_Part], lead: Lead | None) -> Reading:
     )
     reading = Reading(
         kind=_kind(main),
-        action=main.action if main.kind in ("prohibit", "permit") else None,
+        action=_lowered(main.action) if main.kind in ("prohibit", "permit") else None,
         condition=main.condition or scope,
         exceptions=tuple(dict.fromkeys((*main.exceptions, *exceptions, *without))),
         permitted=(*main.permitted, *allowed),
@@ -275,6 +294,14 @@ def _combined(parts: list[_Part], lead: Lead | None) -> Reading:
     if scope and reading.kind in ("prohibit", "require"):
         reading = replace(reading, kind="condition")
     return replace(reading, doubts=(*reading.doubts, *_doubts(reading, main, rules)))
+
+
+def _lowered(action: str | None) -> str | None:
+    """Without the capital of a sentence; names and acronyms keep theirs."""
+    first = (action or "").split(" ", 1)[0]
+    if action is None or first[1:] != first[1:].lower() or len(first) < 2:
+        return action
+    return action[0].lower() + action[1:]
 
 
 def _main(rules: list[_Part]) -> _Part:
@@ -299,7 +326,7 @@ def _within(part: _Part, lead: Lead | None) -> _Part:
         own = "require"
     if condition:
         part = replace(part, condition=part.condition or condition)
-    if own is not None or lead.kind is None:
+    if own is not None or lead.kind is None or (part.kind is None and _is_statement(part.text)):
         return part
     if lead.kind in ("prohibit", "permit"):
         negative = re.match(r"not (?:to )?(.+)", part.text)
@@ -351,6 +378,11 @@ def _third_person(text: str) -> str:
     if low.endswith("s") and verb != low and rest and w.is_base_verb(verb) and not w.is_plural(low):
         return f"{verb} {rest}"
     return text
+
+
+def _is_statement(text: str) -> bool:
+    """Whether a sentence tells what somebody does, so that no line above it makes it a rule."""
+    return bool(re.match(r"(?:we|you|it|they|this|these|our|i)\b \w+", text, re.IGNORECASE))
 
 
 def _says_duty(text: str) -> bool:
