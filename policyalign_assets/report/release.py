@@ -106,7 +106,7 @@ def decide(data: Location, chain: Chain, bars: GateSettings) -> Decision:
 
 def margins(chain: Chain) -> dict[str, float]:
     """The margins that stand in the policy's front matter."""
-    return dict(getattr(chain.policy, "gates", ()) or {})
+    return dict(chain.policy.gates)
 
 
 def checkpoint_digests(checkpoint: Checkpoint, data: Location) -> dict[str, str]:
