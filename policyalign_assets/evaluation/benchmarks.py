@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
+from policyalign_assets.evaluation.conversation import Conversation
 from policyalign_assets.policy import DOMAINS
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -102,6 +103,10 @@ class BenchmarkCase:
     answer: str | None
     scoring: Scoring
     choices: tuple[str, ...] = ()
+
+    @property
+    def conversation(self) -> Conversation:
+        return Conversation.of(self.prompt)
 
 
 @dataclass(frozen=True)

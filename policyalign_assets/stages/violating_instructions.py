@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from policyalign_assets.engine.base import Engine
 from policyalign_assets.engine.generation.endpoint_engine import EndpointEngine
 from policyalign_assets.engine.generation.opening import opened
-from policyalign_assets.evaluation.template_cases import own_cases
+from policyalign_assets.evaluation.case_plan import require_cases
+from policyalign_assets.evaluation.held_out import own_cases
 from policyalign_assets.files import scratch_folder, sha256_table
 from policyalign_assets.judges.endpoint import EndpointJudge
 from policyalign_assets.judges.verdict import Judge
@@ -29,6 +30,7 @@ from policyalign_assets.tables import YIELDS
 
 def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
     settings = context.settings
+    require_cases(policy_document, settings)
     firewall = firewall_for(settings.firewall)
 
     def judge(rule: Rule) -> Judge:
@@ -41,9 +43,7 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
             settings.synthesis,
             context.report,
             firewall,
-            (lambda rule: own_cases(policy_document, rule, settings))
-            if settings.firewall.own_cases
-            else None,
+            lambda rule: own_cases(policy_document, rule, settings),
             RuleStore(scratch_folder(context.data) / "synthesis", made_on),
             judge if settings.synthesis.entailment else None,
         )

@@ -19,6 +19,7 @@ from policyalign_assets.engine.base import Generation, PromptTooLong
 from policyalign_assets.evaluation.answers import Model
 from policyalign_assets.evaluation.benchmarks import Benchmark, NotRun, load, manifest, version_of
 from policyalign_assets.evaluation.cases import TestCase as HeldOutCase
+from policyalign_assets.evaluation.conversation import Conversation
 from policyalign_assets.evaluation.generate import BenchmarkRun, GenerationsInfo, generate
 from policyalign_assets.evaluation.judging import JudgementsInfo, judge_answers
 from policyalign_assets.evaluation.lm_eval_harness import Weights
@@ -503,7 +504,9 @@ class Suspicious:
 
 
 HELD_OUT = [
-    HeldOutCase(f"c{i}", "violations", "covered", "C1", False, f"Open door number {i}", "")
+    HeldOutCase(
+        f"c{i}", "violations", "covered", "C1", False, Conversation.of(f"Open door number {i}")
+    )
     for i in range(3)
 ]
 
@@ -589,7 +592,7 @@ def test_each_model_is_opened_once_for_its_two_arms(tmp_path):
 def test_a_held_out_case_that_does_not_fit_stops_the_stage(tmp_path):
     """The policy is too long then, and every figure would be wrong."""
     with pytest.raises(PromptTooLong):
-        asked(tmp_path, cases=[replace(HELD_OUT[0], prompt="Too long!")])
+        asked(tmp_path, cases=[replace(HELD_OUT[0], conversation=Conversation.of("Too long!"))])
 
 
 def test_no_text_is_kept_of_a_benchmark_whose_authors_ask_for_that(tmp_path, monkeypatch):

@@ -45,7 +45,13 @@ QUICK = {
     "synthesis": {"per_rule": 4, "rounds": 2},
     "filtering": {"per_rule": 3},
     "distillation": {"steps": 2, "batch_size": 8, "mini_batch_size": 8},
-    "evaluation": {"cases_per_suite": 18, "capability_cases": 10},
+    "evaluation": {
+        "cases_per_suite": 18,
+        "cases_per_rule": 2,
+        "capability_cases": 10,
+        "probe_cases": 2,
+        "pressure_cases": 2,
+    },
 }
 
 
