@@ -37,8 +37,8 @@ from policyalign_assets.distillation.batches import Instruction
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.base import chat
 from policyalign_assets.engine.chat import render
+from policyalign_assets.engine.choose_forward import forward_of
 from policyalign_assets.engine.cpu.memory import keep_freed_memory
-from policyalign_assets.engine.forward.protocol import forward_of
 from policyalign_assets.engine.forward.scoring import prompt_prefix, response_hidden
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import LoadedModel

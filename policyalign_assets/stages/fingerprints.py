@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from policyalign_assets.engine.derived_models import sources_of
 from policyalign_assets.engine.revision import local_revision
 from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
 from policyalign_assets.evaluation.benchmarks import manifest, version_of
@@ -91,6 +92,9 @@ def _folder_hash(folder: Path, state: tuple) -> str:
 
 def model_revision(model: ModelSettings) -> str:
     """As `engine.loading` finds it, without importing torch: the pinned revision, or the hash of a local folder."""
+    sources = sources_of(model.id)
+    if sources:
+        return sources.revision
     folder = BUNDLED_WEIGHTS if model.id == BUNDLED else Path(model.id)
     if not folder.is_dir():
         return model.revision or "unpinned"

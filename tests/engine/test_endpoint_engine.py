@@ -94,7 +94,7 @@ def test_one_reply_that_stays_missing_ends_the_call_and_says_why(fault):
         engine(server.url, timeout=0.4).generate(CHATS, SAMPLING)
     assert (
         words in str(caught.value)
-        and "Mend: " in str(caught.value)
+        and "Fix: " in str(caught.value)
         and "'writer'" in str(caught.value)
     )
     assert problem_of(caught.value).may_pass is (

@@ -259,7 +259,7 @@ def test_a_wrong_input_of_a_process_fails_in_plain_words_and_is_not_tried_again(
         launcher=Subprocess(),
     )
     message = result.failure_data_for_node("violating_instructions").user_failure_data.description
-    assert "no-such-model" in message and "cannot be loaded" in message and "Mend:" in message
+    assert "no-such-model" in message and "cannot be loaded" in message and "Fix:" in message
     assert not any(e.is_step_up_for_retry for e in result.all_events)
 
 

@@ -1,8 +1,9 @@
 """Generation at any OpenAI-compatible endpoint: bounded concurrency, retries, then a clear failure.
 
-The client retries time-outs, lost connections, 408, 409, 429 and 5xx with growing random pauses (and as long as the server
-asks for). What is still missing then, or is no chat completion, ends the whole call: a generation is never made up, and never
-empty unless the model's own answer is. The API key is read when the engine is made and goes nowhere but into the request.
+The client retries time-outs, lost connections and the statuses 408, 409, 429 and 5xx, with growing
+random pauses (and for as long as the server asks). If a generation is still missing then, or is no
+chat completion, the whole call fails. Generations are never empty unless the model's own answer is.
+The API key is read when the engine is made and is sent in requests only.
 """
 
 from __future__ import annotations
@@ -12,30 +13,36 @@ import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from policyalign_assets.engine.base import Chat, Generation, Progress, Sampling
 from policyalign_assets.settings import GeneratorSettings, SettingsError
 
-FILTERED = "I cannot help with that."  # what a provider that refuses without words is taken to say; refusals are asked again or dropped
-REPLIES = 2  # how often a reply that is no chat completion is asked for
+# Stands for the answer of a provider that refuses without words. Callers retry or drop refusals.
+FILTERED = "I cannot help with that."
+ATTEMPTS = 2  # requests before a reply that is no chat completion counts as a failure
 
 
 class EndpointDown(ConnectionError):
-    """The endpoint cannot be reached, or has no time; the same call may succeed later."""
+    """The endpoint cannot be reached or is overloaded; the same call may succeed later."""
 
 
 class EndpointRefuses(ValueError):
-    """The endpoint does not take the request as it is, or does not speak the protocol."""
+    """The endpoint rejects the request, or does not speak the protocol."""
 
 
 class EndpointEngine:
-    """An `Engine` without token ids: generations carry their text only. Raises SettingsError where the API key is missing."""
+    """An `Engine` whose generations have text but no token ids.
+
+    Raises SettingsError if the API key is missing.
+    """
 
     def __init__(self, settings: GeneratorSettings):
         variable = settings.api_key_variable
         if variable and not os.environ.get(variable):
             raise SettingsError(
-                f"generator.api_key_variable names {variable}, which is not set. Mend: set it, or unset the setting."
+                f"generator.api_key_variable names {variable}, which is not set. Fix: set it, or "
+                "unset the setting."
             )
         self.settings, self._key = settings, os.environ[variable] if variable else "none"
         self.model_id, self.revision = settings.model, settings.revision or "not stated"
@@ -43,10 +50,9 @@ class EndpointEngine:
     def generate(
         self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None = None
     ) -> list[Generation]:
-        """Raises EndpointDown or EndpointRefuses if any generation cannot be had."""
-        with ThreadPoolExecutor(
-            1
-        ) as thread:  # a loop of its own, so that this also works inside a notebook's
+        """Raises EndpointDown or EndpointRefuses if any generation is missing in the end."""
+        # An event loop in its own thread, so that this also works inside a notebook's loop.
+        with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, self._all(chats, sampling, progress)).result()
 
     async def _all(
@@ -59,11 +65,11 @@ class EndpointEngine:
         async def one(n: int, chat: Chat) -> Generation:
             nonlocal done
             async with free:
-                made = await self._one(client, chat, sampling, n)
+                generation = await self._one(client, chat, sampling, n)
             done += 1
             if progress:
                 progress(done, len(chats))
-            return made
+            return generation
 
         async with AsyncOpenAI(
             base_url=self.settings.base_url,
@@ -74,16 +80,16 @@ class EndpointEngine:
             tasks = [asyncio.create_task(one(n, chat)) for n, chat in enumerate(chats)]
             try:
                 return list(await asyncio.gather(*tasks))
-            finally:  # the first failure ends the others
+            finally:  # the first failure cancels the other requests
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _one(self, client, chat: Chat, sampling: Sampling, n: int) -> Generation:
+    async def _one(self, client: Any, chat: Chat, sampling: Sampling, n: int) -> Generation:
         import openai
 
         where = f"the generator {self.model_id!r}"
-        for _ in range(REPLIES):
+        for _ in range(ATTEMPTS):
             try:
                 completion = await client.chat.completions.create(
                     model=self.settings.model,
@@ -100,30 +106,31 @@ class EndpointEngine:
                     else "cannot be reached"
                 )
                 raise EndpointDown(
-                    f"{where} {what}, after {self.settings.retries + 1} attempts. Mend: check generator.base_url and the "
-                    "server, or raise generator.timeout; rules that are done are kept."
+                    f"{where} {what}, after {self.settings.retries + 1} attempts. Fix: check "
+                    "generator.base_url and the server, or raise generator.timeout; finished rules "
+                    "are kept."
                 ) from None
             except openai.APIStatusError as error:
                 passing = error.status_code in (408, 409, 429) or error.status_code >= 500
                 raise (EndpointDown if passing else EndpointRefuses)(
-                    f"{where} answers with HTTP {error.status_code}. Mend: "
+                    f"{where} answers with HTTP {error.status_code}. Fix: "
                     + (
-                        "try again later, or lower generator.concurrency; rules that are "
-                        "done are kept."
+                        "try again later, or lower generator.concurrency; finished rules are kept."
                         if passing
-                        else "check generator.base_url, generator.model and generator.api_key_variable."
+                        else "check generator.base_url, generator.model and "
+                        "generator.api_key_variable."
                     )
                 ) from None
             except (openai.OpenAIError, ValueError, TypeError, AttributeError, IndexError):
                 continue
         raise EndpointRefuses(
-            f"{where} does not reply with a chat completion. Mend: generator.base_url must name an OpenAI-compatible "
-            "endpoint, mostly one that ends in /v1."
+            f"{where} does not reply with a chat completion. Fix: generator.base_url must name an "
+            "OpenAI-compatible endpoint, usually one that ends in /v1."
         )
 
 
-def _read(choice) -> Generation:
-    """Raises ValueError where the choice holds no text and no refusal."""
+def _read(choice: Any) -> Generation:
+    """Raises ValueError if the choice has neither text nor a refusal."""
     text, refusal = choice.message.content, getattr(choice.message, "refusal", None)
     if choice.finish_reason == "content_filter" or (not text and refusal):
         return Generation(refusal if isinstance(refusal, str) and refusal else FILTERED, (), "stop")
@@ -137,5 +144,8 @@ def _read(choice) -> Generation:
 
 
 def _seed(seed: int, n: int) -> int:
-    """Another seed for each place of a call: the same prompt may be asked several times, and must not give the same draft."""
+    """A different seed for each place in a call.
+
+    The same prompt may occur several times, and must not give the same draft each time.
+    """
     return int.from_bytes(hashlib.sha256(f"{seed}/{n}".encode()).digest()[:4], "big") >> 1
