@@ -23,7 +23,7 @@ def show(partition: str, data_dir: Location) -> str:
     ]
     for suite in dict.fromkeys(f["suite"] for f in report["figures"]):
         cells = {f["arm"]: f for f in report["figures"] if f["suite"] == suite}
-        lines.append(f"{suite:22}" + "".join(f"{_cell(cells[arm]):>26}" for arm in arms))
+        lines.append(f"{suite:22}" + "".join(f"{_cell(cells.get(arm)):>26}" for arm in arms))
     for name, result in report["internalisation"].items():
         known = result["estimate"] is not None
         value = (
@@ -42,7 +42,9 @@ def show(partition: str, data_dir: Location) -> str:
     return visible("\n".join(lines))
 
 
-def _cell(figure: dict) -> str:
+def _cell(figure: dict | None) -> str:
+    if figure is None:
+        return "not asked"
     rate = figure["rate"]
     if rate["estimate"] is None:
         return "not measured"
