@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from policyalign_assets.engine.loading import LoadedModel, load_model, model_path
 from policyalign_assets.evaluation.answers import Model
-from policyalign_assets.evaluation.benchmarks import manifest
+from policyalign_assets.evaluation.benchmarks import Benchmark, manifest
 from policyalign_assets.evaluation.case_plan import RulePlan, planned_cases
 from policyalign_assets.evaluation.generate import GenerationsInfo, generate
 from policyalign_assets.evaluation.held_out import HeldOut, held_out_cases
@@ -52,7 +52,7 @@ def make(
     with _models(context, loaded, distilled_checkpoint) as (base, aligned):
         table, runs = generate(
             held_out.cases,
-            [b for b in manifest() if policy_document.domain in b.domains],
+            [b for b in _benchmarks(settings) if policy_document.domain in b.domains],
             base,
             aligned,
             policy_document,
@@ -106,6 +106,11 @@ def make(
             ),
         },
     )
+
+
+def _benchmarks(settings: Settings) -> tuple[Benchmark, ...]:
+    folder = settings.evaluation.benchmarks_dir
+    return manifest(Path(folder) if folder else None)
 
 
 def _rule_facts(policy: PolicyDocument, settings: Settings, held_out: HeldOut) -> Facts:
