@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 ENV_PREFIX = "POLICYALIGN_"
 BUNDLED = "bundled"
@@ -39,8 +39,19 @@ class SettingsError(ValueError):
     """A setting that cannot work. The message names the setting, the value and the mend."""
 
 
+# Marks a field that says how fast work is done or where something is, not what comes out of it
+NO_EFFECT: dict[str, JsonValue] = {"shapes_data": False}
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    def shaping(self) -> dict[str, Any]:
+        """The values that shape data, as JSON: all fields but those marked with `NO_EFFECT`."""
+        without = {
+            k for k, f in type(self).model_fields.items() if f.json_schema_extra == NO_EFFECT
+        }
+        return self.model_dump(mode="json", exclude=without)
 
 
 class ModelSettings(_Section):
@@ -61,9 +72,13 @@ class ModelSettings(_Section):
         gt=0,
         le=0.95,
         description="share of the GPU's memory for vLLM: its copy of the weights, its key/values",
+        json_schema_extra=NO_EFFECT,
     )
     batch_tokens: int = Field(
-        16_384, gt=0, description="tokens (prompt + response) in one generation or scoring batch"
+        16_384,
+        gt=0,
+        description="tokens (prompt + response) in one generation or scoring batch",
+        json_schema_extra=NO_EFFECT,
     )
 
     @model_validator(mode="after")
@@ -155,6 +170,7 @@ class GeneratorSettings(_Section):
     base_url: str | None = Field(
         None,
         description="any OpenAI-compatible endpoint, for example http://localhost:8000/v1 of `vllm serve`",
+        json_schema_extra=NO_EFFECT,
     )
     model: str | None = Field(
         None, description="the name under which the endpoint serves the generator"
@@ -166,15 +182,21 @@ class GeneratorSettings(_Section):
         None,
         pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$",
         description="environment variable that holds the key",
+        json_schema_extra=NO_EFFECT,
     )
-    timeout: float = Field(120, gt=0, description="seconds for one attempt")
+    timeout: float = Field(
+        120, gt=0, description="seconds for one attempt", json_schema_extra=NO_EFFECT
+    )
     retries: int = Field(
         4,
         ge=0,
         le=20,
         description="attempts after the first, with growing random pauses, then the run fails",
+        json_schema_extra=NO_EFFECT,
     )
-    concurrency: int = Field(16, ge=1, le=1024, description="requests at a time")
+    concurrency: int = Field(
+        16, ge=1, le=1024, description="requests at a time", json_schema_extra=NO_EFFECT
+    )
 
     @model_validator(mode="after")
     def _an_endpoint_has_a_url_and_a_model(self):
@@ -194,6 +216,7 @@ class FirewallSettings(_Section):
     references: str | None = Field(
         None,
         description="folder of evaluation prompts (CSV, JSON, JSONL, Parquet) that no text may come near",
+        json_schema_extra=NO_EFFECT,
     )
     column: str | None = Field(
         None, description="column of the prompts; without it, the first known name that a file has"
@@ -283,6 +306,7 @@ class DistillationSettings(_Section):
     anchors_file: str | None = Field(
         None,
         description="text file with one everyday request a line; none: only the bundled model has some of its own",
+        json_schema_extra=NO_EFFECT,
     )
     steps: int = Field(150, ge=1, description="rollout batches")
     batch_size: int = Field(32, ge=1, description="instructions per rollout batch")
@@ -292,17 +316,26 @@ class DistillationSettings(_Section):
         ge=1,
         description="tokens per forward/backward pass, padding counted, the shared policy not; "
         "halved where they do not fit into the memory",
+        json_schema_extra=NO_EFFECT,
     )
     gradient_checkpointing: bool = Field(
         False,
         description="compute the student's layers twice instead of keeping what they computed",
+        json_schema_extra=NO_EFFECT,
     )
     max_new_tokens: int = Field(64, ge=1)
     temperature: float = Field(1.0, gt=0, le=2)
-    save_every: int = Field(25, ge=1)
-    processes: int = Field(1, ge=1, description="that train together, a GPU each (docs/deploy.md)")
+    save_every: int = Field(25, ge=1, json_schema_extra=NO_EFFECT)
+    processes: int = Field(
+        1,
+        ge=1,
+        description="that train together, a GPU each (docs/deploy.md)",
+        json_schema_extra=NO_EFFECT,
+    )
     accelerate_config: str | None = Field(
-        None, description="YAML of `accelerate launch`, for FSDP2; none: DDP"
+        None,
+        description="YAML of `accelerate launch`, for FSDP2; none: DDP",
+        json_schema_extra=NO_EFFECT,
     )
     seed: int = Field(13, ge=0)
 
@@ -352,6 +385,7 @@ class EvaluationSettings(_Section):
     benchmarks_dir: str | None = Field(
         None,
         description="folder with the files that evaluation/benchmarks.yaml names; none: no benchmark is run",
+        json_schema_extra=NO_EFFECT,
     )
     benchmarks_from_hub: bool = Field(
         False,
@@ -381,6 +415,7 @@ class JudgeSettings(_Section):
     base_url: str | None = Field(
         None,
         description="any OpenAI-compatible endpoint, for example http://localhost:8000/v1 of `vllm serve`",
+        json_schema_extra=NO_EFFECT,
     )
     model: str | None = Field(
         None, description="the name under which the endpoint serves the judge"
@@ -395,19 +430,28 @@ class JudgeSettings(_Section):
         None,
         pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$",
         description="environment variable that holds the key",
+        json_schema_extra=NO_EFFECT,
     )
     max_tokens: int = Field(1024, ge=16)
-    timeout: float = Field(60, gt=0, description="seconds for one attempt")
+    timeout: float = Field(
+        60, gt=0, description="seconds for one attempt", json_schema_extra=NO_EFFECT
+    )
     deadline: float = Field(
-        300, gt=0, description="seconds for one verdict, all attempts and pauses together"
+        300,
+        gt=0,
+        description="seconds for one verdict, all attempts and pauses together",
+        json_schema_extra=NO_EFFECT,
     )
     retries: int = Field(
         4,
         ge=0,
         le=20,
         description="attempts after the first, with growing random pauses, then the case is unscored",
+        json_schema_extra=NO_EFFECT,
     )
-    concurrency: int = Field(16, ge=1, le=1024, description="requests at a time")
+    concurrency: int = Field(
+        16, ge=1, le=1024, description="requests at a time", json_schema_extra=NO_EFFECT
+    )
 
     @model_validator(mode="after")
     def _an_endpoint_where_one_is_asked(self):

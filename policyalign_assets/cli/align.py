@@ -42,7 +42,7 @@ def align(context: click.Context, partitions: tuple[str, ...], log: bool) -> Non
 
 def _materialize(selection: list[str], log: bool) -> int:
     """Runs `dagster asset materialize`. Returns its exit code, 1 for any failure."""
-    from policyalign_assets.stages.fingerprints import STAGES
+    from policyalign_assets.stages.registry import STAGES
 
     command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", DEFINITIONS]
     environ = {**os.environ, "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore")}

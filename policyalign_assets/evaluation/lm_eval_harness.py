@@ -24,8 +24,7 @@ from typing import Any
 
 import yaml
 
-from policyalign_assets.evaluation.benchmarks import BenchmarkCase
-from policyalign_assets.evaluation.choices import LETTERS
+from policyalign_assets.evaluation.benchmarks import LETTERS, BenchmarkCase
 from policyalign_assets.files import replacing_file
 
 HOURS = 12
@@ -57,7 +56,7 @@ def installed() -> bool:
 
 
 def installed_version() -> str | None:
-    """The version of lm-eval, because another one may ask or score in another way."""
+    """Another version of lm-eval may ask or score in another way."""
     try:
         return version("lm_eval")
     except PackageNotFoundError:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from policyalign_assets.judges.endpoint import EndpointJudge
-from policyalign_assets.judges.phrases import judge_for
+from policyalign_assets.judges.phrases import judge_for, known_answers
 from policyalign_assets.judges.tasks import Correctness, PolicyJudge, Qwen3Guard, StrongRejectRubric
 from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument
-from policyalign_assets.settings import JudgeSettings
+from policyalign_assets.settings import JudgeSettings, Settings
 
 
 def make_judge(
@@ -49,6 +49,23 @@ def templates(settings: JudgeSettings) -> dict[str, str]:
         "strongreject": (StrongRejectRubric, Correctness),
     }
     return {task.__name__: task.template for task in asked.get(settings.kind, ())}
+
+
+def texts(settings: Settings) -> list[object]:
+    """What the configured judge is asked, or the answers that the phrase judge knows."""
+    match settings.judge.kind:
+        case "rules":
+            return [known_answers(settings)]
+        case "qwen3guard":
+            return [Qwen3Guard.CATEGORIES]
+        case "policy":
+            return [_prompts(PolicyJudge), _prompts(Correctness)]
+        case "strongreject":
+            return [_prompts(StrongRejectRubric), _prompts(Correctness)]
+
+
+def _prompts(task: type[PolicyJudge | StrongRejectRubric | Correctness]) -> list[str]:
+    return [task.SYSTEM, task.USER]
 
 
 def described(judge: Judge) -> str:

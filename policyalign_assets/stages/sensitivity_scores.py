@@ -13,6 +13,7 @@ from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.sensitivity.partial_scores import PartialScores
 from policyalign_assets.sensitivity.score import score_instructions
 from policyalign_assets.stages.facts import preview
+from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.stages.interface import StageContext, StageResult
 
 
@@ -28,6 +29,7 @@ def make(
         "dtype": settings.model.dtype,
         "engine": settings.model.engine,
         "settings": settings.sensitivity.model_dump(),
+        "version": own_version("sensitivity_scores", settings),
     }
     parts = PartialScores(unfinished_folder(context.data, "sensitivity_scores", made_from))
     with opened(settings.model, loaded) as engine:

@@ -25,6 +25,8 @@ from policyalign_assets.synthesis.ladder import Draft, climb
 from policyalign_assets.synthesis.validation import reject_reason
 from policyalign_assets.world import prompts
 
+CODE_VERSION = 2  # raise it when new code changes how drafts are asked for, checked or kept
+
 
 @dataclass
 class RuleYield:

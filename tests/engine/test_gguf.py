@@ -17,7 +17,7 @@ from policyalign_assets.engine.derived_models import Sources, sources_of
 from policyalign_assets.engine.gguf import materialized
 from policyalign_assets.engine.loading import ModelNotFound, load_model, model_path
 from policyalign_assets.settings import SMOLLM2, ModelSettings
-from policyalign_assets.stages.fingerprints import model_revision
+from policyalign_assets.stages.shaping import model_revision
 
 WIDTH, INNER, HEADS, LAYERS = 32, 64, 4, 2
 CHATML = (

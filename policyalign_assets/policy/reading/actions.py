@@ -34,6 +34,7 @@ _HELPERS = (
     re.compile(rf"(?:give|provide|offer|supply|share|produce|write|post) (?:{_HELPED} )?(?:with )?"
                rf"{_INSTRUCTIONS} (?:for|on|to|about|in|with|that (?:help|enable|allow)s? {_HELPED} to)"
                r" (?:how to )?"),
+    re.compile(rf"(?:give|provide|offer|share) (?:{_HELPED} )?(?:any )?(?:advice|information|details|tips) (?:on|about) how to "),
     re.compile(rf"(?:explain|show|teach|describe)(?: to)?(?: {_HELPED})? (?:on )?"
                r"how (?:to|one (?:can|could|might)|they (?:can|could|might)) "),
     re.compile(r"be (?:used|helped|asked|told|allowed|permitted|able|induced|made) to "),
@@ -122,9 +123,17 @@ def action_of(phrase: str, noun_verb: str | None = None) -> str | None:
         phrase = _without_of(w.verb_list_to_base(phrase))
     elif first.endswith("ly") and " " in phrase and w.is_gerund(phrase.split(" ")[1]):
         phrase = w.verb_list_to_base(phrase)
-    elif not w.starts_as_verb(phrase):
+    elif not w.starts_as_verb(phrase) or (noun_verb and _may_be_noun(phrase)):
         return _tidy(noun_phrase_action(phrase, noun_verb))
     return verb_phrase_action(phrase)
+
+
+def _may_be_noun(phrase: str) -> bool:
+    """Whether a fragment can be a noun phrase, as "report cards" below "Never share:"."""
+    tokens = phrase.split(" ")
+    if not w.is_noun(tokens[0].strip(",")):
+        return False
+    return len(tokens) < 2 or tokens[1].lower() not in w.DETERMINERS | w.PRONOUNS | {"to"}
 
 
 def verb_phrase_action(phrase: str) -> str | None:
@@ -220,7 +229,11 @@ def passive_action(subject: str, participles: str) -> str | None:
     adverb = re.match(r"(?:\w+ly |ever )", rest)
     if adverb:
         rest = rest[adverb.end() :]
-    aimed = re.match(r"(?:used|relied on|helped|asked|deployed|employed) (to|for|in) (.+)", rest)
+    aimed = re.match(
+        r"(?:used|relied on|helped|asked|deployed|employed) (to|for|in(?! an?y? (?:manner|way)))"
+        r" (.+)",
+        rest,
+    )
     if aimed and (aimed[1] == "to" or _is_tool(subject)):
         if aimed[1] == "to" and not _is_tool(subject) and rest.startswith("used"):
             return f"use {subject} to {aimed[2]}"

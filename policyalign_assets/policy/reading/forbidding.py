@@ -22,6 +22,8 @@ def forbidding_frame(main: str) -> Frame | None:
         flags=re.IGNORECASE,
     )
     for read in (
+        _careful,
+        _leads_to,
         _under_no,
         _disallowed,
         _it_is,
@@ -83,6 +85,8 @@ def _disallowed(main: str) -> Frame | None:
         rest,
         re.IGNORECASE,
     )
+    if re.search(r"\b(?:not|right|authority|permission) to $", main[: found.start("rest")]):
+        return Frame("prohibit", verb_phrase_action(rest))
     chosen = who or used
     return Frame("prohibit", action_of(chosen["vp"] if chosen else rest))
 
@@ -183,7 +187,7 @@ def _modal(main: str) -> Frame | None:
             r"(?:allowed|permitted|authori[sz]ed|able|entitled|supposed|intended) (?:to|for) (.+)",
             rest,
         )
-        if aimed is None and not re.match(r"(?:to be )", found["rest"]):
+        if aimed is None and not re.match(r"to \w", found["rest"]):
             return None
         if aimed:
             return Frame("prohibit", action_of(aimed[1]))
@@ -288,15 +292,45 @@ def _avoid(main: str) -> Frame | None:
     ):
         return None
     first = found["rest"].split(" ")[0]
-    noun_verb = None if w.is_gerund(first) else _noun_verb_of_avoid(found["rest"])
     if not w.is_gerund(first) and not first.endswith("ly"):
-        return Frame("prohibit", noun_phrase_action(found["rest"], noun_verb))
-    return Frame("prohibit", action_of(found["rest"], noun_verb))
+        return Frame("prohibit", _used(found["rest"]))
+    return Frame("prohibit", action_of(found["rest"]))
 
 
-def _noun_verb_of_avoid(rest: str) -> str | None:
-    guessed = noun_phrase_action(rest, None)
-    return "use" if guessed.startswith("produce ") else None
+def _used(phrase: str) -> str:
+    """The action of a noun phrase that names something to use, where no better verb is known."""
+    action = noun_phrase_action(phrase, None)
+    return noun_phrase_action(phrase, "use") if action.startswith("produce ") else action
+
+
+_CAREFUL = re.compile(
+    r"(?:(?:please )?(?:ensure|make sure|be careful|take care|be sure|remember|see to it)(?: that)?,?"
+    r"|(?:[\w'-]+ ){1,4}(?:is|are) (?:reminded|asked|required|advised|told|instructed|expected|urged))"
+    r" (?:(?:you|they|staff|users|it|the \w+) )?(?P<rest>(?:never|do not|don't|no|not to) .+)",
+    re.IGNORECASE,
+)
+_LEADS_TO = re.compile(
+    r"(?P<subject>.+?) (?:(?:will|may|can|shall) (?:lead to|result in|be (?:punished|grounds|treated as))"
+    r"|leads to|results in|is grounds for|are grounds for|is cause for) .*"
+    r"\b(?:suspension|termination|dismissal|disciplin\w+|ban|removal|sanctions?|prosecution|penalt\w+)\b.*",
+    re.IGNORECASE,
+)
+
+
+def _careful(main: str) -> Frame | None:
+    found = _CAREFUL.fullmatch(main)
+    if found is None:
+        return None
+    to = re.match(r"not to (.+)", found["rest"])
+    return Frame("prohibit", verb_phrase_action(to[1])) if to else forbidding_frame(found["rest"])
+
+
+def _leads_to(main: str) -> Frame | None:
+    found = _LEADS_TO.fullmatch(main)
+    if found is None or re.match(r"(?:if|failure|failing|not)\b", found["subject"], re.IGNORECASE):
+        return None
+    who = re.match(r"(?:any(?:one|body)?|users?|employees?|staff|those)\b", found["subject"], re.I)
+    return None if who else _be_forbidden(f"{found['subject']} is prohibited")
 
 
 def _not_for(main: str) -> Frame | None:
@@ -315,8 +349,9 @@ def _no(main: str) -> Frame | None:
     ):
         return None
     passive = re.match(
-        r"(?P<np>.+?) (?:may|must|shall|should|can|will|is to|are to) be (?P<vp>.+)", found["rest"]
+        r"(?P<np>.+?) (?:(?:may|must|shall|should|can|will|is to|are to) be|is|are|gets|get) (?P<vp>.+)",
+        found["rest"],
     )
-    if passive:
+    if passive and w.is_participle(passive["vp"].split(" ")[0].strip(",")):
         return Frame("prohibit", passive_action(passive["np"], passive["vp"]))
-    return Frame("prohibit", noun_phrase_action(found["rest"], None))
+    return Frame("prohibit", _used(found["rest"]))

@@ -57,13 +57,15 @@ def only_frame(main: str) -> Frame | None:
     first = forms.ONLY_FIRST.fullmatch(main)
     if (
         first
-        and w.starts_as_verb(first["main"])
+        and w.is_base_verb(first["main"].split(" ")[0])
         and (
             _is_tight(first["link"], first["limit"])
             or first["main"].split(" ")[0].lower() in forms.DISCLOSES
         )
     ):
-        return Frame("prohibit", action_of(first["main"]), (_limit(first["link"], first["limit"]),))
+        return Frame(
+            "prohibit", verb_phrase_action(first["main"]), (_limit(first["link"], first["limit"]),)
+        )
     found = forms.ONLY.fullmatch(main)
     if found is None or forbidding_frame(found["main"]):
         return None
@@ -118,7 +120,14 @@ def permitting_frame(main: str) -> Frame | None:
             and w.is_participle(be[1].split(" ")[0].strip(","))
         ):
             return Frame("permit", passive)
-        if not subject or forms.AGENT.match(re.sub(r",.*", "", subject)):
+        told = re.match(r"(?:you|staff|users)\b", subject, re.IGNORECASE)
+        if subject and not told and _HAPPENS.match(found["rest"]):
+            return None
+        if (
+            not subject
+            or forms.AGENT.match(re.sub(r",.*", "", subject))
+            or _may_act(subject, found["rest"])
+        ):
             return Frame("permit", verb_phrase_action(found["rest"]))
     allowed = forms.BE_ALLOWED.fullmatch(main)
     if allowed and not re.match(r"(?:if|when)\b", main, re.IGNORECASE):
@@ -126,9 +135,24 @@ def permitting_frame(main: str) -> Frame | None:
     return None
 
 
+_HAPPENS = re.compile(
+    r"(?:be|contain|include|vary|change|cause|differ|lead|result|take|have|seem|mean|depend|require"
+    r"|apply|also|need|occur|make (?:mistakes|errors)|hallucinate"
+    r"|produce (?:errors|wrong|false|inaccurate))\b"
+)
+
+
+def _may_act(subject: str, rest: str) -> bool:
+    """Whether a plural subject is allowed to do something ("Librarians can recommend ...")."""
+    last = subject.split(" ")[-1]
+    return len(subject.split()) <= 3 and w.is_plural(last) and not _HAPPENS.match(rest)
+
+
 def _said(subject: str) -> str:
     first = subject.split(" ", 1)[0]
-    return (action_of(subject) or subject) if w.is_gerund(first) else subject
+    if w.is_gerund(first):
+        return action_of(subject) or subject
+    return subject
 
 
 def requiring_frame(main: str) -> Frame | None:

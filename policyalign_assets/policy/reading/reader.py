@@ -151,6 +151,8 @@ def _read_part(sentence: str) -> _Part:
         return _Part("require", sentence)
     inner_label, body = sentences.split_label(sentence)
     labelled = label_kind(inner_label) if inner_label else None
+    if re.fullmatch(r"exceptions?|scope", inner_label, re.IGNORECASE):
+        return _Part(None, sentence)
     if labelled in ("prohibit", "require", "permit"):
         return _within(_read_part(body), Lead(labelled))
     if (
@@ -199,7 +201,7 @@ def _read_part(sentence: str) -> _Part:
     permits = frames.permitting_frame(core)
     embedded = _EMBEDDED.search(main, 1)
     if embedded and not _subordinate(main[: embedded.start()]):
-        inner = _read_part(embedded["clause"].rstrip(" ."))
+        inner = _read_part(_with_subject(main, embedded["clause"].rstrip(" .")))
         if inner.kind == "prohibit":
             return replace(
                 inner,
@@ -213,6 +215,14 @@ def _read_part(sentence: str) -> _Part:
     if requires is not None:
         return _Part("require", core, **shared)
     return _Part(None, core, **shared)
+
+
+def _with_subject(main: str, clause: str) -> str:
+    """ "must not be shared" with the subject that the sentence before it names."""
+    if not re.match(r"(?:must|should|shall|may|can|will) (?:not|never) be\b|cannot be\b", clause):
+        return clause
+    subject = re.match(r"(?P<np>(?:[\w'-]+ ){1,6}?)(?:is|are|must|should|may|can|will)\b", main)
+    return f"{subject['np']}{clause}" if subject else clause
 
 
 def _noted(action: str | None) -> str | None:
@@ -264,7 +274,7 @@ def _combined(parts: list[_Part], lead: Lead | None) -> Reading:
     )
     reading = Reading(
         kind=_kind(main),
-        action=main.action if main.kind in ("prohibit", "permit") else None,
+        action=_lowered(main.action) if main.kind in ("prohibit", "permit") else None,
         condition=main.condition or scope,
         exceptions=tuple(dict.fromkeys((*main.exceptions, *exceptions, *without))),
         permitted=(*main.permitted, *allowed),
@@ -275,6 +285,14 @@ def _combined(parts: list[_Part], lead: Lead | None) -> Reading:
     if scope and reading.kind in ("prohibit", "require"):
         reading = replace(reading, kind="condition")
     return replace(reading, doubts=(*reading.doubts, *_doubts(reading, main, rules)))
+
+
+def _lowered(action: str | None) -> str | None:
+    """Without the capital of a sentence; names and acronyms keep theirs."""
+    first = (action or "").split(" ", 1)[0]
+    if action is None or first[1:] != first[1:].lower() or len(first) < 2:
+        return action
+    return action[0].lower() + action[1:]
 
 
 def _main(rules: list[_Part]) -> _Part:

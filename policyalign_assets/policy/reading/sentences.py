@@ -12,6 +12,13 @@ _MARKS = (
     (re.compile(r"[“”]"), '"'),
     (re.compile(r"^\s*[✅❌✔✘✗🚫⛔👍👎☑☒✓×•]️?\s*"), ""),
     (re.compile(r"\s+"), " "),
+    (
+        re.compile(
+            r"\b([Ii]t|[Tt]here|[Tt]hat)'s (?=not|never|no |forbidden|prohibited|strictly|wrong|against|un|ok|fine|your|im|il|al)"
+        ),
+        r"\1 is ",
+    ),
+    (re.compile(r"\b(they|we|you)'re\b", re.IGNORECASE), r"\1 are"),
 )
 _ABBREVIATIONS = re.compile(
     r"\b(e\.g|i\.e|etc|vs|v|cf|Dr|Mr|Mrs|Ms|Prof|St|No|Art|Sec|U\.S|U\.K|approx|incl|resp)\.(?=\s|,|\))"
@@ -47,6 +54,7 @@ _TAIL = re.compile(
     r"(?:instead|redirect|refer|point|direct (?:them|the|users)|offer|suggest|recommend|decline|refuse|escalate|explain (?:that|why)"
     r"|tell (?:the user|them|users) (?:that|to)|say (?:so|that|which)|encourage (?:them|the user|users)|route|guide|ask (?:them|the user)|notify"
     r"|report (?:it|them|this)|should|must)\b.*$"
+    r"|,? (?:or|nor) (?:help|assist|let) (?:any\w+|others|users|someone|people)(?: to| in)? (?:do(?:ing)? (?:so|this|that|it)|with (?:this|that|it))\b.*$"
     r"|, but (?:only|not|rather)\b.*$",
     re.IGNORECASE,
 )  # fmt: skip

@@ -202,7 +202,7 @@ def _last_verbs(main: str) -> str | None:
             )
             return None if made in ("use", "allow", "permit") else made
     found = re.search(
-        r"(?:^|not |never |don't |to |avoid |from |may |can |must |should |always |shall )((?:\w+,? (?:or |and )?)*?\w+)$",
+        r"(?:.*\b(?:not|never|don't|to|avoid|from|may|can|must|should|always|shall) |^)(.+)$",
         main,
         re.IGNORECASE,
     )

@@ -14,7 +14,7 @@ _NOUNS = frozenset(
     " legal medical financial personal private sexual political high low illegal key individual"
     " email document privacy security member party person weather water food time money"
     " other such any all no some each every this that these those in on at for to of with by as"
-    " hate suicide murder terror torture violence racial child children adult health".split()
+    " hate suicide murder terror torture violence racial child children adult health salary".split()
 )
 _VERBS = frozenset(
     "phish doxx dox jailbreak geolocate deepfake defame deanonymise deanonymize anonymise"
@@ -85,6 +85,8 @@ def is_base_verb(word: str) -> bool:
     word = word.lower()
     if word in _VERBS or word == "be":
         return True
+    if "-" in word:  # "hot-wire", "force-push"
+        return is_base_verb(word.rpartition("-")[2])
     return word not in _NOUNS and word in lemmas(word).get("VERB", ())
 
 
