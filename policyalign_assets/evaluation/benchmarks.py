@@ -186,7 +186,7 @@ class Loaded:
 
 def manifest(folder: Path | None = None) -> tuple[Benchmark, ...]:
     """The project's benchmarks, then those of the manifests in `folder`. Raises ManifestError."""
-    benchmarks = list(_projects_own())
+    benchmarks = list(shipped_benchmarks())
     for file in own_manifests(folder):
         benchmarks += _read_manifest(file.name, _text_of(file))
     ids = [b.id for b in benchmarks]
@@ -214,7 +214,8 @@ def files_of(benchmark: Benchmark, folder: Path) -> list[Path]:
 
 
 @cache
-def _projects_own() -> tuple[Benchmark, ...]:
+def shipped_benchmarks() -> tuple[Benchmark, ...]:
+    """The benchmarks of the project's own manifest."""
     text = resources.files(__package__).joinpath("benchmarks.yaml").read_text(encoding="utf-8")
     return tuple(_read_manifest("benchmarks.yaml", text))
 

@@ -52,14 +52,11 @@ def everyday_actions() -> tuple[str, ...]:
     return tuple(_yaml("everyday.yaml")["actions"])
 
 
-def texts() -> dict[str, str]:
-    """{file name: content} of the data files of this package that shape held-out cases."""
-    return {name: _read(name) for name in ("everyday.yaml", "probes.yaml")}
+def texts() -> dict[str, Any]:
+    """{file name: content, parsed} of the data files that shape held-out cases."""
+    return {name: _yaml(name) for name in ("everyday.yaml", "probes.yaml")}
 
 
 def _yaml(name: str) -> Any:
-    return yaml.safe_load(_read(name))
-
-
-def _read(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    text = resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return yaml.safe_load(text)

@@ -17,7 +17,7 @@ from policyalign_assets.engine.revision import local_revision
 from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
 from policyalign_assets.evaluation import cases, lm_eval_harness
 from policyalign_assets.evaluation.benchmarks import files_of, manifest, version_of
-from policyalign_assets.evaluation.case_plan import judge_reads_rules
+from policyalign_assets.evaluation.case_plan import has_templates, judge_reads_rules
 from policyalign_assets.settings import BUNDLED, EvaluationSettings, ModelSettings, Settings
 from policyalign_assets.stages.sources import digest
 from policyalign_assets.world.world import lexicon
@@ -83,7 +83,7 @@ def firewall_references(settings: Settings) -> dict[str, object]:
     if firewall.references:
         files = sorted(f for f in Path(firewall.references).rglob("*") if f.is_file())
         content["references"] = files_version(files)
-    if firewall.own_cases:
+    if firewall.own_cases and has_templates(settings):
         counted = settings.evaluation.model_dump(include={"cases_per_suite"})
         content["held-out cases"] = [counted, cases.texts(settings)]
     # The seed decides which of the author's requests are held out of synthesis.

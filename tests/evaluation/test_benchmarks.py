@@ -244,7 +244,7 @@ FIXTURES = {
 
 def ours(benchmark: str, **changes) -> Benchmark:
     """The entry of the manifest, for a file of ours: other bytes, other number of rows."""
-    return BY_ID[benchmark].model_copy(update={"sha256": None, "rows": None} | changes)
+    return BY_ID[benchmark].model_copy(update={"sha256": None, "rows": ()} | changes)
 
 
 def why_not(benchmark: Benchmark, folder: Path | None, **kwargs) -> str:
@@ -287,7 +287,7 @@ def test_categories_and_clusters_come_with_the_cases(tmp_path):
 def test_a_file_that_is_not_the_one_of_the_manifest_is_not_run(tmp_path):
     write(tmp_path / "xstest/xstest_prompts.csv", xstest_rows())
     assert "sha256" in why_not(BY_ID["xstest"], tmp_path)
-    assert "4 rows where the manifest expects 450" in why_not(ours("xstest", rows=450), tmp_path)
+    assert "4 rows where the manifest expects 450" in why_not(ours("xstest", rows=(450,)), tmp_path)
     right = version_of([tmp_path / "xstest/xstest_prompts.csv"])
     assert len(load(ours("xstest", sha256=right), tmp_path).cases) == 4
 
