@@ -64,6 +64,15 @@ STAGES: dict[str, Stage] = {
     ),
 }
 # How fast the work is done or where things are, not what comes out
+_ENDPOINT = {
+    "base_url",
+    "api_key_variable",
+    "timeout",
+    "retries",
+    "concurrency",
+    "token_parameter",
+    "ca_file",
+}
 _NO_EFFECT = {
     "model": {"batch_tokens", "gpu_memory"},
     "distillation": {
@@ -74,8 +83,8 @@ _NO_EFFECT = {
         "accelerate_config",
     },
     "evaluation": {"benchmarks_dir"},
-    "judge": {"base_url", "api_key_variable", "timeout", "deadline", "retries", "concurrency"},
-    "generator": {"base_url", "api_key_variable", "timeout", "retries", "concurrency"},
+    "judge": _ENDPOINT | {"deadline", "batch_tokens", "device"},
+    "generator": _ENDPOINT,
 }
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from policyalign_assets.judges.tasks import Messages, read_json
-from policyalign_assets.judges.untrusted import block
+from policyalign_assets.judges.untrusted import block, harmless
 from policyalign_assets.judges.verdict import Dialogue, Judge, Verdict
 from policyalign_assets.policy import Rule
 
@@ -44,7 +44,7 @@ class RuleEntailment:
             (self.SYSTEM + self.USER + _BREAKS + _CALLS_FOR).encode()
         ).hexdigest()[:16]
         self._system = self.SYSTEM.format(
-            rule=rule.text, question=_CALLS_FOR if kind == "duty" else _BREAKS
+            rule=harmless(rule.text), question=_CALLS_FOR if kind == "duty" else _BREAKS
         )
 
     def messages(self, dialogue: Dialogue) -> Messages:

@@ -94,7 +94,7 @@ def test_one_reply_that_stays_missing_ends_the_call_and_says_why(fault):
         engine(server.url, timeout=0.4).generate(CHATS, SAMPLING)
     assert (
         words in str(caught.value)
-        and "Mend: " in str(caught.value)
+        and "Fix: " in str(caught.value)
         and "'writer'" in str(caught.value)
     )
     assert problem_of(caught.value).may_pass is (
@@ -147,20 +147,20 @@ def test_the_ladder_leaves_out_the_prefilled_answer():
 
 
 def test_the_key_comes_from_the_environment_and_shows_nowhere(monkeypatch, caplog):
-    monkeypatch.setenv("WRITER_KEY", "sk-very-secret")
+    monkeypatch.setenv("POLICYALIGN_WRITER_KEY", "sk-very-secret")
     with (
         caplog.at_level(logging.DEBUG),
         fake_judge(lambda *_: Reply(status=500)) as server,
         pytest.raises(EndpointDown) as caught,
     ):
-        engine(server.url, api_key_variable="WRITER_KEY").generate(CHATS[:1], SAMPLING)
+        engine(server.url, api_key_variable="POLICYALIGN_WRITER_KEY").generate(CHATS[:1], SAMPLING)
     assert (
         server.keys == {"Bearer sk-very-secret"}
         and "sk-very-secret" not in str(caught.value) + caplog.text
     )
-    monkeypatch.delenv("WRITER_KEY")
-    with pytest.raises(SettingsError, match="WRITER_KEY"):
-        engine(server.url, api_key_variable="WRITER_KEY")
+    monkeypatch.delenv("POLICYALIGN_WRITER_KEY")
+    with pytest.raises(SettingsError, match="POLICYALIGN_WRITER_KEY"):
+        engine(server.url, api_key_variable="POLICYALIGN_WRITER_KEY")
 
 
 GENERATOR = {"base_url": "http://h/v1", "model": "writer"}
