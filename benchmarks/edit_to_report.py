@@ -30,6 +30,7 @@ import dagster as dg
 from policyalign_assets.orchestration.realign import desired_states, live_runs
 from policyalign_assets.settings import load_settings
 from policyalign_assets.stages import fingerprints
+from policyalign_assets.stages.registry import STAGES
 
 ROOT = Path(__file__).parents[1]
 POLICY, EDITED = "general-conduct", "medical|general-conduct"
@@ -95,7 +96,7 @@ def wait_for(what: Callable[[], object], instance: dg.DagsterInstance, folder: P
 def made(instance: dg.DagsterInstance, partition: str) -> dict[str, str | None]:
     """The fingerprint of the stored result of each stage, or None where there is none."""
     found = {}
-    for stage in fingerprints.STAGES:
+    for stage in STAGES:
         records = instance.fetch_materializations(
             dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[partition]), limit=1
         ).records
@@ -147,7 +148,7 @@ def measure(folder: Path, domains: list[str]) -> None:
         requested = records[-1].create_timestamp.timestamp()
         print(f"| the sensor asked for a run | {requested - edited:.0f} |")
         print(f"| the run began | {records[-1].start_time - edited:.0f} |")
-        for stage in fingerprints.STAGES:
+        for stage in STAGES:
             event = instance.fetch_materializations(
                 dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[EDITED]), limit=1
             ).records[0]

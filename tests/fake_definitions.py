@@ -55,7 +55,9 @@ class Fake(Launcher):
             {"main plot": image(_plot(), "the main plot")} if stage == "benchmark_report" else {},
         )
 
-    make_here = make
+    def make_here(self, context, pipeline, stage, inputs) -> StageResult:
+        fake = f"_{stage}" in globals()
+        return (self.make if fake else super().make_here)(context, pipeline, stage, inputs)
 
 
 def _violating_instructions(policy_document) -> pa.Table:

@@ -36,7 +36,7 @@ def held(model) -> int:
 
 
 def step(model, rows) -> torch.Tensor:
-    with teacher_weights(model, SETTINGS):
+    with teacher_weights(model, SETTINGS.teacher):
         teacher = model.get_base_model().model(input_ids=rows).last_hidden_state
     return (model.get_base_model().model(input_ids=rows).last_hidden_state - teacher).square().sum()
 
@@ -50,7 +50,7 @@ def main() -> None:
 
     with torch.no_grad():
         expected = alone(input_ids=ROWS[:2]).logits
-    with process.whole(model):
+    with process.gathered(model):
         assert held(model) == everything
         for _ in range(1 + process.index):  # one process calls it more often than the other
             with torch.inference_mode(), using(model, fold(model)):

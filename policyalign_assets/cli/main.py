@@ -21,6 +21,9 @@ class Entry(NamedTuple):
 
 
 COMMANDS: dict[str, Entry] = {
+    "align": Entry(
+        "policyalign_assets.cli.align:align", "Align a model with a policy, up to the report."
+    ),
     "approve": Entry("policyalign_assets.cli.ledger:approve", "Approve a drafted release."),
     "ask": Entry(
         "policyalign_assets.cli.ask:ask",
@@ -32,6 +35,7 @@ COMMANDS: dict[str, Entry] = {
     "keys": Entry("policyalign_assets.cli.keys:keys", "Make the keys that sign releases."),
     "publish": Entry("policyalign_assets.cli.ledger:publish", "Declare an approved release."),
     "revoke": Entry("policyalign_assets.cli.ledger:revoke", "Revoke a release, with a reason."),
+    "serve": Entry("policyalign_assets.cli.serve:serve", "Serve a verified release with vLLM."),
     "verify": Entry(
         "policyalign_assets.cli.verify:verify_command",
         "Check a release: signature, files, weights, policy, gates, approval.",

@@ -1,8 +1,14 @@
 """Student and teacher on one set of base weights: LoRA adapters (PEFT).
 
-Student: base + adapter "default". Teacher: `frozen` = adapter off; `ema` = a second adapter that starts as a *copy* of the
-student's and follows it; `student` = the live adapter. EMA of A and of B is not the EMA of BA; the difference is of second
-order while A barely moves (method.md).
+The student is the base model with the adapter "default". The teacher is one of:
+
+frozen   the base model without an adapter
+ema      a second adapter, which starts as a copy of the student's and follows it as an
+         exponential moving average (EMA)
+student  the student's current adapter
+
+The EMA of A and of B is not the EMA of their product BA. The difference is of second order while A
+barely moves (docs/method.md).
 """
 
 from __future__ import annotations
@@ -21,7 +27,10 @@ STUDENT, EMA = "default", "ema"
 
 
 def add_adapters(base: PreTrainedModel, settings: DistillationSettings) -> PeftModel:
-    """Wraps `base` (whose weights stay as they are) with the student's adapter and, for `ema`, the teacher's copy of it."""
+    """Wraps `base` with the student's adapter and, for `ema`, the teacher's copy of it.
+
+    The base weights stay unchanged.
+    """
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
@@ -43,7 +52,7 @@ def student_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:
 
 
 def saved_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:
-    """The student's and the EMA teacher's."""
+    """The parameters of the student's adapter and of the EMA teacher's."""
     return {n: p for n, p in model.named_parameters() if f".{STUDENT}." in n or f".{EMA}." in n}
 
 
@@ -54,15 +63,18 @@ def activate_student(model: PeftModel) -> None:
 
 
 @contextmanager
-def teacher_weights(model: PeftModel, settings: DistillationSettings) -> Iterator[None]:
-    """Inside, `model` computes as the teacher, without gradients."""
+def teacher_weights(model: PeftModel, teacher: str) -> Iterator[None]:
+    """While active, `model` computes as the teacher ("frozen", "ema" or "student").
+
+    No gradients are recorded.
+    """
     with torch.no_grad():
-        if settings.teacher == "frozen":
+        if teacher == "frozen":
             with model.disable_adapter():
                 yield
-        elif settings.teacher == "ema":
-            model.set_adapter(EMA)
+        elif teacher == "ema":
             try:
+                model.set_adapter(EMA)
                 yield
             finally:
                 activate_student(model)
@@ -72,6 +84,7 @@ def teacher_weights(model: PeftModel, settings: DistillationSettings) -> Iterato
 
 @torch.no_grad()
 def update_ema(model: PeftModel, decay: float) -> None:
+    """ema = decay * ema + (1 - decay) * student, for each matrix."""
     for student, ema in _pairs(model):
         ema.lerp_(student, 1 - decay)
 
@@ -84,5 +97,5 @@ def _pairs(model: PeftModel) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def save_student(model: PeftModel, folder: Path) -> None:
-    """A plain PEFT adapter folder (safetensors), loadable with `PeftModel.from_pretrained`."""
-    model.save_pretrained(folder, selected_adapters=[STUDENT], save_embedding_layers=False)
+    """Saves a plain PEFT adapter (safetensors), loadable with `PeftModel.from_pretrained`."""
+    model.save_pretrained(str(folder), selected_adapters=[STUDENT], save_embedding_layers=False)

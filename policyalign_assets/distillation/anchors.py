@@ -1,7 +1,8 @@
-"""Everyday requests in the training mix, which have nothing to do with the policy: the student keeps answering them as before.
+"""Everyday requests in the training mix, on which the student should keep answering as before.
 
-Without them nothing in the mix says what must stay the same, and a run now and then loses a skill (measured: docs/method.md).
-Only requests are used, no answers: the teacher is the model itself, as for every other instruction.
+They have nothing to do with the policy. Without them, nothing in the mix shows what must stay the
+same, and some runs lose a skill (measured in docs/method.md). Only requests are used, no answers:
+the teacher is the model itself, as for every other instruction.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ class AnchorsError(ValueError):
 
 
 def anchors(settings: DistillationSettings, model_id: str) -> list[Instruction]:
-    """`settings.anchors` requests from `settings.anchors_file` (one a line), seeded. Without a file, the bundled model gets
-    questions of its own world, never one that evaluation holds out, and any other model none."""
+    """A seeded choice of `settings.anchors` requests from `settings.anchors_file`, one per line.
+
+    Without a file, the bundled model gets questions of its own world that evaluation does not hold
+    out; any other model gets none. Raises AnchorsError.
+    """
     rng = random.Random(settings.seed)
     if settings.anchors_file:
         lines = _lines(Path(settings.anchors_file))
@@ -46,10 +50,12 @@ def _lines(file: Path) -> list[str]:
         )
     except (OSError, UnicodeDecodeError) as error:
         raise AnchorsError(
-            f"distillation.anchors_file={str(file)!r} cannot be read: {error}. Mend: a UTF-8 text file, one request a line."
+            f"distillation.anchors_file={str(file)!r} cannot be read: {error}. Fix: name a "
+            "UTF-8 text file with one request per line."
         ) from None
     if not lines:
         raise AnchorsError(
-            f"distillation.anchors_file={str(file)!r} holds no request. Mend: one request a line."
+            f"distillation.anchors_file={str(file)!r} holds no request. Fix: write one "
+            "request per line."
         )
     return lines

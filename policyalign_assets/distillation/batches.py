@@ -1,4 +1,4 @@
-"""Which instructions each step asks: an endless, seeded stream that draws evenly from every group."""
+"""Chooses the instructions of each step: an endless, seeded stream, even over all groups."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class Instruction:
-    """`group`: batches hold each group in its share of the whole (a rule's violations, its twins …)."""
+    """A request to train on.
+
+    Each batch holds every `group` in its share of the whole. A group is for example one rule's
+    violations, or its benign twins.
+    """
 
     text: str
     group: str = ""
 
 
 def training_mix(selected: pa.Table) -> list[Instruction]:
-    """Selected rows of a FILTERED table as instructions, a group for each rule and kind."""
+    """The selected rows of a FILTERED table as instructions, one group per rule and kind."""
     return [Instruction(r["text"], f"{r['rule_id']}/{r['kind']}") for r in selected.to_pylist()]
 
 
 def batch_indices(groups: Sequence[str], size: int, step: int, seed: int) -> list[int]:
-    """The `step`-th batch of an endless stream of seeded epochs, each asking every instruction once.
+    """Indices of the `step`-th batch of an endless stream of seeded epochs.
 
-    Within an epoch the members of a group are spread evenly, so that every batch shows (nearly) every rule, and violations and
-    benign requests in one proportion. A plain shuffle leaves a rule out of some batches and floods others.
+    Each epoch holds every instruction once. Within an epoch the members of a group are spread
+    evenly, so that nearly every batch shows every rule, with violations and benign requests in a
+    constant proportion. A plain shuffle would leave a rule out of some batches and overrepresent
+    it in others.
     """
     n = len(groups)
     wanted = range(step * size, (step + 1) * size)

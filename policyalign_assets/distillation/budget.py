@@ -1,4 +1,4 @@
-"""How many tokens go through the model at once, found out where it is guessed too high."""
+"""How many tokens go through the model at once; halved whenever memory runs out."""
 
 from __future__ import annotations
 
@@ -11,22 +11,30 @@ T = TypeVar("T")
 
 
 class DistillationFailed(RuntimeError):
-    """Training cannot go on (a loss that is not a number, no responses, no memory). The last saved step stays on disk."""
+    """Training cannot continue: loss not finite, all responses empty, or out of memory.
+
+    The last saved step stays on disk.
+    """
 
 
 class Budget:
-    """`tokens` of a micro-batch. Smaller micro-batches give the same gradients up to rounding, so running out of memory only costs time.
+    """The number of `tokens` of a micro-batch.
 
-    `may_halve` is false where other processes are in the middle of the same pass and would wait for this one.
+    Smaller micro-batches give the same gradients up to rounding, so running out of memory only
+    costs time. `may_halve` is false if other processes are in the middle of the same pass and
+    would wait for this one.
     """
 
-    SMALLEST = 8
+    SMALLEST = 8  # tokens; with fewer, not even one response fits
 
     def __init__(self, tokens: int, report: Callable[[str], None], may_halve: bool = True):
         self.tokens, self._report, self._may_halve = tokens, report, may_halve
 
     def fitted(self, work: Callable[[], T]) -> T:
-        """`work()`, done anew with half the budget each time that memory runs out. It must begin from nothing when called again."""
+        """Calls `work`, and again with half the budget each time memory runs out.
+
+        Each call of `work` must start from scratch.
+        """
         while True:
             try:
                 return work()
@@ -34,14 +42,19 @@ class Budget:
                 first = str(error).splitlines()[0].rstrip(".")
                 if not self._may_halve:
                     raise DistillationFailed(
-                        f"micro-batches of {self.tokens} tokens do not fit into the memory of each GPU: {first}. Mend: lower "
-                        "distillation.micro_batch_tokens, which FSDP2 cannot do by itself."
+                        f"micro-batches of {self.tokens} tokens do not fit into the memory of each GPU: "
+                        f"{first}. Fix: lower distillation.micro_batch_tokens, which FSDP2 cannot "
+                        "do by itself."
                     ) from None
                 if self.tokens // 2 < self.SMALLEST:
                     raise DistillationFailed(
-                        f"not even one response fits into the memory of the GPU: {first}. Mend: "
-                        "distillation.gradient_checkpointing=true, shorter responses, or a GPU with more memory."
+                        f"not even one response fits into the memory of the GPU: {first}. Fix: set "
+                        "distillation.gradient_checkpointing=true, use shorter responses, or a GPU "
+                        "with more memory."
                     ) from None
                 self.tokens //= 2
-            torch.cuda.empty_cache()  # outside of `except`: the error holds on to the tensors of its frames
-            self._report(f"out of memory: going on with micro-batches of {self.tokens} tokens")
+            # Outside of `except`, because the error keeps the tensors of its frames alive.
+            torch.cuda.empty_cache()
+            self._report(
+                f"out of memory: training continues with micro-batches of {self.tokens} tokens"
+            )

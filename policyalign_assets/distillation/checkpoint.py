@@ -1,6 +1,7 @@
-"""Finished checkpoints: immutable folders named by the hash of the bytes of an adapter, or of a whole model.
+"""Finished checkpoints: immutable folders, named by the hash of an adapter or a whole model.
 
-What points to the one of a partition is the record of `distilled_checkpoint`, so that old ones stay for whoever serves them.
+The record of `distilled_checkpoint` points to a partition's current checkpoint. Older ones stay on
+disk for those who serve them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,20 +35,21 @@ from policyalign_assets.records import Checkpoint
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 TRAINING_FILE = "training.parquet"
-CARD = "checkpoint.json"  # in an object store it comes last: a folder without it is unfinished
-WHERE_IT_WAS = (
-    "is_local",
-    "local_files_only",
-    "name_or_path",
-)  # in a tokenizer's configuration: of the machine, not of the tokenizer
+# Written last to an object store: a folder without it is unfinished.
+CARD = "checkpoint.json"
+# Entries of a tokenizer's configuration that describe the machine, not the tokenizer.
+MACHINE_ENTRIES = ("is_local", "local_files_only", "name_or_path")
+
+
+Tuning = Literal["lora", "full"]
 
 
 class CheckpointChanged(ValueError):
-    """A checkpoint's files are missing or no longer the ones that were published."""
+    """A checkpoint's files are missing, or differ from those that were published."""
 
 
 class NotAnAdapter(ValueError):
-    """An adapter is asked for, and the checkpoint is a whole model."""
+    """The caller needs an adapter, but the checkpoint is a whole model."""
 
 
 def publish(
@@ -57,13 +59,16 @@ def publish(
     data_dir: Location,
     provenance: Mapping[str, Any],
 ) -> Checkpoint:
-    """Writes `checkpoints/<hash>/`: a plain PEFT adapter, or a plain transformers model with its tokenizer, `training.parquet`,
-    `checkpoint.json`. Never overwrites one."""
+    """Writes `checkpoints/<hash>/` and never overwrites an existing one.
+
+    The folder holds a plain PEFT adapter, or a plain transformers model with its tokenizer, plus
+    `training.parquet` and `checkpoint.json`.
+    """
     folder = data_dir / "checkpoints"
-    tuning = "lora" if isinstance(model, PeftModel) else "full"
-    with _beside(folder) as name:
+    tuning: Tuning = "lora" if isinstance(model, PeftModel) else "full"
+    with _temporary_folder(folder) as name:
         aside = Path(name)
-        if tuning == "lora":
+        if isinstance(model, PeftModel):
             _write_adapter(model, loaded.model_id, aside)
         else:
             _write_model(model, loaded.tokenizer, aside)
@@ -78,43 +83,46 @@ def publish(
         )
         pq.write_table(training, aside / TRAINING_FILE)
         (aside / CARD).write_text(json.dumps(asdict(checkpoint), indent=2, sort_keys=True))
-        if is_local(folder):
-            with new_directory(folder / checkpoint_id) as final:
+        target = folder / checkpoint_id
+        if isinstance(target, Path):
+            with new_directory(target) as final:
                 for file in aside.iterdir():
                     shutil.move(file, final / file.name)
-        elif not (folder / checkpoint_id / CARD).exists():
-            upload(aside, folder / checkpoint_id, last=CARD)
+        elif not (target / CARD).exists():
+            upload(aside, target, last=CARD)
     return checkpoint
 
 
 def _write_adapter(model: PeftModel, model_id: str, folder: Path) -> None:
-    # it names its base by id: a path of this machine would mean nothing elsewhere, and would enter the hash
-    config = model.peft_config[STUDENT]
+    # The adapter names its base by id: a path of this machine would mean nothing elsewhere, and
+    # would change the hash.
+    config: Any = model.peft_config[STUDENT]
     config.base_model_name_or_path = model_id
-    config.target_modules = sorted(
-        config.target_modules
-    )  # a set, which each process writes in another order
+    # Sorted, because PEFT would write this set in a different order in each process.
+    config.target_modules = sorted(config.target_modules)
     save_student(model, folder)
     for file in set(folder.iterdir()) - {folder / name for name in ADAPTER_FILES}:
-        file.unlink()  # PEFT's card has nothing to say
+        file.unlink()  # PEFT's empty model card
 
 
 def _write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(
-        folder, save_jinja_files=False
-    )  # several templates would make a folder, which no hash covers
+    # Without separate Jinja files: several templates would make a folder, which no hash covers.
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
     config = folder / "tokenizer_config.json"
-    said = {
+    entries = {
         k: v
         for k, v in json.loads(config.read_text(encoding="utf-8")).items()
-        if k not in WHERE_IT_WAS
+        if k not in MACHINE_ENTRIES
     }
-    config.write_text(json.dumps(said, indent=2, sort_keys=True), encoding="utf-8")
+    config.write_text(json.dumps(entries, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _id(folder: Path, tuning: str) -> str:
-    """Of a whole model every file counts: transformers reads some merely because they are there."""
+    """The checkpoint's id. Every file of a whole model counts.
+
+    transformers reads some files merely because they exist.
+    """
     return (
         sha256_files(folder, ADAPTER_FILES)
         if tuning == "lora"
@@ -122,29 +130,33 @@ def _id(folder: Path, tuning: str) -> str:
     )[:16]
 
 
-def _beside(folder: Location) -> tempfile.TemporaryDirectory:
-    """On the same disk as `folder`, so that a rename suffices; anywhere where that is an object store."""
-    if is_local(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(
-        dir=folder if is_local(folder) else None, prefix=".unpublished."
-    )
+def _temporary_folder(folder: Location) -> tempfile.TemporaryDirectory[str]:
+    """On the same disk as `folder`, so that files can be renamed; anywhere for an object store."""
+    if not is_local(folder):
+        return tempfile.TemporaryDirectory(prefix=".unpublished.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=str(folder), prefix=".unpublished.")
 
 
 def load_aligned(checkpoint: Checkpoint, base: LoadedModel, data_dir: Location) -> LoadedModel:
-    """`base` with the checkpoint's adapter on it; or the checkpoint's own model, which leaves `base` as it is. Raises CheckpointChanged
-    before loading anything that is not what was published."""
+    """Returns `base` with the checkpoint's adapter, or the checkpoint's own whole model.
+
+    A whole model leaves `base` unchanged. Raises CheckpointChanged before anything is loaded that
+    differs from what was published.
+    """
+    model: Any
     with _unchanged(checkpoint, data_dir) as local:
         if checkpoint.tuning == "lora":
-            model = PeftModel.from_pretrained(base.model, local)
+            model = PeftModel.from_pretrained(base.model, str(local))
         else:
-            model = AutoModelForCausalLM.from_pretrained(
+            whole: Any = AutoModelForCausalLM.from_pretrained(
                 local,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
                 dtype=base.model.dtype,
-            ).to(base.device)
+            )
+            model = whole.to(base.device)
     return LoadedModel(
         model.eval(), base.tokenizer, base.model_id, f"{base.revision}+{checkpoint.checkpoint_id}"
     )
@@ -152,11 +164,15 @@ def load_aligned(checkpoint: Checkpoint, base: LoadedModel, data_dir: Location) 
 
 @contextmanager
 def adapter_folder(checkpoint: Checkpoint, data_dir: Location) -> Iterator[Path]:
-    """A local folder with the checkpoint's adapter. Raises CheckpointChanged where that is not what was published, NotAnAdapter."""
+    """Yields a local folder with the checkpoint's adapter.
+
+    Raises CheckpointChanged if the files differ from those published, and NotAnAdapter.
+    """
     if checkpoint.tuning != "lora":
         raise NotAnAdapter(
-            f"checkpoint {checkpoint.checkpoint_id} is a whole model (distillation.tuning='full'), and model.engine='vllm' takes "
-            "adapters alone. Mend: model.engine='transformers', or materialize distilled_checkpoint with distillation.tuning='lora'."
+            f"checkpoint {checkpoint.checkpoint_id} is a whole model (distillation.tuning='full'), "
+            "but model.engine='vllm' accepts adapters only. Fix: set model.engine='transformers', "
+            "or materialize distilled_checkpoint with distillation.tuning='lora'."
         )
     with _unchanged(checkpoint, data_dir) as local:
         yield local
@@ -175,6 +191,6 @@ def _unchanged(checkpoint: Checkpoint, data_dir: Location) -> Iterator[Path]:
 
 def _changed(checkpoint: Checkpoint) -> CheckpointChanged:
     return CheckpointChanged(
-        f"checkpoint {checkpoint.checkpoint_id} at {checkpoint.path} is missing or was changed after it was published. "
-        "Mend: materialize distilled_checkpoint again."
+        f"checkpoint {checkpoint.checkpoint_id} at {checkpoint.path} is missing or was changed "
+        "after it was published. Fix: materialize distilled_checkpoint again."
     )

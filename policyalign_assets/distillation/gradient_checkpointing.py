@@ -1,34 +1,37 @@
-"""Gradient checkpointing: the student's layers are computed again in the backward pass instead of being kept."""
+"""Gradient checkpointing: the backward pass recomputes the student's layers to save memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from policyalign_assets.engine.forward.packed_rows import packed_as_now
+from policyalign_assets.engine.forward.modules import backbone_of
+from policyalign_assets.engine.forward.packed_rows import recapture_packed
 
 
 @contextmanager
-def checkpointed(model, on: bool) -> Iterator[None]:
-    """Inside, forward passes of `model` keep only the inputs of each layer; results stay the same.
+def checkpointed(model: Any, on: bool) -> Iterator[None]:
+    """While active, forward passes of `model` keep only each layer's inputs; results do not change.
 
-    transformers checkpoints in training mode alone, and there drops key/value caches, so the mode is set on the layers
-    themselves, not below them (no dropout), and only here: generation and the teacher's prefix never see it.
+    transformers checkpoints only in training mode, and there drops key/value caches. Training mode
+    is therefore set on the layers alone, not on the modules below them (no dropout), and only
+    inside this context: generation and the teacher's prefix never see it.
     """
     if not on:
         yield
         return
-    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    backbone = backbone_of(model)
     layers = [m for m in backbone.modules() if isinstance(m, GradientCheckpointingLayer)]
-    # a layer that is computed again must attend to the rows of the first time
-    backbone.gradient_checkpointing_enable(
-        {"use_reentrant": False, "context_fn": lambda: (nullcontext(), packed_as_now(model))}
-    )
-    for layer in layers:
-        layer.training = True
     try:
+        # A recomputed layer must attend to the same packed rows as the first time.
+        backbone.gradient_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": lambda: (nullcontext(), recapture_packed(model))}
+        )
+        for layer in layers:
+            layer.training = True
         yield
     finally:
         backbone.gradient_checkpointing_disable()

@@ -1,22 +1,32 @@
-"""Reverse KL from student to teacher on the student's own top tokens (method.md; verl fork `kl_penalty`).
+"""The distillation loss: reverse KL from student to teacher, plus a share of forward KL.
 
-    L = mean over response tokens of  sum over v in top-k(student) of  p_s(v) * (log p_s(v) - log p_t(v))
+The reverse KL runs over the student's own k most likely tokens (paper section on distillation;
+`kl_penalty` in the release's fork of verl):
 
-The probabilities are those over the whole vocabulary, *not* renormalised over the top k: renormalising drops "the teacher
-rejects these tokens". That is close to the full KL only while the student's mass Q on its top k is near 1, so Q is returned
-and logged; `tail=True` adds all other tokens as one bucket.
+    L = mean over response tokens of  sum over v in top-k(student) of  p_s(v) (log p_s(v) - log p_t(v))
 
-No tensor of all tokens times the vocabulary is ever made. The head runs over a chunk of tokens at a time, and the gradient
-with respect to the logits z is written down instead of recorded:
+The probabilities are those over the whole vocabulary. They are not renormalised over the top k:
+renormalising would lose the information that the teacher rejects these tokens. L is close to the
+full KL only while the student's mass Q on its top k is near 1, so Q is returned and logged.
+`tail=True` adds all other tokens as one bucket.
 
-    dL/dz_u = [u in top k] p_s(u) (r_u + 1 + q)  -  p_s(u) (L + Q (1 + q)),    r_v = log p_s(v) - log p_t(v)
+No tensor of all tokens times the vocabulary is ever made. The head runs over a chunk of tokens at
+a time, and the gradient with respect to the logits z is written in closed form:
 
-where q = -(log (1 - Q) - log (1 - T) + 1) with the tail, else 0 (Q, T: student's and teacher's mass on the top k; the tail's
-own term is left out of the L above). What is kept for the backward pass is the gradient of the hidden states.
+    dL/dz_u = [u in top k] p_s(u) (r_u + 1 + q)  -  p_s(u) (L + Q (1 + q))
+    r_v     = log p_s(v) - log p_t(v)
 
-`forward_weight` adds that much of the forward KL over the same tokens, sum of p_t(v) (log p_t(v) - log p_s(v)), with gradient
-p_s(u) T - [u in top k] p_t(u). Ours, not the release's: the reverse KL's gradient is proportional to p_s, so an answer that the
-student hardly ever gives is hardly ever learned; the forward KL's is not (docs/method.md has the measurement).
+Here q = -(log (1 - Q) - log (1 - T) + 1) with the tail, else 0; Q and T are the student's and the
+teacher's mass on the top k, and L excludes the tail's own term. Only the gradient of the hidden
+states is kept for the backward pass.
+
+`forward_weight` adds that multiple of the forward KL over the same tokens:
+
+    sum over v of p_t(v) (log p_t(v) - log p_s(v)),   with gradient   p_s(u) T - [u in top k] p_t(u)
+
+The forward KL is our addition, not the release's. The gradient of the reverse KL is proportional to
+p_s, so an answer that the student hardly ever gives is hardly ever learned. The forward KL does not
+have this problem (docs/method.md has the measurement).
 """
 
 from __future__ import annotations
@@ -27,26 +37,26 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-CHUNK_ELEMENTS = {
-    "cpu": 1 << 23,
-    "cuda": 1 << 25,
-}  # logits of one side at a time (32 and 128 MiB in float32)
-CACHED_ELEMENTS = 1 << 19
-BLOCK = 32
-SMALLEST = 1e-12
+# Logits of one side held at a time, by device (32 and 128 MiB in float32).
+CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 25}
+CACHED_ELEMENTS = 1 << 19  # logits that fit in a CPU's cache (2 MiB in float32)
+BLOCK = 32  # vocabulary entries per block when searching for the top k
+SMALLEST = 1e-12  # keeps the logarithm of the tail's mass finite
 
 Head = Callable[[torch.Tensor], torch.Tensor]  # hidden_MD -> logits_MV
 
 
 @dataclass(frozen=True)
-class ReverseKL:
+class MixedKL:
+    """Reverse KL plus `forward_weight` times the forward KL, in nats."""
+
     loss_sum: torch.Tensor  # scalar with gradient: sum over the M tokens
-    student_mass_M: torch.Tensor  # Q
-    teacher_mass_M: torch.Tensor
-    entropy_M: torch.Tensor  # student entropy over its top k
+    student_mass_M: torch.Tensor  # Q, the student's mass on its top k
+    teacher_mass_M: torch.Tensor  # T, the teacher's mass on the student's top k
+    entropy_M: torch.Tensor  # the student's entropy over its top k
 
 
-def reverse_kl_top_k(
+def mixed_kl_top_k(
     student_hidden_MD: torch.Tensor,
     teacher_hidden_MD: torch.Tensor,
     head: Head,
@@ -57,16 +67,17 @@ def reverse_kl_top_k(
     parameters: tuple[torch.Tensor, ...] = (),
     teacher_head: Head | None = None,
     chunk_elements: int | None = None,
-) -> ReverseKL:
-    """Float32 throughout, whatever the model's dtype. `k` above the vocabulary size means the full vocabulary.
+) -> MixedKL:
+    """Computes the loss in float32, whatever the model's dtype.
 
-    `head` maps hidden states to logits; it serves the teacher too, unless that has a `teacher_head` of its own. `parameters`: those
-    of the head that are trained (none with LoRA on the attention and MLP layers). The teacher carries no gradient.
+    A `k` above the vocabulary size means the full vocabulary. `head` maps hidden states to logits;
+    it serves the teacher as well, unless a `teacher_head` is given. `parameters` are the head's
+    trained parameters (none with LoRA on attention and MLP layers). The teacher gets no gradient.
     """
     chunk_elements = chunk_elements or CHUNK_ELEMENTS.get(
         student_hidden_MD.device.type, CHUNK_ELEMENTS["cpu"]
     )
-    out = _ChunkedReverseKL.apply(
+    out = _ChunkedMixedKL.apply(
         student_hidden_MD,
         teacher_hidden_MD.detach(),
         head,
@@ -78,10 +89,10 @@ def reverse_kl_top_k(
         chunk_elements,
         *parameters,
     )
-    return ReverseKL(*out)
+    return MixedKL(*out)
 
 
-class _ChunkedReverseKL(torch.autograd.Function):
+class _ChunkedMixedKL(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx,
@@ -102,7 +113,7 @@ class _ChunkedReverseKL(torch.autograd.Function):
         with torch.no_grad():
             vocabulary = teacher_head(teacher_MD[:1]).shape[-1]
         rows = max(1, chunk_elements // vocabulary)
-        # what is done number by number is done while the numbers are in the processor's cache
+        # On a CPU, do elementwise work in blocks that fit in cache.
         few = max(1, CACHED_ELEMENTS // vocabulary) if student_MD.device.type == "cpu" else rows
         parts = []
         for start in range(0, len(student_MD), rows):
@@ -112,14 +123,14 @@ class _ChunkedReverseKL(torch.autograd.Function):
                 logits_MV = _tempered(head(chunk), temperature)
             with torch.no_grad():
                 teacher_MV = _tempered(teacher_head(teacher_MD[chosen]), temperature)
-                grad_logits_MV = torch.empty_like(teacher_MV) if needed else None
+                grad_logits_MV = torch.empty_like(teacher_MV if needed else teacher_MV[:0])
                 for at in range(0, len(chunk), few):
                     some = slice(at, at + few)
                     values, grad_some = _closed_form(
                         logits_MV.detach()[some], teacher_MV[some], k, tail, forward_weight, needed
                     )
                     parts.append(values)
-                    if needed:
+                    if grad_some is not None:
                         grad_logits_MV[some] = grad_some
             if needed:
                 grad_MD[chosen], *extra = torch.autograd.grad(
@@ -149,7 +160,10 @@ def _tempered(logits_MV: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def top(values_MV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `topk`, in any order: (values_MK, indices_MK). The k greatest lie in the k blocks with the greatest maxima, so few are sorted."""
+    """Like `topk`, but in any order: (values_MK, indices_MK).
+
+    The k largest values lie in the k blocks with the largest maxima, so only those are searched.
+    """
     tokens, vocabulary = values_MV.shape
     whole = vocabulary // BLOCK * BLOCK
     if vocabulary < 4 * k * BLOCK:
@@ -171,7 +185,7 @@ def _selected(values_MN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
     if values_MN.device.type != "cpu":
         best = values_MN.topk(k, -1, sorted=False)
         return best.values, best.indices
-    # numpy selects twice as fast as torch does
+    # numpy's selection is twice as fast as that of torch.
     indices_MK = torch.from_numpy(np.argpartition(values_MN.numpy(), -k, -1)[:, -k:])
     return values_MN.gather(-1, indices_MK), indices_MK
 
@@ -183,8 +197,12 @@ def _closed_form(
     tail: bool,
     forward_weight: float,
     gradient: bool,
-):
-    """(loss_M, Q_M, teacher's mass_M, entropy_M) and the gradient of the summed loss by `student_MV`."""
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
+    """Values and gradient of one block of logits.
+
+    Returns (loss_M, student mass_M, teacher mass_M, entropy_M), and the gradient of the summed loss
+    with respect to `student_MV` (None unless `gradient`).
+    """
     whole = k >= student_MV.shape[-1]
     log_s_MK, log_t_MK = log_s_MV, log_t_MV = student_MV.log_softmax(-1), teacher_MV.log_softmax(-1)
     if not whole:
@@ -192,8 +210,9 @@ def _closed_form(
         log_t_MK = log_t_MV.gather(-1, indices_MK)
     s_MK, ratio_MK = log_s_MK.exp(), log_s_MK - log_t_MK
     loss_M1, entropy_M1 = _dot(s_MK, ratio_MK), -_dot(s_MK, log_s_MK)
-    # over the whole vocabulary both masses are 1
-    t_MK = log_t_MK.exp() if forward_weight or not whole else None
+    # Over the whole vocabulary both masses are 1, so the teacher's probabilities are needed for the
+    # forward KL alone.
+    t_MK = log_t_MK.exp() if forward_weight or not whole else log_t_MK.new_zeros(())
     mass_M1, teacher_mass_M1 = (
         torch.ones_like(loss_M1) if whole else x.sum(-1, keepdim=True) for x in (s_MK, t_MK)
     )

@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Measures how long each phase of a training step takes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PHASES = ("rollout", "prefix", "teacher", "student")
 
 
 class Phases:
-    """Seconds by phase. A GPU works behind Python's back, so each phase waits until it has finished."""
+    """Seconds by phase. GPU work is asynchronous, so each phase waits for the GPU to finish."""
 
     def __init__(self, device: torch.device):
         self._device = device

@@ -1,30 +1,34 @@
-"""Training shared among processes, a GPU each: every process takes its share of each batch, and all take the same optimizer steps.
+"""Training with several processes, one per GPU.
 
-Started by `accelerate launch` (stages/accelerated.py), whose configuration says how the weights are kept:
+Every process computes its share of each batch, and all take the same optimizer steps. They are
+started by `accelerate launch` (`runtime/accelerated.py`), whose configuration decides where the
+weights are:
 
-  DDP     each process holds the whole model.
-  FSDP2   each process holds a part of every layer's base weights, and gathers a layer while it computes with it. Rollouts would
-          gather all layers for every single token, so the whole is gathered once before them and dropped after.
+  DDP     Each process holds the whole model.
+  FSDP2   Each process holds a part of every layer's base weights, and gathers a layer while it
+          computes with it. Rollouts would gather all layers for every single token, so the whole
+          model is gathered once before them and released afterwards.
 
-Only the adapter is trained, and it is small: every process holds all of it, gradients are summed in one exchange before each
-optimizer step, and so a saved step or a checkpoint is what one process would write. The way a batch is cut changes
-no sum but by rounding: the same losses come out with any number of processes.
+Only the adapter is trained, and it is small, so every process holds all of it. Gradients are summed
+in one exchange before each optimizer step. A saved step or a checkpoint is therefore the same as
+from one process, and any number of processes gives the same losses up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 
 class CannotShard(ValueError):
-    """Which modules are the model's layers is not known."""
+    """The modules that are the model's layers cannot be identified."""
 
 
 class Processes:
-    """This process alone: the whole of every batch is its own."""
+    """A single process, which computes the whole of every batch."""
 
     index, count, sharded = 0, 1, False
 
@@ -33,28 +37,38 @@ class Processes:
         """The one that reports, saves and publishes."""
         return self.index == 0
 
-    def share(self, rows: Sequence) -> Sequence:
-        """This process's rows of a batch. Cut into equal parts, a batch and its shares have the same rows in the same part."""
+    def share(self, rows: Sequence[int]) -> Sequence[int]:
+        """This process's rows of a batch.
+
+        The k-th of n equal parts of a batch consists of the k-th parts of all shares.
+        """
         return rows[self.index :: self.count]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Over all processes; each gets the result."""
+        """Sums over all processes; each gets the result."""
         return values
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """In place, over all processes; a parameter without gradient counts as zero."""
+        """Sums gradients in place over all processes; a missing gradient counts as zero."""
 
-    def shard(self, model):
-        """`model` (PEFT), of which each process then holds a part, where the configuration says so. Raises CannotShard."""
+    def shard(self, model: Any) -> Any:
+        """Returns the PEFT `model`, sharded over the processes if the configuration says so.
+
+        Raises CannotShard.
+        """
         return model
 
     @contextmanager
-    def whole(self, model) -> Iterator[None]:
-        """Inside, `model` can be called any number of times, not as often as on every other process."""
+    def gathered(self, model: Any) -> Iterator[None]:
+        """Gathers the shards, so ranks may call `model` different numbers of times."""
         yield
 
-    def evenly(self, micros: Sequence) -> Iterator[tuple[Sequence, float]]:
-        """Micro-batches with their weights: where all must make the same number of calls, the last one again with weight 0."""
+    def evenly(self, micros: Sequence[list[int]]) -> Iterator[tuple[list[int], float]]:
+        """Micro-batches with their weights.
+
+        If all processes must make the same number of calls, the last micro-batch is repeated with
+        weight 0.
+        """
         return ((m, 1.0) for m in micros)
 
 
@@ -62,27 +76,27 @@ SINGLE_PROCESS = Processes()
 
 
 class Accelerated(Processes):
-    """One of the processes of `accelerate launch`. Every method is a meeting: all processes call the same ones in the same order."""
+    """One of the processes of `accelerate launch`.
+
+    The methods communicate, so all processes must call the same ones in the same order.
+    """
 
     def __init__(self, cpu: bool):
         from accelerate import PartialState
         from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 
-        state = PartialState(
-            cpu=cpu
-        )  # also joins the others, and makes this process's GPU the current one
+        # This also joins the process group and selects this process's GPU.
+        state = PartialState(cpu=cpu)
         self.index, self.count, self.device = state.process_index, state.num_processes, state.device
-        self.plugin = (
-            FullyShardedDataParallelPlugin() if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
-        )
-        self.sharded = self.plugin is not None
+        self.sharded = parse_flag_from_env("ACCELERATE_USE_FSDP")
+        self.plugin: Any = FullyShardedDataParallelPlugin() if self.sharded else None
 
-    def sum(self, values):
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
         values = values.to(self.device, copy=True)
         torch.distributed.all_reduce(values)
         return values.cpu()
 
-    def sum_gradients(self, parameters):
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         parameters = list(parameters)
         flat = torch.cat(
             [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
@@ -91,8 +105,11 @@ class Accelerated(Processes):
         for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
             p.grad = part.view_as(p)
 
-    def shard(self, model):
-        """In place: the base weights of all layers. Embeddings, head and adapters stay whole on each process."""
+    def shard(self, model: Any) -> Any:
+        """Shards the base weights of all layers in place.
+
+        Embeddings, head and adapters stay complete on each process.
+        """
         if not self.sharded:
             return model
         from torch.distributed.device_mesh import init_device_mesh
@@ -103,8 +120,9 @@ class Accelerated(Processes):
         layers = [m for m in backbone.model.modules() if type(m).__name__ in names]
         if not layers:
             raise CannotShard(
-                f"no layer of {type(backbone).__name__} is one of {sorted(names)}. Mend: fsdp_transformer_layer_cls_to_wrap in "
-                "distillation.accelerate_config names the class of its layers."
+                f"no layer of {type(backbone).__name__} is one of {sorted(names)}. Fix: name "
+                "the class of its layers as fsdp_transformer_layer_cls_to_wrap in "
+                "distillation.accelerate_config."
             )
         base = {
             p
@@ -123,27 +141,26 @@ class Accelerated(Processes):
                 reshard_after_forward=self.plugin.reshard_after_forward,
                 ignored_params=kept,
             )
-        fully_shard(
-            backbone.model, mesh=mesh, ignored_params=kept
-        )  # holds nothing itself; by it the layers know of each other
+        # The root shards no weights itself, but it connects the layers.
+        fully_shard(backbone.model, mesh=mesh, ignored_params=kept)
         return model
 
     @contextmanager
-    def whole(self, model):
+    def gathered(self, model: Any) -> Iterator[None]:
         from torch.distributed.fsdp import FSDPModule
 
         layers = [m for m in model.modules() if isinstance(m, FSDPModule)]
-        for layer in layers:
-            layer.set_reshard_after_forward(False, recurse=False)
-            layer.unshard()
         try:
+            for layer in layers:
+                layer.set_reshard_after_forward(False, recurse=False)
+                layer.unshard()
             yield
         finally:
             for layer in layers:
                 layer.set_reshard_after_forward(self.plugin.reshard_after_forward, recurse=False)
                 layer.reshard()
 
-    def evenly(self, micros):
+    def evenly(self, micros: Sequence[list[int]]) -> Iterator[tuple[list[int], float]]:
         most = len(micros)
         if self.sharded:
             counts = torch.zeros(self.count)

@@ -1,4 +1,4 @@
-"""Saved training steps: trained weights and optimizer state as safetensors, history as Parquet. No pickle anywhere."""
+"""Saved training steps: weights and optimizer state as safetensors, history as Parquet."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from policyalign_assets.tables import TRAINING
 
 
 def latest_step(work_dir: Path) -> Path | None:
-    """The folder of the last complete step, if any (an unfinished one has a hidden temporary name)."""
+    """The folder of the last complete step, if any. Unfinished ones have a temporary name."""
     return max(work_dir.glob("step_*"), default=None)
 
 
 def save_step(
     work_dir: Path, step: int, tuning: Tuning, optimizer: torch.optim.Optimizer, history: list[dict]
 ) -> None:
-    """Writes `work_dir/step_NNNNNN` aside and renames it; then removes older steps."""
+    """Writes `work_dir/step_NNNNNN` under another name, renames it, then removes older steps."""
     final = work_dir / f"step_{step:06d}"
     with new_directory(final) as folder:
         save_file(
@@ -48,7 +48,7 @@ def save_step(
 
 
 def load_step(folder: Path, tuning: Tuning, optimizer: torch.optim.Optimizer) -> list[dict]:
-    """Puts a saved step back into `tuning` and `optimizer`; returns its history, one entry per finished step."""
+    """Restores a saved step into `tuning` and `optimizer`; returns one history row per step."""
     saved = load_file(folder / "weights.safetensors")
     with torch.no_grad():
         for name, p in tuning.saved().items():

@@ -1,47 +1,56 @@
-"""The student's answers by vLLM, and the canary that says whether it was really the student who answered.
+"""Samples the student's answers with vLLM, and verifies that the current student gave them.
 
-vLLM holds weights of its own, so each step's adapter is handed over anew. Were an older one served (a swap that did not happen, a
-cache that was not dropped), training would go on, off-policy and without a sound. So every step a few answers are scored by the
-trainer's own weights too: their tokens must have the log-probabilities that vLLM sampled them with, up to what rounding makes of
-the very same weights in two engines. That noise is measured on the base model, when training starts. What differs by less than a
-few times the noise goes unseen, and matters as little: in float32 nothing, in bfloat16 a step of a small learning rate.
+vLLM has its own copy of the weights, so each step's adapter is handed over again. If vLLM kept
+serving an older adapter, training would silently become off-policy. Therefore the trainer scores a
+few answers of every step with its own weights. Their tokens must have the log-probabilities with
+which vLLM sampled them, up to the rounding differences between two engines. That noise is measured
+on the base model when training starts. Differences below a few times the noise go unnoticed. In
+float32 they are negligible; in bfloat16 they are at most a step at a small learning rate.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from peft import PeftModel
 
 from policyalign_assets.distillation.adapters import save_student
 from policyalign_assets.engine.base import Generation, NotFinite, Progress, Sampling
-from policyalign_assets.engine.forward.protocol import ModelForward
+from policyalign_assets.engine.forward.modules import ModelForward
 from policyalign_assets.engine.forward.scoring import response_logits
 from policyalign_assets.engine.generation.vllm_engine import VllmEngine
 
-CHECKED, TOKENS = 8, 64  # answers a step, and their first tokens
-OVER_NOISE = 4.0
-# Nats (root mean square). A difference below the floor is never called stale; above the ceiling the base models are not the same
+CHECKED, TOKENS = 8, 64  # answers checked per step, and the number of their first tokens
+OVER_NOISE = 4.0  # a difference of more than this many times the noise means stale weights
+# Root mean square in nats. A difference below the floor never counts as stale. Noise above the
+# ceiling means that the two engines do not hold the same base model.
 FLOOR = {torch.float32: 1e-4, torch.bfloat16: 0.02}
 CEILING = {torch.float32: 5e-3, torch.bfloat16: 0.3}
 
 
 class StaleWeights(RuntimeError):
-    """vLLM answers with other weights than the trainer's. The last saved step stays on disk."""
+    """vLLM's weights differ from the trainer's. The last saved step stays on disk."""
 
 
 class VllmRollouts:
-    """Answers like the trainer's own engine, with the student's weights of the moment. `mismatch`: how far the two
-    engines' log-probabilities were apart in the last call (root mean square over tokens, nats)."""
+    """Samples with the student's current weights, like the trainer's own engine.
+
+    `mismatch` is the difference between the two engines' log-probabilities in the last call (root
+    mean square over tokens, in nats).
+    """
 
     def __init__(
-        self, engine: VllmEngine, model: PeftModel, report: Callable[[str], None] = lambda _: None
+        self, engine: VllmEngine, model: PeftModel, log: Callable[[str], None] = lambda _: None
     ):
-        self.engine, self.model, self.report = engine, model, report
+        self.engine, self.model, self.log = engine, model, log
         self.mismatch: float | None = None
-        self._dtype, self._calls, self._limit = model.get_base_model().dtype, 0, None
+        base: Any = model.get_base_model()
+        self._dtype: torch.dtype = base.dtype
+        self._calls = 0
+        self._limit: float | None = None
 
     def generate_ids(
         self,
@@ -59,13 +68,16 @@ class VllmRollouts:
         )
         generations, log_probs = self.engine.with_log_probs(prompts, sampling, progress, rows)
         self.mismatch = self._difference(prompts, generations, log_probs, CHECKED)
-        if self.mismatch > self._limit:  # one rare token can do that; all answers together say
+        if self.mismatch > self._limit:
+            # A single rare token can cause that. All answers together are conclusive.
             self.mismatch = self._difference(prompts, generations, log_probs, len(prompts))
         if self.mismatch > self._limit:
             raise StaleWeights(
-                f"vLLM's answers have log-probabilities {self.mismatch:.2g} nats off those of the trainer's weights, of which "
-                f"rounding explains {self._limit:.2g}: it serves an older adapter or none. The last saved step is kept. Mend: start "
-                "the stage again; if this comes back, set model.engine to 'transformers' and report it with vLLM's version."
+                f"the log-probabilities of vLLM's answers differ by {self.mismatch:.2g} nats from "
+                f"those of the trainer's weights. Rounding explains {self._limit:.2g}, so vLLM "
+                "serves an older adapter or none. The last saved step is kept. Fix: start the "
+                "stage again; if this happens again, set model.engine to 'transformers' and report "
+                "it with vLLM's version."
             )
         return generations
 
@@ -75,11 +87,12 @@ class VllmRollouts:
             noise = self._difference(
                 prompts, *self.engine.with_log_probs(prompts, sampling), CHECKED
             )
-        self.report(f"vLLM and the trainer differ by {noise:.2g} nats on the base model")
+        self.log(f"vLLM and the trainer differ by {noise:.2g} nats on the base model")
         if noise > CEILING[self._dtype]:
             raise StaleWeights(
-                f"vLLM and the trainer differ by {noise:.2g} nats on the base model, more than rounding explains: they do "
-                "not compute the same model. Mend: set model.engine to 'transformers'."
+                f"vLLM and the trainer differ by {noise:.2g} nats on the base model, more than "
+                "rounding explains: they do not compute the same model. Fix: set model.engine to "
+                "'transformers'."
             )
         return max(OVER_NOISE * noise, FLOOR[self._dtype])
 
@@ -91,7 +104,7 @@ class VllmRollouts:
         log_probs: Sequence[Sequence[float]],
         rows: int,
     ) -> float:
-        """Over the first `rows` answers."""
+        """The mismatch over the first `rows` answers. Raises NotFinite."""
         squares = []
         for start in range(0, min(rows, len(prompts)), CHECKED):
             some = slice(start, start + CHECKED)

@@ -1,4 +1,7 @@
-"""The teacher: the model with the policy in its context, whose key/values are computed once for all that it is asked."""
+"""The teacher: the model with the policy in its context.
+
+The policy's key/values are computed once for all prompts.
+"""
 
 from __future__ import annotations
 
@@ -7,45 +10,49 @@ from contextlib import contextmanager
 
 import torch
 
-from policyalign_assets.distillation.tuning import Tuning
-from policyalign_assets.engine.forward.protocol import forward_of
+from policyalign_assets.distillation.tuning import TeacherKind, Tuning
+from policyalign_assets.engine.choose_forward import forward_of
 from policyalign_assets.engine.forward.scoring import prompt_prefix, response_hidden
-from policyalign_assets.settings import DistillationSettings
+from policyalign_assets.engine.forward.shared_prefix import Prefix
 
 
 class Teacher:
-    """`prompts`: all that it will be asked with; they share the policy."""
+    """`prompts` are all prompts of the training run; they share the policy."""
 
-    def __init__(
-        self, tuning: Tuning, settings: DistillationSettings, prompts: Sequence[list[int]]
-    ):
-        self._tuning, self._settings, self._prompts = tuning, settings, prompts
-        self._forward, self._read = forward_of(tuning.teacher, tuning.plain), False
+    def __init__(self, tuning: Tuning, kind: TeacherKind, prompts: Sequence[list[int]]):
+        self._tuning, self._kind, self._prompts = tuning, kind, prompts
+        self._forward = forward_of(tuning.teacher, tuning.plain)
+        self._synced = False
+        self._prefix: Prefix | None = None
 
-    def follow(self) -> None:
-        """Takes over the weights of now, and computes the policy's key/values with them. A frozen teacher does so once."""
-        if self._read and self._settings.teacher == "frozen":
+    def sync(self) -> None:
+        """Takes over the current weights and computes the policy's key/values with them.
+
+        A frozen teacher does so only once.
+        """
+        if self._synced and self._kind == "frozen":
             return
         with self._tuning.teaching():
             self._forward.read()
         with self._computing():
             self._prefix = prompt_prefix(self._forward, self._prompts)
-        self._read = True
+        self._synced = True
 
     @property
     def shared(self) -> int:
-        """Tokens of the prompts that are in the prefix."""
+        """The number of prompt tokens that the shared prefix covers."""
         return self._prefix.length if self._prefix else 0
 
     def hidden(
         self, prompts: Sequence[list[int]], responses: Sequence[Sequence[int]]
     ) -> torch.Tensor:
-        """As `response_hidden`."""
+        """See `response_hidden`. Call `sync` first."""
         with self._computing():
             return response_hidden(self._forward, prompts, responses, self._prefix)
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
+        # A forward pass with its own copies needs no switch of adapters.
         with (
             torch.no_grad() if self._forward.copied else self._tuning.teaching(),
             self._forward.applied(),

@@ -1,22 +1,27 @@
-"""On-policy self-distillation (method.md stage 3).
+"""On-policy self-distillation (docs/method.md, stage 3).
 
-Each step: the student answers a batch of instructions *without* the policy; the teacher, the same model *with* the policy
-as system message, gives its distribution on those very tokens; the student takes one or more optimizer updates towards it.
+At each step the student answers a batch of instructions without the policy. The teacher, the same
+model with the policy as system message, gives its distribution on those very tokens. The student
+then takes one or more optimizer updates towards the teacher.
 
-Differences from the release: an optional share of forward KL (`loss.py`); log-probabilities in float32 (there
-bf16); a global token mean over each optimizer batch (there micro-batch means weighted by samples); two forward passes a step
-(there three); with LoRA the teacher is the same set of weights with another or no adapter (there, and here with full fine-tuning,
-a second copy).
+Differences from the release of the paper:
 
-Every random choice is seeded by (seed, step), so a killed run continues from its last saved step to the same result.
+* a share of forward KL is optional (`loss.py`)
+* log-probabilities are in float32 (release: bfloat16)
+* the loss is a mean over all tokens of an optimizer batch (release: micro-batch means weighted by
+  their number of samples)
+* a step has two forward passes (release: three)
+* with LoRA the teacher shares the student's base weights and has another adapter or none (release,
+  and here full fine-tuning: a second copy of the model)
+
+Every random choice is seeded by (seed, step), so a killed run continues from its last saved step
+to the same result. Raise `CODE_VERSION` (`version.py`) when a change here changes checkpoints.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,19 +29,22 @@ import torch
 
 from policyalign_assets.distillation.batches import Instruction, batch_indices
 from policyalign_assets.distillation.budget import Budget, DistillationFailed
-from policyalign_assets.distillation.gradient_checkpointing import checkpointed
-from policyalign_assets.distillation.loss import reverse_kl_top_k
 from policyalign_assets.distillation.phases import Phases
 from policyalign_assets.distillation.processes import SINGLE_PROCESS, Processes
 from policyalign_assets.distillation.resume import latest_step, load_step, save_step
 from policyalign_assets.distillation.rollouts import VllmRollouts
+from policyalign_assets.distillation.state import (
+    LogLine,
+    Rollout,
+    RolloutEngine,
+    TrainState,
+)
 from policyalign_assets.distillation.teacher import Teacher
-from policyalign_assets.distillation.tuning import Model, Tuning, tuning_of
+from policyalign_assets.distillation.tuning import Model, tuning_of
+from policyalign_assets.distillation.updates import FIX_NOT_FINITE, update
 from policyalign_assets.engine.base import NotFinite, Sampling, chat
-from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
-from policyalign_assets.engine.forward.protocol import Forward, forward_of
-from policyalign_assets.engine.forward.scoring import response_hidden
+from policyalign_assets.engine.choose_forward import forward_of
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.generation.vllm_engine import VllmEngine
 from policyalign_assets.engine.loading import LoadedModel
@@ -44,17 +52,6 @@ from policyalign_assets.engine.responses import check_lengths
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import DistillationSettings
 from policyalign_assets.tables import TRAINING
-
-Progress = Callable[[str], None]
-KEPT = "The last saved step is kept. Mend: lower distillation.learning_rate, or use float32."
-
-
-@dataclass(frozen=True)
-class Rollout:
-    student_prompt: list[int]
-    teacher_prompt: list[int]
-    response: tuple[int, ...]
-    ended: bool
 
 
 def distill(
@@ -64,17 +61,20 @@ def distill(
     settings: DistillationSettings,
     work_dir: Path,
     batch_tokens: int,
-    report: Progress = lambda _: None,
+    log: LogLine = lambda _: None,
     processes: Processes = SINGLE_PROCESS,
     vllm: VllmEngine | None = None,
 ) -> tuple[Model, pa.Table]:
-    """Trains an adapter on `loaded.model` and returns the PEFT model (student active), or all of `loaded.model` and returns that
-    (`settings.tuning`); and the TRAINING table, a row per step.
+    """Trains the student; returns it and the TRAINING table, one row per step.
 
-    `work_dir` holds the saved steps; calling again with the same inputs and folder continues after the last one. With several
-    `processes`, all call this alike and get the same back; the main one saves. `vllm` samples the rollouts, where it is given (to
-    one process alone); teacher and student are always scored by `loaded.model`.
-    Raises PromptTooLong before any work, DistillationFailed when the loss is not finite or every response is empty.
+    With LoRA, the result is a PEFT model over `loaded.model` with the student's adapter active.
+    With full fine-tuning it is `loaded.model` itself.
+    `work_dir` holds the saved steps: another call with the same inputs and folder continues after
+    the last one. With several `processes`, all call this function alike and get the same result;
+    the main one saves. `vllm`, if given (single process only), samples the rollouts; teacher and
+    student are always scored by `loaded.model`.
+    Raises PromptTooLong before any work, and DistillationFailed if the loss is not finite or every
+    response of a batch is empty.
     """
     if not instructions:
         raise ValueError("no instruction to train on")
@@ -84,222 +84,127 @@ def distill(
         render(loaded.tokenizer, chat(i.text, policy.prompt_text)) for i in instructions
     ]
     check_lengths(teacher_prompts, settings.max_new_tokens, loaded.context)
-    if settings.top_k > loaded.model.config.vocab_size:
+    vocabulary = loaded.model.config.get_text_config().vocab_size
+    if settings.top_k > vocabulary:
         raise ValueError(
-            f"distillation.top_k={settings.top_k} is more than the model's vocabulary of {loaded.model.config.vocab_size}"
+            f"distillation.top_k={settings.top_k} is more than the model's vocabulary of "
+            f"{vocabulary}. Fix: lower distillation.top_k."
         )
+    state = _start(loaded, settings, teacher_prompts, batch_tokens, log, processes, vllm)
+    if (saved := latest_step(work_dir)) is not None:
+        state.history = load_step(saved, state.tuning, state.optimizer)
+        log(f"resumed after step {len(state.history)} from its saved state")
 
+    started, first = time.monotonic(), len(state.history)
+    for step in range(first, settings.steps):
+        begun = time.monotonic()
+        state.phases = Phases(loaded.device)
+        chosen = processes.share(batch_indices(groups, settings.batch_size, step, settings.seed))
+        rollouts = _sample(state, step, chosen, student_prompts, teacher_prompts)
+        with state.phases("prefix"):
+            state.teacher.sync()
+        losses = update(state, rollouts)
+        state.history.append(_history_row(state, step, losses, rollouts, begun))
+        log(_progress_line(state, started, step + 1 - first))
+        if processes.main and (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
+            save_step(work_dir, step + 1, state.tuning, state.optimizer, state.history)
+    return state.tuning.model, pa.Table.from_pylist(state.history, schema=TRAINING)
+
+
+def _start(
+    loaded: LoadedModel,
+    settings: DistillationSettings,
+    teacher_prompts: Sequence[list[int]],
+    batch_tokens: int,
+    log: LogLine,
+    processes: Processes,
+    vllm: VllmEngine | None,
+) -> TrainState:
     tuning = tuning_of(loaded.model, settings)
     model = processes.shard(tuning.model)
-    model.eval()  # no dropout anywhere: the student must be the same function in rollouts and updates
+    # No dropout anywhere: the student must be the same function in rollouts and updates.
+    model.eval()
     student = forward_of(model, plain=tuning.plain and not settings.gradient_checkpointing)
-    teacher = Teacher(tuning, settings, teacher_prompts)
-    engine = (
-        VllmRollouts(vllm, model, report)
-        if vllm
-        else TransformersEngine(
-            LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision),
-            batch_tokens,
-            student,
-        )
-    )
+    rollouts: RolloutEngine
+    if vllm:
+        rollouts = VllmRollouts(vllm, model, log)
+    else:
+        trained = LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision)
+        rollouts = TransformersEngine(trained, batch_tokens, student)
     optimizer = torch.optim.AdamW(
         tuning.trained().values(),
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    history: list[dict] = []
-    first = 0
-    if (saved := latest_step(work_dir)) is not None:
-        history = load_step(saved, tuning, optimizer)
-        first = len(history)
-        report(f"resumed after step {first} from its saved state")
-
-    started, budget = (
-        time.monotonic(),
-        Budget(settings.micro_batch_tokens, report, may_halve=not processes.sharded),
+    return TrainState(
+        settings,
+        tuning,
+        optimizer,
+        student,
+        Teacher(tuning, settings.teacher, teacher_prompts),
+        rollouts,
+        Budget(settings.micro_batch_tokens, log, may_halve=not processes.sharded),
+        processes,
+        Phases(loaded.device),
     )
-    for step in range(first, settings.steps):
-        begun, phases = time.monotonic(), Phases(model.device)
-        chosen = processes.share(batch_indices(groups, settings.batch_size, step, settings.seed))
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * decay_factor(
-                step, settings.steps, settings.lr_decay
-            )
-        sampling = Sampling(
-            settings.max_new_tokens, settings.temperature, settings.seed * 1_000_003 + step
-        )
-        try:
-            with phases("rollout"), processes.whole(model):
-                generations = engine.generate_ids(
-                    [student_prompts[i] for i in chosen],
-                    sampling,
-                    rows=processes.share(range(settings.batch_size)),
-                )
-        except NotFinite as error:
-            raise DistillationFailed(f"{error} at step {step + 1}. {KEPT}") from error
-        if vllm:  # else the engine has read them for its answers
-            student.read()
-        rollouts = [
-            Rollout(student_prompts[i], teacher_prompts[i], g.token_ids, g.finish == "stop")
-            for i, g in zip(chosen, generations)
-        ]
-        with phases("prefix"):
-            teacher.follow()
-        row = {
-            "step": step + 1,
-            **_update(
-                tuning, optimizer, rollouts, student, teacher, settings, budget, phases, processes
-            ),
-        }
-        seconds = time.monotonic() - begun
-        tokens, ended = processes.sum(
-            torch.tensor([sum(len(r.response) for r in rollouts), sum(r.ended for r in rollouts)])
-        ).tolist()
-        history.append(
-            row
-            | {
-                "engine_mismatch": engine.mismatch if vllm else None,
-                "seconds": seconds,
-                "tokens_per_second": tokens / seconds,
-                "mean_length": tokens / settings.batch_size,
-                "eos_rate": ended / settings.batch_size,
-                **{f"{name}_seconds": spent for name, spent in phases.seconds.items()},
-            }
-        )
-        left = (time.monotonic() - started) / (step + 1 - first) * (settings.steps - step - 1)
-        report(
-            f"step {step + 1}/{settings.steps}  loss {row['loss']:.4f}  length {tokens / settings.batch_size:.1f}  Q {row['top_k_mass']:.4f}  "
-            f"{tokens / seconds:,.0f} tokens/s  ETA {left:,.0f} s"
-        )
-        if processes.main and (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
-            save_step(work_dir, step + 1, tuning, optimizer, history)
-    return model, pa.Table.from_pylist(history, schema=TRAINING)
 
 
-def decay_factor(step: int, steps: int, share: float) -> float:
-    """1, then falling linearly over the last `share` of the steps (to 1 / their number in the last one)."""
-    last = round(share * steps)
-    return min(1.0, (steps - step) / last) if last else 1.0
+def _sample(
+    state: TrainState,
+    step: int,
+    chosen: Sequence[int],
+    student_prompts: Sequence[list[int]],
+    teacher_prompts: Sequence[list[int]],
+) -> list[Rollout]:
+    """Samples the student's answers to the chosen instructions, with its current weights."""
+    settings, processes = state.settings, state.processes
+    state.set_learning_rate(step)
+    sampling = Sampling(
+        settings.max_new_tokens, settings.temperature, settings.seed * 1_000_003 + step
+    )
+    try:
+        with state.phases("rollout"), processes.gathered(state.tuning.model):
+            state.student.read()
+            generations = state.rollouts.generate_ids(
+                [student_prompts[i] for i in chosen],
+                sampling,
+                rows=processes.share(range(settings.batch_size)),
+            )
+    except NotFinite as error:
+        raise DistillationFailed(f"{error} at step {step + 1}. {FIX_NOT_FINITE}") from error
+    return [
+        Rollout(student_prompts[i], teacher_prompts[i], g.token_ids, g.finish == "stop")
+        for i, g in zip(chosen, generations)
+    ]
 
 
-def _update(
-    tuning: Tuning,
-    optimizer: torch.optim.Optimizer,
-    rollouts: list[Rollout],
-    student: Forward,
-    teacher: Teacher,
-    settings: DistillationSettings,
-    budget: Budget,
-    phases: Phases,
-    processes: Processes,
-) -> dict[str, float]:
-    """The optimizer updates of one rollout batch, of which `rollouts` are this process's; returns token means over the whole batch."""
-    sums = torch.zeros(4, dtype=torch.float64)  # loss, Q, teacher mass, entropy
-    tokens, norms = 0, []
-    size = settings.mini_batch_size // processes.count
-    for at in range(0, len(rollouts), size):
-        if at:
-            student.read()
-            if settings.teacher == "student":  # it has moved with the student
-                with phases("prefix"):
-                    teacher.follow()
-        mini = [r for r in rollouts[at : at + size] if r.response]
-        mini_tokens = int(processes.sum(torch.tensor(sum(len(r.response) for r in mini))))
-        if not mini_tokens:
-            raise DistillationFailed(
-                "every response of a batch is empty: the student has collapsed. Mend: lower the learning rate."
-            )
-        part = budget.fitted(
-            lambda: _gradients(
-                tuning,
-                optimizer,
-                mini,  # noqa: B023 - called before the loop goes on
-                mini_tokens,  # noqa: B023
-                student,
-                teacher,
-                settings,
-                budget,
-                phases,
-                processes,
-            )
-        )
-        sums += processes.sum(part)
-        processes.sum_gradients(tuning.trained().values())
-        norm = torch.nn.utils.clip_grad_norm_(
-            tuning.trained().values(), settings.max_grad_norm
-        ).item()
-        if not math.isfinite(norm) or not math.isfinite(sums[0].item()):
-            raise DistillationFailed(
-                f"the loss or its gradient is not finite (loss sum {sums[0].item()}, gradient norm {norm}). {KEPT}"
-            )
-        optimizer.step()
-        norms.append(norm)
-        tokens += mini_tokens
-    if settings.teacher == "ema":
-        tuning.update_ema()
-    loss, mass, teacher_mass, entropy = (sums / tokens).tolist()
+def _history_row(
+    state: TrainState, step: int, losses: dict[str, float], rollouts: list[Rollout], begun: float
+) -> dict:
+    """The TRAINING row of a finished step; lengths and end rates are over all processes."""
+    seconds = time.monotonic() - begun
+    mismatch = state.rollouts.mismatch if isinstance(state.rollouts, VllmRollouts) else None
+    tokens, ended = state.processes.sum(
+        torch.tensor([sum(len(r.response) for r in rollouts), sum(r.ended for r in rollouts)])
+    ).tolist()
+    batch = state.settings.batch_size
     return {
-        "loss": loss,
-        "top_k_mass": mass,
-        "teacher_mass": teacher_mass,
-        "entropy": entropy,
-        "grad_norm": max(norms),
+        "step": step + 1,
+        **losses,
+        "engine_mismatch": mismatch,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "mean_length": tokens / batch,
+        "eos_rate": ended / batch,
+        **{f"{name}_seconds": spent for name, spent in state.phases.seconds.items()},
     }
 
 
-def _gradients(
-    tuning: Tuning,
-    optimizer: torch.optim.Optimizer,
-    mini: list[Rollout],
-    mini_tokens: int,
-    student: Forward,
-    teacher: Teacher,
-    settings: DistillationSettings,
-    budget: Budget,
-    phases: Phases,
-    processes: Processes,
-) -> torch.Tensor:
-    """Sets the student's gradients of this process's share of an optimizer batch; returns the sums over its tokens."""
-    optimizer.zero_grad(set_to_none=True)
-    sums = torch.zeros(4, dtype=torch.float64)
-    lengths = [
-        max(len(r.teacher_prompt) - teacher.shared, len(r.student_prompt)) + len(r.response)
-        for r in mini
-    ]
-    for chosen, weight in processes.evenly(list(by_length(lengths, budget.tokens))):
-        micro = [mini[i] for i in chosen]
-        responses = [r.response for r in micro]
-        with phases("teacher"):
-            teacher_MD = teacher.hidden([r.teacher_prompt for r in micro], responses)
-        with (
-            phases("student"),
-            student.applied(),
-            checkpointed(tuning.model, settings.gradient_checkpointing),
-        ):
-            student_MD = response_hidden(student, [r.student_prompt for r in micro], responses)
-            out = reverse_kl_top_k(
-                student_MD,
-                teacher_MD,
-                student.logits,
-                settings.top_k,
-                settings.tail,
-                settings.temperature,
-                settings.forward_weight,
-                tuning.head,
-                teacher.logits,
-            )
-            (
-                weight * out.loss_sum / mini_tokens
-            ).backward()  # global token mean over the optimizer batch
-        values = torch.stack(
-            [
-                out.loss_sum.detach(),
-                out.student_mass_M.sum(),
-                out.teacher_mass_M.sum(),
-                out.entropy_M.sum(),
-            ]
-        )
-        sums += weight * values.double().cpu()
-    return sums
+def _progress_line(state: TrainState, started: float, finished: int) -> str:
+    row, steps = state.history[-1], state.settings.steps
+    left = (time.monotonic() - started) / finished * (steps - row["step"])
+    return (
+        f"step {row['step']}/{steps}  loss {row['loss']:.4f}  length {row['mean_length']:.1f}  "
+        f"Q {row['top_k_mass']:.4f}  {row['tokens_per_second']:,.0f} tokens/s  ETA {left:,.0f} s"
+    )

@@ -1,14 +1,17 @@
-"""What of a model is trained, and who teaches it: the one place where training knows LoRA from full fine-tuning.
+"""What is trained of a model, and who teaches it.
 
-lora    the base weights stay as they are; student and teacher are adapters on them (`adapters.py`)
-full    every weight is trained, as in the release; a teacher other than the live model is a second copy
+This is the only place where training distinguishes LoRA from full fine-tuning:
+
+lora    the base weights stay fixed; student and teacher are adapters on them (`adapters.py`)
+full    every weight is trained, as in the release of the paper; a teacher other than the live
+        model is a second copy
 """
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from peft import PeftModel
@@ -24,36 +27,63 @@ from policyalign_assets.distillation.adapters import (
 from policyalign_assets.settings import DistillationSettings
 
 Model = PreTrainedModel | PeftModel
+TeacherKind = Literal["frozen", "ema", "student"]
 
 
 class Tuning(Protocol):
-    model: Model  # the student
-    teacher: Model  # computes as the teacher inside of `teaching`; may be `model`
-    plain: bool  # whether `PlainLlama` will do, which gives gradients to an adapter alone and reads norms and biases only once
-    head: tuple[torch.nn.Parameter, ...]  # what is trained of the head
+    """How one way of training treats a model."""
 
-    def trained(self) -> dict[str, torch.nn.Parameter]: ...
+    @property
+    def model(self) -> Any:
+        """The student."""
+        ...
+
+    @property
+    def teacher(self) -> Any:
+        """Computes as the teacher inside `teaching()`; may be the same object as `model`."""
+        ...
+
+    @property
+    def plain(self) -> bool:
+        """Whether `PlainLlama` may compute the model.
+
+        It gives gradients to adapters alone, and copies norms and biases only once.
+        """
+        ...
+
+    @property
+    def head(self) -> tuple[torch.nn.Parameter, ...]:
+        """The trained parameters of the output head."""
+        ...
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that the optimizer updates, by name."""
+        ...
 
     def teaching(self) -> AbstractContextManager[None]:
-        """Inside, `teacher` computes as the teacher, without gradients."""
+        """While active, `teacher` computes as the teacher, without gradients."""
         ...
 
     def update_ema(self) -> None:
-        """The teacher follows the student."""
+        """Moves the EMA teacher towards the student."""
         ...
 
     def saved(self) -> dict[str, torch.nn.Parameter]:
-        """All weights that training changes, the teacher's included: what a run goes on from."""
+        """All weights that training changes, the teacher's included: what a resumed run needs."""
         ...
 
 
-def tuning_of(base: PreTrainedModel, settings: DistillationSettings) -> Tuning:
-    """With `full` it is `base` itself that will be trained. Raises ValueError where that could not be saved."""
+def tuning_of(base: Any, settings: DistillationSettings) -> Tuning:
+    """The configured way of training `base`; `full` trains `base` itself.
+
+    Raises ValueError if the result could not be saved.
+    """
     return Full(base, settings) if settings.tuning == "full" else Lora(base, settings)
 
 
 class Lora:
-    plain, head = True, ()
+    plain = True
+    head: tuple[torch.nn.Parameter, ...] = ()
 
     def __init__(self, base: PreTrainedModel, settings: DistillationSettings):
         self._settings = settings
@@ -63,7 +93,7 @@ class Lora:
         return student_parameters(self.model)
 
     def teaching(self) -> AbstractContextManager[None]:
-        return teacher_weights(self.model, self._settings)
+        return teacher_weights(self.model, self._settings.teacher)
 
     def update_ema(self) -> None:
         update_ema(self.model, self._settings.ema_decay)
@@ -75,10 +105,10 @@ class Lora:
 class Full:
     plain = False
 
-    def __init__(self, base: PreTrainedModel, settings: DistillationSettings):
-        base.generation_config.validate(
-            strict=True
-        )  # transformers refuses to save a model with a faulty one, which is late after training
+    def __init__(self, base: Any, settings: DistillationSettings):
+        # transformers refuses to save a model with a faulty generation config. Raise that before
+        # training instead of after it.
+        base.generation_config.validate(strict=True)
         self._settings = settings
         self.model = base.requires_grad_(True)
         self.teacher = (
@@ -87,7 +117,7 @@ class Full:
         self.head = tuple(base.get_output_embeddings().parameters())
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
-        return dict(self.model.named_parameters())  # a tied head and embedding are one
+        return dict(self.model.named_parameters())  # a tied head and embedding appear once
 
     def teaching(self) -> AbstractContextManager[None]:
         return torch.no_grad()
@@ -98,7 +128,7 @@ class Full:
             ema.lerp_(student, 1 - self._settings.ema_decay)
 
     def saved(self) -> dict[str, torch.nn.Parameter]:
-        # a frozen teacher is the base model, which is there when a run goes on
+        # A frozen teacher is the base model, which a resumed run loads anyway.
         ema = dict(self.teacher.named_parameters()) if self._settings.teacher == "ema" else {}
         return {f"student.{n}": p for n, p in self.trained().items()} | {
             f"ema.{n}": p for n, p in ema.items()

@@ -1,4 +1,8 @@
-"""What every generation engine offers. Synthesis, rollouts and evaluation know this interface and nothing behind it."""
+"""The interface of every generation engine, and the values that pass through it.
+
+Synthesis, scoring, rollouts and evaluation depend on this module alone, never on a particular
+engine.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 Role = Literal["system", "user", "assistant"]
-Progress = Callable[[int, int], None]  # (done, total)
+Progress = Callable[[int, int], None]  # called with (finished, total)
 
 
 @dataclass(frozen=True)
@@ -20,13 +24,17 @@ Chat = tuple[Message, ...]
 
 
 def chat(user: str, system: str | None = None) -> Chat:
+    """A conversation of one user message, after a system message if `system` is given."""
     return (*((Message("system", system),) if system else ()), Message("user", user))
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy. With `seed` a call is repeatable, and each prompt's answer depends on the prompt and its place in
-    the call alone, up to rounding (on the same engine)."""
+    """How answers are sampled. Temperature 0 means greedy decoding.
+
+    A call is repeatable: on one engine, each prompt's answer depends only on the prompt, the seed
+    and the prompt's place in the call, up to rounding.
+    """
 
     max_new_tokens: int
     temperature: float = 0.0
@@ -35,7 +43,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generation:
-    """`token_ids` are the sampled tokens, the end token included when the model produced one; `text` is without it."""
+    """One sampled answer.
+
+    `token_ids` holds the sampled tokens, including the end token if the model produced one.
+    `text` is decoded without the end token.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -43,18 +55,26 @@ class Generation:
 
 
 class Engine(Protocol):
+    """Anything that answers chats."""
+
     model_id: str
     revision: str
 
     def generate(
         self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None = None
     ) -> list[Generation]:
-        """One generation per chat, in order. Raises `PromptTooLong` before any work if a prompt and its response do not fit."""
+        """Returns one generation per chat, in order.
+
+        Raises `PromptTooLong`, before any work, if a prompt and its response do not fit.
+        """
         ...
 
 
 class TokenEngine(Engine, Protocol):
-    """An engine that takes rendered prompts too. `device`: "cpu" or "cuda"; `tokenizer`: of `render`."""
+    """An engine that also accepts rendered prompts.
+
+    `device` is "cpu" or "cuda"; `tokenizer` is the one that renders the prompts.
+    """
 
     tokenizer: Any
     device: str
@@ -66,18 +86,24 @@ class TokenEngine(Engine, Protocol):
         progress: Progress | None = None,
         rows: Sequence[int] | None = None,
     ) -> list[Generation]:
-        """As `generate`, from token ids. `rows`: which row of a larger batch each prompt is; its random numbers are that row's,
-        and the same in any part of the batch."""
+        """Like `generate`, but from token ids.
+
+        `rows` gives each prompt's row number in a larger batch. The row number selects the random
+        numbers, so an answer does not depend on how the larger batch is split.
+        """
         ...
 
 
 class PromptTooLong(ValueError):
-    """A prompt plus its response budget exceeds the model's context. A policy is never truncated: shorten it instead."""
+    """A prompt plus its response budget exceeds the model's context.
+
+    A policy is never truncated: it has to be shortened instead.
+    """
 
 
 class EngineUnavailable(RuntimeError):
-    """The engine that the settings name cannot run here. The message says why, and the mend."""
+    """The configured engine cannot run here. The message gives the reason and the fix."""
 
 
 class NotFinite(RuntimeError):
-    """The model's logits hold NaN: its weights are broken, and nothing can be sampled."""
+    """The model's logits contain NaN: its weights are broken, so nothing can be sampled."""

@@ -1,4 +1,4 @@
-"""Cuts work into batches of similar length."""
+"""Splits work into batches of rows of similar length."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 
 def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Yields index batches, longest first (memory trouble shows at once), each at most `batch_tokens` when padded.
+    """Yields batches of row indices, each at most `batch_tokens` tokens when padded.
 
-    A row longer than `batch_tokens` gets a batch of its own.
+    The longest rows come first, so that a lack of memory shows at once. A row longer than
+    `batch_tokens` gets a batch of its own.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batch: list[int] = []

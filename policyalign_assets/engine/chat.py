@@ -1,8 +1,9 @@
 """Renders chats to token ids so that text can never become a control token.
 
-Policies, instructions and model outputs are untrusted: `<|im_end|>` or `<|system|>` inside them must stay text. The chat
-template is rendered with placeholders, then split; the template's own pieces are tokenized with control tokens on, every
-content with control tokens off. Benign chats get the very ids that `apply_chat_template` gives (tested).
+Policies, instructions and model outputs are untrusted: `<|im_end|>` or `<|system|>` inside them
+must stay text. The chat template is rendered with placeholders and split at them. The template's
+own pieces are tokenized with control tokens enabled, and every content with control tokens
+disabled. Benign chats get exactly the ids that `apply_chat_template` gives (tested).
 """
 
 from __future__ import annotations
@@ -23,19 +24,26 @@ class NoChatTemplate(ValueError):
 def render(
     tokenizer: PreTrainedTokenizerBase, chat: Chat, add_generation_prompt: bool = True
 ) -> list[int]:
-    """Token ids of `chat`. Raises NoChatTemplate; template errors (an unsupported role) come through as they are."""
+    """Returns the token ids of `chat`.
+
+    Raises NoChatTemplate. Errors that the template itself raises, such as an unsupported role,
+    are passed on unchanged.
+    """
     if not tokenizer.chat_template:
         raise NoChatTemplate(
-            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template. Mend: use an instruct model, or put "
-            "a `chat_template.jinja` beside its tokenizer."
+            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template. Fix: use "
+            "an instruct model, or put a `chat_template.jinja` beside its tokenizer."
         )
-    # a fresh nonce cannot be guessed by the content; letters only, so that no template or normalizer changes it
+    # The content cannot guess a fresh nonce. It has letters only, so that no template or normalizer
+    # changes it.
     nonce = "".join(chr(ord("a") + b % 26) for b in secrets.token_bytes(24))
     marks = [f"{nonce}{chr(ord('a') + i)}" for i in range(len(chat))]
-    rendered = tokenizer.apply_chat_template(
-        [{"role": m.role, "content": mark} for m, mark in zip(chat, marks, strict=True)],
-        tokenize=False,
-        add_generation_prompt=add_generation_prompt,
+    rendered = str(
+        tokenizer.apply_chat_template(
+            [{"role": m.role, "content": mark} for m, mark in zip(chat, marks, strict=True)],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
     )
     ids: list[int] = []
     rest = rendered
@@ -51,10 +59,11 @@ def render(
 
 
 def content_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of untrusted text, without outer white space (some templates trim it, and it could merge with the template's own).
+    """Returns the ids of untrusted text, with surrounding white space removed.
 
-    `split_special_tokens` covers special tokens only; added tokens that are not "special" (`<tool_call>`, `<think>`) are
-    kept apart by cutting them after their first character.
+    Some templates trim white space, and it could merge with the template's own. The tokenizer's
+    `split_special_tokens` covers special tokens only. Added tokens that are not "special", such as
+    `<tool_call>` or `<think>`, are broken up by cutting the text after their first character.
     """
     text = text.strip()
     added = sorted((t for t in tokenizer.get_added_vocab() if len(t) > 1), key=len, reverse=True)

@@ -1,4 +1,7 @@
-"""Loads a causal language model and its tokenizer from the tree, a folder, or the hub. Safetensors only, no remote code."""
+"""Loads a causal language model and its tokenizer from the package, a folder or the hub.
+
+Only safetensors weights are read, and no code that comes with a model is ever run.
+"""
 
 from __future__ import annotations
 
@@ -6,37 +9,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils.logging import disable_progress_bar
 
 from policyalign_assets.engine.cpu.memory import keep_freed_memory
+from policyalign_assets.engine.derived_models import sources_of
+from policyalign_assets.engine.gguf import materialized
 from policyalign_assets.engine.responses import end_ids
 from policyalign_assets.engine.revision import local_revision
 from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
 from policyalign_assets.settings import BUNDLED, ModelSettings
 
-disable_progress_bar()  # it prints into the run's log; stages report their own progress
+disable_progress_bar()  # it would print into the run's log; stages report their own progress
 
 
 class ModelNotFound(ValueError):
-    """The model cannot be loaded. The message names it and the mend."""
+    """The model cannot be loaded. The message names the model and the fix."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """`revision`: the hub commit, or the hash of a local folder's weights, configuration and tokenizer."""
+    """A model in memory.
 
-    model: PreTrainedModel
+    `model` may be wrapped by PEFT. `revision` is the hub commit, or the hash of a local folder.
+    """
+
+    model: PreTrainedModel | PeftModel
     tokenizer: PreTrainedTokenizerBase
     model_id: str
     revision: str
@@ -51,19 +62,24 @@ class LoadedModel:
 
     @property
     def context(self) -> int:
-        return (
-            getattr(self.model.config, "max_position_embeddings", None)
-            or self.tokenizer.model_max_length
-        )
+        """The most tokens that a prompt and its response may have together."""
+        return _context(self.model.config, self.tokenizer)
 
 
 def model_path(settings: ModelSettings) -> str:
-    return str(BUNDLED_WEIGHTS) if settings.id == BUNDLED else settings.id
+    """A folder or a hub id. A GGUF file is dequantized first, once (ValueError where it cannot be)."""
+    if settings.id == BUNDLED:
+        return str(BUNDLED_WEIGHTS)
+    sources = sources_of(settings.id)
+    return str(materialized(sources)) if sources else settings.id
 
 
 @dataclass(frozen=True)
-class Described:
-    """All of a model but its weights. `context`: most tokens of a prompt and its response, by the model's configuration."""
+class ModelDescription:
+    """Everything about a model except its weights.
+
+    `context` is the most tokens that a prompt and its response may have together.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     end_ids: tuple[int, ...]
@@ -72,47 +88,58 @@ class Described:
 
 
 def load_model(settings: ModelSettings) -> LoadedModel:
-    """Raises ModelNotFound for a missing model, a repository without safetensors, or a GPU setting on a machine without one."""
+    """Loads the configured model onto its device, in evaluation mode.
+
+    Raises ModelNotFound for a missing model, a repository without safetensors, or a GPU setting on
+    a machine without a GPU.
+    """
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ModelNotFound(
-            "model.device='cuda' but PyTorch sees no GPU here. Mend: set model.device to 'auto' or 'cpu', or run on a GPU machine."
+            "model.device='cuda' but PyTorch sees no GPU here. Fix: set model.device to 'auto' or "
+            "'cpu', or run on a machine with a GPU."
         )
-    device = (
-        settings.device
-        if settings.device != "auto"
-        else ("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         keep_freed_memory()
-    with _named(settings):
+    with _errors_name_the_model(settings):
         tokenizer = _tokenizer(settings)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             model_path(settings),
             use_safetensors=True,
             dtype=getattr(torch, settings.dtype),
-            **_from(settings),
+            **_source(settings),
         )
-    return LoadedModel(
-        model.to(device).eval(), tokenizer, settings.id, _revision(settings, model.config)
-    )
+    model = model.to(device).eval()
+    return LoadedModel(model, tokenizer, settings.id, _revision(settings, model.config))
 
 
-def describe(settings: ModelSettings) -> Described:
-    """Raises ModelNotFound as `load_model` does, but looks at no weights."""
-    with _named(settings):
+def describe(settings: ModelSettings) -> ModelDescription:
+    """Reads a model's configuration and tokenizer, but no weights.
+
+    Raises ModelNotFound as `load_model` does.
+    """
+    with _errors_name_the_model(settings):
         tokenizer = _tokenizer(settings)
-        config = AutoConfig.from_pretrained(model_path(settings), **_from(settings))
+        config = AutoConfig.from_pretrained(model_path(settings), **_source(settings))
         try:
-            generation = GenerationConfig.from_pretrained(model_path(settings), **_from(settings))
-        except OSError:  # a model without that file
+            generation = GenerationConfig.from_pretrained(model_path(settings), **_source(settings))
+        except OSError:  # the model has no generation_config.json
             generation = GenerationConfig.from_model_config(config)
-    context = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    return Described(
-        tokenizer, end_ids(generation, tokenizer), context, _revision(settings, config)
+    return ModelDescription(
+        tokenizer,
+        end_ids(generation, tokenizer),
+        _context(config, tokenizer),
+        _revision(settings, config),
     )
 
 
-def _from(settings: ModelSettings) -> dict:
+def _context(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    return getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+
+
+def _source(settings: ModelSettings) -> dict[str, Any]:
     return {
         "revision": settings.revision,
         "trust_remote_code": False,
@@ -121,17 +148,19 @@ def _from(settings: ModelSettings) -> dict:
 
 
 def _tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(model_path(settings), **_from(settings))
-    if not tokenizer(
-        "a", add_special_tokens=False
-    ).input_ids:  # what transformers makes of a folder without tokenizer files
+    tokenizer = AutoTokenizer.from_pretrained(model_path(settings), **_source(settings))
+    # From a folder without tokenizer files, transformers makes a tokenizer that knows no token.
+    if not tokenizer("a", add_special_tokens=False).input_ids:
         raise ValueError("its tokenizer has no vocabulary.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _revision(settings: ModelSettings, config) -> str:
+def _revision(settings: ModelSettings, config: PretrainedConfig) -> str:
+    sources = sources_of(settings.id)
+    if sources:
+        return sources.revision
     folder = Path(model_path(settings))
     return (
         settings.revision
@@ -141,16 +170,15 @@ def _revision(settings: ModelSettings, config) -> str:
 
 
 @contextmanager
-def _named(settings: ModelSettings) -> Iterator[None]:
+def _errors_name_the_model(settings: ModelSettings) -> Iterator[None]:
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        SafetensorError,
-    ) as error:  # SafetensorError: a damaged file, or a Git LFS pointer
+    # SafetensorError: a damaged file, or a Git LFS pointer instead of the weights.
+    # ImportError: a package that this kind of file needs is missing.
+    except (OSError, ImportError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFound(
-            f"model.id={settings.id!r} cannot be loaded: {reason} Mend: give a folder that holds config.json, a tokenizer and "
-            "*.safetensors, or a hub id that this machine can reach."
+            f"model.id={settings.id!r} cannot be loaded: {reason} Fix: give a folder that "
+            "holds config.json, a tokenizer and *.safetensors, or a hub id that this machine can "
+            "reach."
         ) from error

@@ -1,30 +1,43 @@
-"""What all engines agree on: what fits into the context, which tokens end a response, and what a finished one looks like."""
+"""Rules that all engines share: the context limit, end tokens, and what a finished response is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
 from policyalign_assets.engine.base import Generation, PromptTooLong
 
 
 def check_lengths(prompts: Sequence[Sequence[int]], response: int, context: int) -> None:
+    """Raises PromptTooLong if the longest prompt and `response` tokens exceed `context` tokens."""
     longest = max(map(len, prompts), default=0)
     if longest + response > context:
         raise PromptTooLong(
-            f"a prompt of {longest} tokens and a response of up to {response} exceed the model's context of {context}. "
-            "Mend: shorten the policy or lower max_new_tokens; a policy is never truncated."
+            f"a prompt of {longest} tokens and a response of up to {response} exceed the model's "
+            f"context of {context}. Fix: shorten the policy or lower max_new_tokens; a policy is "
+            "never truncated."
         )
 
 
-def end_ids(generation_config, tokenizer) -> tuple[int, ...]:
-    """Every id that ends a response: rollouts and training must agree on them (method.md: length explosion)."""
+def end_ids(
+    generation_config: GenerationConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...]:
+    """All token ids that end a response.
+
+    Rollouts and training must use the same ids: a model that is trained on answers cut at other
+    tokens learns to run on, and response lengths explode.
+    """
     ids = generation_config.eos_token_id
     ids = ids if isinstance(ids, list) else [ids]
     return tuple(dict.fromkeys(i for i in (*ids, tokenizer.eos_token_id) if i is not None))
 
 
-def finished(tokens: Sequence[int], ends: Sequence[int], tokenizer) -> Generation:
-    """`tokens` are the sampled ones, the end token included when the model produced one."""
+def finished(
+    tokens: Sequence[int], ends: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> Generation:
+    """A `Generation` from sampled tokens, which include the end token if one was produced."""
     stopped = bool(tokens) and tokens[-1] in ends
-    text = tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=False)
+    text_tokens = list(tokens[:-1] if stopped else tokens)
+    text = str(tokenizer.decode(text_tokens, skip_special_tokens=False))
     return Generation(text.strip(), tuple(tokens), "stop" if stopped else "length")

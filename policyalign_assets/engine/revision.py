@@ -1,4 +1,4 @@
-"""What identifies a local model (imports no torch)."""
+"""The identity of a local model folder (imports no torch)."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ _DECIDING = (
 
 
 def local_revision(folder: Path) -> str:
-    """Hash of the files that decide a model's behaviour; its card and licence may change."""
+    """Hash of the files that decide how a model behaves; its card and licence may change."""
     return sha256_files(folder, _DECIDING)[:16]

@@ -1,7 +1,7 @@
-"""Random choices that belong to a row, not to the batch that it happens to be in.
+"""Random choices that belong to a row, not to the batch that happens to contain it.
 
-Each row has its own stream of uniform numbers, from (seed, row). So a row is answered alike whatever is generated beside it:
-in batches of any size, on one process or shared among several.
+Each row has its own stream of uniform numbers, derived from (seed, row). A row therefore gets the
+same answer whatever is generated beside it: in batches of any size, on one process or several.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 
 from policyalign_assets.engine.base import Sampling
 
-NO_TOKEN = -1
+NO_TOKEN = -1  # returned instead of a token id where the logits are NaN
 
 
 def uniforms(sampling: Sampling, rows: Sequence[int]) -> torch.Tensor:
-    """In [0, 1), one for each row and new token: uniform_BT, on the CPU."""
+    """Uniform numbers in [0, 1) for each row and new token: uniform_BT, on the CPU."""
     return torch.from_numpy(
         np.stack(
             [
@@ -31,16 +31,18 @@ def uniforms(sampling: Sampling, rows: Sequence[int]) -> torch.Tensor:
 
 
 def choose(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor) -> torch.Tensor:
-    """The token at `uniform_B` of each row's cumulative distribution; the likeliest one at temperature 0. Never one of probability 0.
+    """Samples one token per row by inverting the cumulative distribution at `uniform_B`.
 
-    NO_TOKEN where the logits are not numbers.
+    At temperature 0 the most likely token is taken. A token of probability 0 is never chosen.
+    Rows whose logits contain NaN give `NO_TOKEN`.
     """
     if temperature == 0:
         best = logits_BV.max(-1)
         return torch.where(best.values.isnan(), NO_TOKEN, best.indices)
     logits_BV = logits_BV.float() if temperature == 1 else logits_BV.float() / temperature
     cumulative_BV = logits_BV.softmax(-1).cumsum(-1)
-    total_B1 = cumulative_BV[:, -1:]  # 1 but for rounding
+    total_B1 = cumulative_BV[:, -1:]  # 1, except for rounding
+    # Stay strictly below the total, so that the search never runs past the last possible token.
     below_B1 = torch.minimum(
         uniform_B[:, None] * total_B1, total_B1.nextafter(torch.zeros_like(total_B1))
     )

@@ -1,4 +1,4 @@
-"""Models that ship with the project: the id by which settings name each, and its folder (imports no torch)."""
+"""Models that ship with the project: their ids in the settings and their folders (no torch)."""
 
 from __future__ import annotations
 

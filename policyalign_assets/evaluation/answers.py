@@ -21,7 +21,7 @@ from policyalign_assets.files import write_parquet
 
 _SCHEMA = pa.schema([("text", pa.string()), ("tokens", pa.int32()), ("truncated", pa.bool_())])
 # Raise it when engines begin to answer differently for the same model, chat and sampling.
-_CODE = 1
+CODE_VERSION = 1
 
 Generate = Callable[[Engine, Sequence[Chat], Sampling], Sequence[Generation | None]]
 
@@ -83,7 +83,7 @@ def answers(
 
 def _key(model: Model, chats: Sequence[Chat], sampling: Sampling) -> str:
     parts = [
-        _CODE,
+        CODE_VERSION,
         model.identity,
         asdict(sampling),
         [[(m.role, m.content) for m in chat] for chat in chats],

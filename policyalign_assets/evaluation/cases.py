@@ -15,6 +15,8 @@ import pyarrow as pa
 from policyalign_assets.filtering.select import conformance_set
 from policyalign_assets.synthesis.duplicates import normalize
 
+CODE_VERSION = 1  # raise it when new code changes which held-out cases are built
+
 
 class NoCases(ValueError):
     """No rule of the policy can be measured."""

@@ -35,6 +35,8 @@ from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import EvaluationSettings
 from policyalign_assets.tables import GENERATIONS
 
+CODE_VERSION = 1  # raise it when new code changes what is asked and how answers are kept
+
 TOO_LONG = "the request does not fit into the model's context"
 
 Row = dict[str, Any]

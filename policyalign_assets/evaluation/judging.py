@@ -17,6 +17,8 @@ from policyalign_assets.evaluation.mathematics import same_values
 from policyalign_assets.judges.verdict import Dialogue, Judge, Verdict
 from policyalign_assets.tables import JUDGEMENTS
 
+CODE_VERSION = 1  # raise it when new code changes how answers are judged
+
 NOT_COMPARED = "the answer could not be compared with the reference"
 NO_MATH = "math-verify is not installed where answers are judged"
 NO_CORRECTNESS = (

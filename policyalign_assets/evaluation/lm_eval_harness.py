@@ -17,9 +17,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from policyalign_assets.evaluation.benchmarks import LETTERS, BenchmarkCase
 from policyalign_assets.files import replacing_file
@@ -43,8 +46,21 @@ class Weights:
     adapter: Path | None = None
 
 
+def texts() -> object:
+    """The task file, parsed, for fingerprints."""
+    return yaml.safe_load(_template())
+
+
 def installed() -> bool:
     return find_spec("lm_eval") is not None
+
+
+def installed_version() -> str | None:
+    """Another version of lm-eval may ask or score in another way."""
+    try:
+        return version("lm_eval")
+    except PackageNotFoundError:
+        return None
 
 
 def answered_correctly(
@@ -57,7 +73,7 @@ def answered_correctly(
     Raises HarnessFailed.
     """
     key = hashlib.sha256(
-        json.dumps([identity, [_document(c) for c in cases], _template()]).encode()
+        json.dumps([identity, [_document(c) for c in cases], texts(), installed_version()]).encode()
     ).hexdigest()[:32]
     file = store / f"{key}.choices.json" if store else None
     if file and file.exists():

@@ -15,6 +15,8 @@ from policyalign_assets.settings import FilterSettings
 from policyalign_assets.synthesis.split import HELDOUT
 from policyalign_assets.tables import FILTERED, INSTRUCTIONS
 
+CODE_VERSION = 2  # raise it when new code changes which instructions are selected
+
 RANKED = ("violating", "duty")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from policyalign_assets.judges.endpoint import EndpointJudge
 from policyalign_assets.judges.local import EngineJudge, LocalModel, local_model
-from policyalign_assets.judges.phrases import judge_for
+from policyalign_assets.judges.phrases import judge_for, known_answers
 from policyalign_assets.judges.tasks import (
     Correctness,
     PolicyJudge,
@@ -16,7 +16,7 @@ from policyalign_assets.judges.tasks import (
 )
 from policyalign_assets.judges.verdict import Dialogue, Judge
 from policyalign_assets.policy import PolicyDocument
-from policyalign_assets.settings import JudgeSettings
+from policyalign_assets.settings import JudgeSettings, Settings
 
 Report = Callable[[str], None]
 PROBE = Dialogue(
@@ -80,6 +80,23 @@ def templates(settings: JudgeSettings) -> dict[str, str]:
         "strongreject": (StrongRejectRubric, Correctness),
     }
     return {task.__name__: task.template for task in asked.get(settings.kind, ())}
+
+
+def texts(settings: Settings) -> list[object]:
+    """What the configured judge is asked, or the answers that the phrase judge knows."""
+    match settings.judge.kind:
+        case "rules":
+            return [known_answers(settings)]
+        case "qwen3guard":
+            return [Qwen3Guard.CATEGORIES]
+        case "policy":
+            return [_prompts(PolicyJudge), _prompts(Correctness)]
+        case "strongreject":
+            return [_prompts(StrongRejectRubric), _prompts(Correctness)]
+
+
+def _prompts(task: type[PolicyJudge | StrongRejectRubric | Correctness]) -> list[str]:
+    return [task.SYSTEM, task.USER]
 
 
 def described(judge: Judge) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -84,7 +85,8 @@ def phrases_for(text: str) -> Phrases:
 @lru_cache(maxsize=1)
 def phrases_hash() -> str:
     """Part of the judge's id: other phrases make another judge."""
-    return hashlib.sha256(PHRASES_FILE.read_bytes()).hexdigest()[:8]
+    phrases = yaml.safe_load(PHRASES_FILE.read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps(phrases).encode()).hexdigest()[:8]
 
 
 @lru_cache(maxsize=1)

@@ -14,8 +14,9 @@ from dataclasses import replace
 from policyalign_assets.judges.phrase_lists import phrases_hash
 from policyalign_assets.judges.refusals import read_response
 from policyalign_assets.judges.verdict import Dialogue, Verdict
+from policyalign_assets.settings import BUNDLED, Settings
 
-VERSION = "rules/2"  # raise it when the code reads the same phrases differently
+CODE_VERSION = 2  # raise it when the code reads the same phrases differently
 UNKNOWN = "neither a refusal nor an answer that the judge knows"
 
 
@@ -28,7 +29,7 @@ class RuleBasedJudge:
 
     def __init__(self, answers: Sequence[str] | None = None) -> None:
         known = "" if answers is None else "+answers"
-        self.id = f"{VERSION}-{phrases_hash()}{known}"
+        self.id = f"rules/{CODE_VERSION}-{phrases_hash()}{known}"
         self.revision: str | None = None  # the id holds the version and the hash of the phrases
         self.template: str | None = None
         self._answer = (
@@ -50,9 +51,15 @@ class RuleBasedJudge:
         return [replace(self.judge(d.response, d.prompt), judge=self.id) for d in dialogues]
 
 
+def known_answers(settings: Settings) -> list[str] | None:
+    """The sentences by which `judge_for` tells an answer: those of the bundled model."""
+    from policyalign_assets.world.world import lexicon
+
+    return lexicon()["comply"] if settings.model.id == BUNDLED else None
+
+
 def judge_for(model_id: str) -> RuleBasedJudge:
     """The bundled model's answers are known sentences; those of other models are not."""
-    from policyalign_assets.settings import BUNDLED
     from policyalign_assets.world.world import lexicon
 
     return RuleBasedJudge(lexicon()["comply"]) if model_id == BUNDLED else RuleBasedJudge()

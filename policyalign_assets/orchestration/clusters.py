@@ -1,6 +1,8 @@
-"""Launchers for clusters. What a worker needs there: this package, the model, and the URL or shared folder of the exchange.
+"""Launchers for clusters.
 
-`RayJobs` was run on a local cluster (docs/deploy.md). `Kubernetes` was never run: only its configuration is checked.
+A worker there needs this package, the model, and the URL or shared folder of the exchange.
+`RayJobs` was run on a local cluster (docs/deploy.md). `Kubernetes` was never run: only its
+configuration is checked. What a client raises passes through, and becomes the step's failure.
 """
 
 from __future__ import annotations
@@ -20,15 +22,14 @@ EXCHANGE = "POLICYALIGN_EXCHANGE"
 
 
 class _OnCluster(OutOfProcess):
-    exchange: str = os.environ.get(
-        EXCHANGE, ""
-    )  # a folder or URL that the run and the cluster both reach
+    # a folder or URL that the run and the cluster both reach
+    exchange: str = os.environ.get(EXCHANGE, "")
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         if not self.exchange:
             raise dg.Failure(
-                f"{type(self).__name__} needs a place that the run and the cluster both reach. Mend: set {EXCHANGE}, for example "
-                "s3://bucket/exchange.",
+                f"{type(self).__name__} needs a place that the run and the cluster both reach. "
+                f"Fix: set {EXCHANGE}, for example s3://bucket/exchange.",
                 allow_retries=False,
             )
 
@@ -60,11 +61,7 @@ class RayJobs(_OnCluster):
             "entrypoint_num_gpus": self.gpus,
             "runtime_env": {**self.runtime_env},
         }
-        try:
-            PipesRayJobClient(address=self.address).run(context=context, submit_job_params=job)
-        except RuntimeError as error:  # what the client raises when the job failed or was stopped
-            context.log.error(str(error))
-            return 1
+        PipesRayJobClient(address=self.address).run(context=context, submit_job_params=job)
         return 0
 
 
@@ -85,15 +82,11 @@ class Kubernetes(_OnCluster):
             **self.pod_spec,
             "containers": [{"name": "worker", "image": self.image, "resources": resources}],
         }
-        try:
-            PipesK8sClient().run(
-                context=context,
-                image=self.image,
-                command=["python", *arguments],
-                namespace=self.namespace,
-                base_pod_spec=pod,
-            )
-        except Exception as error:  # the client's way to say that the pod failed
-            context.log.error(str(error))
-            return 1
+        PipesK8sClient().run(
+            context=context,
+            image=self.image,
+            command=["python", *arguments],
+            namespace=self.namespace,
+            base_pod_spec=pod,
+        )
         return 0

@@ -10,7 +10,7 @@ from policyalign_assets.evaluation.benchmarks import manifest
 from policyalign_assets.judges.choose import templates
 from policyalign_assets.orchestration.assets import DEPLOYED
 from policyalign_assets.settings import BUNDLED, Settings
-from policyalign_assets.stages import fingerprints
+from policyalign_assets.stages import shaping
 from policyalign_assets.stages.facts import markdown_table
 
 
@@ -24,7 +24,7 @@ def _base_model(settings: Settings) -> dg.AssetSpec:
         "policy in its prompt.",
         metadata={
             "id": model.id,
-            "revision": fingerprints.model_revision(model),
+            "revision": shaping.model_revision(model),
             "dtype": model.dtype,
             "what it is": "a small test bed that ships with the project"
             if model.id == BUNDLED
@@ -44,7 +44,7 @@ def _public_benchmarks(settings: Settings) -> dg.AssetSpec:
         description="Published test sets (evaluation/benchmarks.yaml), read from `evaluation.benchmarks_dir`. What is not there is reported as "
         "not run, with the reason. Nothing of them reaches training.",
         metadata={
-            "version": fingerprints.benchmarks_version(settings.evaluation),
+            "version": shaping.benchmarks_version(settings.evaluation),
             "benchmarks": len(rows),
             "folder is set": settings.evaluation.benchmarks_dir is not None,
             "manifest": dg.MetadataValue.md(

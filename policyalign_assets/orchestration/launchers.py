@@ -48,9 +48,18 @@ class Launcher(dg.ConfigurableResource):
         inputs: dict[str, StageData],
     ) -> StageResult:
         """Makes a stage in the process of the run itself, as those that load no model are. Raises as `make`."""
+        keys = context.partition_key.keys_by_dimension
         try:
             return make(
-                stage, StageContext(pipeline.settings, pipeline.data, context.log.info), inputs
+                stage,
+                StageContext(
+                    pipeline.settings,
+                    pipeline.data,
+                    context.log.info,
+                    pipeline.policies,
+                    (keys["domain"], keys["policy"]),
+                ),
+                inputs,
             )
         except Exception as error:
             fail(stage, problem_of(error))
@@ -82,9 +91,12 @@ class OutOfProcess(Launcher):
         with self.folder(context) as folder:
             exchange = Exchange(folder)
             exchange.give(stage, pipeline.settings, pipeline.data_dir, inputs)
-            code = self.run_worker(
-                context, ["-m", "policyalign_assets.runtime.worker", str(folder)]
-            )
+            try:
+                code = self.run_worker(
+                    context, ["-m", "policyalign_assets.runtime.worker", str(folder)]
+                )
+            except Exception as error:  # of a cluster's client: what it says is the reason
+                fail(stage, exchange.problem() or problem_of(error))
             if code:
                 fail(stage, exchange.problem() or _died(code))
             return exchange.made(stage)
@@ -95,7 +107,11 @@ class OutOfProcess(Launcher):
 
     @abstractmethod
     def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
-        """Runs Python with `arguments` through Dagster Pipes until it ends. Its exit code; 128 + n for signal n."""
+        """Runs Python with `arguments` through Dagster Pipes until it ends.
+
+        Returns its exit code: 128 + n for signal n. Raises what a cluster's client raises where the
+        worker could not be run, or failed.
+        """
 
 
 class Subprocess(OutOfProcess):
@@ -126,20 +142,25 @@ def run_guarded(command: list[str], grace: float, environment: dict[str, str]) -
         return process.wait()
 
 
+# Signals that come from outside; the others say that the process itself did something wrong
+_FROM_OUTSIDE = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}
+
+
 def _died(code: int) -> Problem:
     number = code - 128 if code > 128 else -code if code < 0 else 0
     if not number:
         return Problem(
-            f"its process ended with exit code {code} and gave no reason; its output is under stderr of this step",
+            f"its process ended with exit code {code} and gave no reason. "
+            "Its output is under stderr of this step.",
             False,
         )
     name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
     hint = (
-        " Often the machine's memory is full: lower model.batch_tokens."
+        " The memory of the machine may be full. Fix: lower model.batch_tokens."
         if number == signal.SIGKILL
         else ""
     )
-    return Problem(f"its process was ended by {name}.{hint}", True)
+    return Problem(f"its process was ended by {name}.{hint}", number in _FROM_OUTSIDE)
 
 
 def fail(stage: str, problem: Problem) -> NoReturn:

@@ -17,6 +17,7 @@ from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.policy import PolicyError, applicable_domains, list_policies, parse_policy
 from policyalign_assets.settings import BUNDLED, Settings
 from policyalign_assets.stages import fingerprints
+from policyalign_assets.stages.registry import STAGES
 
 BUSY = [
     s
@@ -27,7 +28,7 @@ BUSY = [
 
 alignment_job = dg.define_asset_job(
     "alignment",
-    selection=dg.AssetSelection.assets(*fingerprints.STAGES),
+    selection=dg.AssetSelection.assets(*STAGES),
     partitions_def=partitions,
     description="Aligns one partition: the stages of the chain that are out of date.",
 )
@@ -41,12 +42,13 @@ def desired_states(
     A policy with a mistake in it is left as it is (its last good state stays) and the mistake is logged.
     """
     wanted = {}
+    versions = fingerprints.own_versions(settings)
     for policy_id in list_policies(policies_dir):
         try:
             for domain in applicable_domains(policies_dir, policy_id):
                 policy = parse_policy(policies_dir, policy_id, domain)
                 wanted[f"{domain}|{policy_id}"] = fingerprints.desired(
-                    policy.content_hash, settings
+                    policy.content_hash, settings, versions
                 )
         except PolicyError as error:
             log(f"skipped: {error}")
@@ -59,7 +61,7 @@ def out_of_date(
     """One run request per partition that is not as wanted, for the stages that are not. Partitions with a live run wait."""
     # before the state is read: a run that ends in between is then seen as busy, and its result on the next tick
     busy = {run.tags.get("dagster/partition") for run in live_runs(instance)}
-    latest = {stage: _latest(instance, stage) for stage in fingerprints.STAGES}
+    latest = {stage: _latest(instance, stage) for stage in STAGES}
     for partition, stages in wanted.items():
         if partition in busy:
             continue

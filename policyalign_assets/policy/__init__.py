@@ -5,19 +5,32 @@ from policyalign_assets.policy.catalog import (
     list_owners,
     list_partitions,
     list_policies,
+    list_unread,
 )
-from policyalign_assets.policy.errors import PolicyError
-from policyalign_assets.policy.model import DOMAINS, PolicyDocument, Rule
-from policyalign_assets.policy.parser import parse_policy
+from policyalign_assets.policy.errors import Fault, PolicyError
+from policyalign_assets.policy.model import DOMAINS, KINDS, SEVERITIES, PolicyDocument, Rule
+from policyalign_assets.policy.parser import Examined, examine_file, examine_policy, parse_policy
+from policyalign_assets.policy.readings import ReadingRow, measured, reading_row, reading_rows
 
 __all__ = [
     "DOMAINS",
+    "KINDS",
+    "SEVERITIES",
+    "Examined",
+    "Fault",
     "PolicyDocument",
     "PolicyError",
+    "ReadingRow",
     "Rule",
     "applicable_domains",
+    "examine_file",
+    "examine_policy",
     "list_owners",
     "list_partitions",
     "list_policies",
+    "list_unread",
+    "measured",
     "parse_policy",
+    "reading_row",
+    "reading_rows",
 ]

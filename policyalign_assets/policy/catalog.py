@@ -49,7 +49,7 @@ def list_owners(policies_dir: Path) -> list[str]:
     ):
         if (policies_dir / policy_id / name).exists():
             with contextlib.suppress(PolicyError):
-                found.add(read_header(read_source(policies_dir, policy_id, name))[0].owner)
+                found.add(read_header(read_source(policies_dir, policy_id, name), [])[0].owner)
     return sorted(found - {""})
 
 
@@ -66,3 +66,22 @@ def list_partitions(policies_dir: Path) -> list[tuple[str, str]]:
     for domain, policy_id in pairs:
         parse_policy(policies_dir, policy_id, domain)
     return pairs
+
+
+_DOCUMENTS = (".docx", ".doc", ".odt", ".pdf", ".html", ".htm", ".txt", ".rtf")
+
+
+def list_unread(policies_dir: Path) -> list[str]:
+    """Documents in the policies folder that no policy is read from, such as Word files, sorted.
+
+    They take no part until `policyalign import` has made a policy of them.
+    """
+    if not policies_dir.is_dir():
+        return []
+    found = [
+        entry
+        for folder in (policies_dir, *(f for f in policies_dir.iterdir() if f.is_dir()))
+        for entry in folder.iterdir()
+        if entry.suffix.lower() in _DOCUMENTS and not entry.name.startswith((".", "~"))
+    ]
+    return sorted(str(entry.relative_to(policies_dir)) for entry in found)

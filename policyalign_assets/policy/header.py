@@ -1,149 +1,219 @@
 """Reads a policy file's front matter."""
 
 import datetime
-from dataclasses import dataclass
+import difflib
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 
 import yaml
-from frontmatter import YAMLHandler
 
-from policyalign_assets.policy.errors import PolicyError
+from policyalign_assets.policy.errors import Fault
 from policyalign_assets.policy.model import DOMAINS, collapse
 from policyalign_assets.policy.source import Source
 
-_HANDLER = YAMLHandler()
+MAX_FRONT_MATTER = 16 * 1024  # characters; more slows every look at the policies
+_BOUNDARY = re.compile(r"-{3,}\s*")
 _EXAMPLES = {
     "title": "General conduct",
     "owner": "Clinical Safety Office",
     "domains": "[medical, legal]",
 }
+KEYS = (
+    "title",
+    "owner",
+    "effective_date",
+    "references",
+    "domains",
+    "waive_starved",
+    "imported",
+    "reviewed",
+)
+_REVIEWED = re.compile(r"(?P<name>.*\w.*), *(?P<date>\d{4}-\d{2}-\d{2})")
 
 
 @dataclass(frozen=True)
 class Header:
-    """The front matter; what a file leaves out is empty or None. The two lines are those of the file that name the
-    domains and the waived rules."""
+    """The front matter; what a file leaves out is empty or None. `lines` are those of its keys."""
 
-    title: str
-    owner: str
-    effective_date: datetime.date | None
-    references: tuple[str, ...]
-    domains: tuple[str, ...]
-    domains_line: int | None
+    title: str = ""
+    owner: str = ""
+    effective_date: datetime.date | None = None
+    references: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
     waive_starved: tuple[str, ...] = ()
-    waive_line: int | None = None
+    imported: str = ""  # the document that the policy was imported from
+    reviewed: str = ""  # "NAME, DATE" of whoever checked an imported policy
+    lines: dict[str, int] = field(default_factory=dict)
+    found: bool = False  # whether there is front matter at all
+    broken: bool = False  # whether it cannot be read as a whole
 
 
-def read_shared_header(source: Source) -> tuple[Header, Source]:
+def read_shared_header(source: Source, faults: list[Fault]) -> tuple[Header, Source]:
     """The front matter of a policy.md, and the text after it.
 
-    Raises PolicyError: as `read_header`, and where title, owner or domains are missing or a domain is unknown.
+    Adds to `faults` as `read_header`, and where title, owner or domains are missing or unknown.
     """
-    header, body = read_header(source)
+    header, body = read_header(source, faults)
+    if header.broken:
+        return header, body
+    told = {fault.problem.split(" ", 1)[0] for fault in faults}
     for key, example in _EXAMPLES.items():
-        if not getattr(header, key):
-            raise source.error(
-                None,
-                f"the front matter has no {key}",
-                f"Add a line such as '{key}: {example}' between the '---' lines.",
-            )
+        if not getattr(header, key) and key not in told:
+            fix = f"Add a line such as '{key}: {example}' between the '---' lines."
+            faults.append(source.error(None, f"the front matter has no {key}", fix))
     for domain in header.domains:
         if domain not in DOMAINS:
+            fix = f"Use only these: {', '.join(DOMAINS)}."
             problem = f"{domain[:80]!r} is not a domain"
-            raise PolicyError(
-                source.path, header.domains_line, problem, f"Use only these: {', '.join(DOMAINS)}."
-            )
+            faults.append(Fault(source.path, header.lines.get("domains"), problem, fix))
     return header, body
 
 
-def read_header(source: Source) -> tuple[Header, Source]:
+def read_header(source: Source, faults: list[Fault]) -> tuple[Header, Source]:
     """The front matter of any policy file (it may be absent), and the text after it.
 
-    Raises PolicyError: front matter that is unclosed or not valid YAML, or a value of the wrong form.
+    Adds to `faults`: front matter that is too long, unclosed or not valid YAML, a key that is
+    unknown or stands twice, a value of the wrong form.
     """
-    fields, body = _split(source)
-    front = Source(source.path, source.lines[: len(source.lines) - len(body.lines)], source.numbers)
-    domains_index, waive_index = _index_of(front, "domains"), _index_of(front, "waive_starved")
-    header = Header(
-        title=_text(front, fields, "title"),
-        owner=_text(front, fields, "owner"),
-        effective_date=_date(front, fields, "effective_date"),
-        references=_texts(front, fields, "references"),
-        domains=_texts(front, fields, "domains"),
-        domains_line=None if domains_index is None else front.numbers[domains_index],
-        waive_starved=_texts(front, fields, "waive_starved"),
-        waive_line=None if waive_index is None else front.numbers[waive_index],
+    first = next((i for i, line in enumerate(source.lines) if line.strip()), 0)
+    if not source.lines or not _BOUNDARY.fullmatch(source.lines[first]):
+        return Header(), source
+    last = next(
+        (i for i, line in enumerate(source.lines) if i > first and _BOUNDARY.fullmatch(line)), None
     )
-    return header, body
+    if last is None:
+        fault = source.error(first, "the front matter is never closed", "End it with a line '---'.")
+        faults.append(fault)
+        return Header(found=True, broken=True), source.tail(len(source.lines))
+    front = Source(source.path, source.lines[:last], source.numbers[:last])
+    body = source.tail(last + 1)
+    values = _values(front, first + 1, faults)
+    if values is None:
+        return Header(found=True, broken=True), body
+    return _header(front, values, faults), body
 
 
-def _split(source: Source) -> tuple[dict[str, object], Source]:
-    text = source.text
-    opening = _HANDLER.FM_BOUNDARY.match(text)
-    if opening is None:
-        return {}, source
+class _Loader(getattr(yaml, "CBaseLoader", yaml.BaseLoader)):  # type: ignore[misc]
+    """Keeps every value as written: no date, yes or number is converted behind the author's back.
+
+    It notes the line of each key of the outermost mapping, and keys that stand there twice.
+    """
+
+    key_lines: dict[str, int]
+    twice: list[tuple[str, int]]
+
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Hashable, object]:
+        for key, _ in node.value:
+            if key.start_mark.column == 0 and isinstance(key.value, str):
+                if key.value in self.key_lines:
+                    self.twice.append((key.value, key.start_mark.line))
+                self.key_lines.setdefault(key.value, key.start_mark.line)
+        made: dict[Hashable, object] = super().construct_mapping(node, deep)
+        return made
+
+
+def _values(front: Source, start: int, faults: list[Fault]) -> dict[str, tuple[object, int]] | None:
+    """{key: (value, index of its line)} from line `start` on; None where it cannot be read."""
+    text = "\n".join(front.lines[start:])
+    if len(text) > MAX_FRONT_MATTER:
+        problem = f"the front matter is longer than {MAX_FRONT_MATTER // 1024} KiB"
+        faults.append(front.error(start, problem, "Shorten it: rules belong below it."))
+        return None
+    loader = _Loader(text)
+    loader.key_lines, loader.twice = {}, []
     try:
-        front, content = _HANDLER.split(text)
-    except ValueError as error:
-        raise source.error(
-            0, "the front matter is never closed", "End it with a line '---'."
-        ) from error
-    first = text.count("\n", 0, opening.end())
-    try:
-        # BaseLoader keeps every value as written: no date, yes/no or number is converted behind the author's back.
-        fields = _HANDLER.load(front, Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, RecursionError) as error:
+        fields = loader.get_single_data()
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or "unreadable characters or nesting"
-        mend = "Write each line as 'key: value' and put quotes around a value that holds a colon."
-        raise source.error(
-            first + mark.line if mark else 0, f"the front matter is not valid YAML ({what})", mend
-        ) from error
+        fix = "Write each line as 'key: value' and put quotes around a value that holds a colon."
+        at = start + mark.line if mark else start - 1
+        problem = f"the front matter is not valid YAML ({what})"
+        faults.append(front.error(min(at, len(front.lines) - 1), problem, fix))
+        return None
+    finally:
+        loader.dispose()
     if not isinstance(fields, dict | None):
-        raise source.error(
-            first,
-            "the front matter is not a list of 'key: value' lines",
-            "Write lines such as 'title: General conduct'.",
-        )
-    return fields or {}, source.tail(text.count("\n", 0, len(text) - len(content)))
+        problem = "the front matter is not a list of 'key: value' lines"
+        fix = "Write lines such as 'title: General conduct'."
+        faults.append(front.error(start, problem, fix))
+        return None
+    lines = {key: start + line for key, line in loader.key_lines.items()}
+    for key, line in loader.twice:
+        problem = f"the key {key[:80]!r} stands twice in the front matter (line {front.numbers[start + line]})"
+        faults.append(front.error(lines[key], problem, "Keep one of the two lines."))
+    for key in fields or {}:
+        if key not in KEYS:
+            faults.append(_unknown_key(front, str(key), lines.get(str(key))))
+    return {str(k): (v, lines.get(str(k), start)) for k, v in (fields or {}).items()}
 
 
-def _index_of(front: Source, key: str) -> int | None:
-    return next(
-        (
-            index
-            for index, line in enumerate(front.lines)
-            if line.startswith((f"{key}:", f"{key} :"))
-        ),
-        None,
+def _unknown_key(front: Source, key: str, index: int | None) -> Fault:
+    near = difflib.get_close_matches(key, KEYS, 1, 0.6)
+    fix = f"Did you mean {near[0]!r}?" if near else f"Use only these: {', '.join(KEYS)}."
+    return front.warning(index, f"the front matter key {key[:80]!r} is unknown: ignored", fix)
+
+
+def _header(front: Source, values: dict[str, tuple[object, int]], faults: list[Fault]) -> Header:
+    reader = _Values(front, values, faults)
+    return Header(
+        title=reader.text("title"),
+        owner=reader.text("owner"),
+        effective_date=reader.date("effective_date"),
+        references=reader.texts("references"),
+        domains=reader.texts("domains"),
+        waive_starved=reader.texts("waive_starved"),
+        imported=reader.text("imported"),
+        reviewed=reader.reviewed(),
+        lines={key: front.numbers[index] for key, (_, index) in values.items()},
+        found=True,
     )
 
 
-def _text(front: Source, fields: dict[str, object], key: str) -> str:
-    value = fields.get(key, "")
-    if not isinstance(value, str):
-        raise front.error(
-            _index_of(front, key), f"{key} is not plain text", f"Write it as '{key}: some words'."
-        )
-    return "" if value in ("~", "null") else collapse(value)
+@dataclass(frozen=True)
+class _Values:
+    front: Source
+    values: dict[str, tuple[object, int]]
+    faults: list[Fault]
 
+    def _wrong(self, key: str, problem: str, fix: str) -> None:
+        self.faults.append(self.front.error(self.values[key][1], problem, fix))
 
-def _texts(front: Source, fields: dict[str, object], key: str) -> tuple[str, ...]:
-    values = fields.get(key) or []
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise front.error(
-            _index_of(front, key),
-            f"{key} is not a list of words",
-            f"Write it as '{key}: [first, second]'.",
-        )
-    return tuple(collapse(value) for value in values)
+    def text(self, key: str) -> str:
+        value = self.values.get(key, ("", 0))[0]
+        if not isinstance(value, str):
+            self._wrong(key, f"{key} is not plain text", f"Write it as '{key}: some words'.")
+            return ""
+        return "" if value in ("~", "null") else collapse(value)
 
+    def texts(self, key: str) -> tuple[str, ...]:
+        values = self.values.get(key, ([], 0))[0] or []
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            fix = f"Write it as '{key}: [first, second]'."
+            self._wrong(key, f"{key} is not a list of words", fix)
+            return ()
+        return tuple(collapse(value) for value in values)
 
-def _date(front: Source, fields: dict[str, object], key: str) -> datetime.date | None:
-    value = _text(front, fields, key)
-    try:
-        return datetime.date.fromisoformat(value) if value else None
-    except ValueError as error:
-        problem = f"{key} {value[:80]!r} is not a date"
-        raise front.error(
-            _index_of(front, key), problem, "Write it as year-month-day, such as 2026-01-31."
-        ) from error
+    def date(self, key: str) -> datetime.date | None:
+        value = self.text(key)
+        try:
+            return datetime.date.fromisoformat(value) if value else None
+        except ValueError:
+            fix = "Write it as year-month-day, such as 2026-01-31."
+            self._wrong(key, f"{key} {value[:80]!r} is not a date", fix)
+            return None
+
+    def reviewed(self) -> str:
+        value = self.text("reviewed")
+        found = _REVIEWED.fullmatch(value)
+        try:
+            if value and (found is None or not datetime.date.fromisoformat(found["date"])):
+                raise ValueError
+        except ValueError:
+            fix = "Write it as 'reviewed: NAME, DATE', such as 'reviewed: Ada Smith, 2026-01-31'."
+            self._wrong("reviewed", f"reviewed {value[:80]!r} names no person and date", fix)
+            return ""
+        return value

@@ -1,17 +1,21 @@
-"""Reads one policy file: safely from disk, without its comments, and still knowing each line's number."""
+"""Reads one policy file: safely from disk, without comments, with the number of each line."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from policyalign_assets.policy.errors import PolicyError
+from policyalign_assets.policy.characters import invisible
+from policyalign_assets.policy.errors import Fault, PolicyError
 
 MAX_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
 class Source:
-    """The text of a policy file (or its tail) without comments; `numbers[i]` is the line of the file that line i comes from."""
+    """The text of a policy file (or its tail) without comments.
+
+    `numbers[i]` is the number that line i has in the file.
+    """
 
     path: str
     lines: tuple[str, ...]
@@ -24,9 +28,13 @@ class Source:
     def tail(self, start: int) -> "Source":
         return Source(self.path, self.lines[start:], self.numbers[start:])
 
-    def error(self, index: int | None, problem: str, mend: str) -> PolicyError:
-        """A PolicyError at line `index` of this text."""
-        return PolicyError(self.path, None if index is None else self.numbers[index], problem, mend)
+    def error(self, index: int | None, problem: str, fix: str) -> Fault:
+        """A fault at line `index` of this text."""
+        return Fault(self.path, None if index is None else self.numbers[index], problem, fix)
+
+    def warning(self, index: int | None, problem: str, fix: str) -> Fault:
+        """A warning at line `index` of this text."""
+        return replace(self.error(index, problem, fix), level="warning")
 
 
 def shown_path(policies_dir: Path, *parts: str) -> str:
@@ -37,10 +45,30 @@ def shown_path(policies_dir: Path, *parts: str) -> str:
 def read_source(policies_dir: Path, policy_id: str, name: str) -> Source:
     """Read `policies_dir/policy_id/name`; both parts must already be validated.
 
-    Raises PolicyError: missing or unreadable, outside the policies folder, too large, not UTF-8, empty, or with an unclosed comment.
+    Raises PolicyError: missing or unreadable, outside the policies folder, too large, not UTF-8,
+    empty, with an unclosed comment or an invisible character.
     """
     path = shown_path(policies_dir, policy_id, name)
-    text = _decode(path, _read_bytes(path, policies_dir, policy_id, name))
+    root = Path(os.path.realpath(policies_dir))
+    real = Path(os.path.realpath(root / policy_id / name))
+    if not real.is_relative_to(root):
+        raise PolicyError(
+            path,
+            None,
+            "the file is a link that leads out of the policies folder",
+            "Put a copy of the file itself here.",
+        )
+    return source_of(path, _read_bytes(path, real))
+
+
+def read_any_file(file: Path) -> Source:
+    """Read a Markdown or text file from anywhere. Raises PolicyError as `read_source`."""
+    return source_of(str(file), _read_bytes(str(file), file))
+
+
+def source_of(path: str, data: bytes) -> Source:
+    """The text of a file's bytes. Raises PolicyError as `read_source`; `path` is for its words."""
+    text = _decode(path, data)
     source = _without_comments(path, text)
     filled = [index for index, line in enumerate(source.lines) if line.strip()]
     if not filled:
@@ -53,16 +81,7 @@ def read_source(policies_dir: Path, policy_id: str, name: str) -> Source:
     return source.tail(filled[0])
 
 
-def _read_bytes(path: str, policies_dir: Path, policy_id: str, name: str) -> bytes:
-    root = Path(os.path.realpath(policies_dir))
-    real = Path(os.path.realpath(root / policy_id / name))
-    if not real.is_relative_to(root):
-        raise PolicyError(
-            path,
-            None,
-            "the file is a link that leads out of the policies folder",
-            "Put a copy of the file itself here.",
-        )
+def _read_bytes(path: str, real: Path) -> bytes:
     if not real.is_file():
         raise PolicyError(
             path,
@@ -98,7 +117,12 @@ def _decode(path: str, data: bytes) -> str:
         raise PolicyError(
             path, line, "the file is not UTF-8 text here", "Save the file with the encoding UTF-8."
         ) from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    for number, line in enumerate(text.split("\n"), 1):
+        if name := invisible(line):
+            problem = f"the invisible character {name} stands here"
+            raise PolicyError(path, number, problem, "Delete it; type the line anew if need be.")
+    return text
 
 
 def _without_comments(path: str, text: str) -> Source:

@@ -50,6 +50,8 @@ from policyalign_assets.statistics import (
     wilson,
 )
 
+CODE_VERSION = 2  # raise it when new code changes what the report says
+
 TRANSCRIPTS = 5
 COMPARED_WITH = ("base", TEACHER)
 DEFAULT_ACCEPTANCE = Acceptance()

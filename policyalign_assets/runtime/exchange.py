@@ -9,6 +9,7 @@ problem.json             why it could not, in plain words
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,7 +20,8 @@ from pydantic import TypeAdapter
 
 from policyalign_assets.files import Location, location, write_whole
 from policyalign_assets.settings import Settings
-from policyalign_assets.stages.interface import RECORDS, StageContext, StageData, StageResult
+from policyalign_assets.stages.interface import StageContext, StageData, StageResult
+from policyalign_assets.stages.registry import STAGES
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,47 @@ class Failed(RuntimeError):
         self.problem = problem
 
 
+# What another attempt may find changed: a full disk, too many open files, a lost connection
+_MAY_PASS = {
+    getattr(errno, name)
+    for name in (
+        "EAGAIN", "EBUSY", "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EDQUOT", "EHOSTDOWN",
+        "EHOSTUNREACH", "EINTR", "EIO", "EMFILE", "ENETDOWN", "ENETRESET", "ENETUNREACH", "ENFILE",
+        "ENOBUFS", "ENOMEM", "ENOSPC", "EPIPE", "ESTALE", "ETIMEDOUT",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
+
+
 def problem_of(error: Exception) -> Problem:
-    """A full disk, a lost connection or memory that others hold may pass; a wrong input never does."""
+    """Says whether another attempt may succeed.
+
+    Only a shortage or a fault outside the inputs may pass: memory, disk, file handles, the network,
+    a server that answers 429 or 5xx. A missing file, a missing permission or a wrong value never
+    does, whatever library reports it.
+    """
     if isinstance(error, Failed):
         return error.problem
-    may_pass = (
-        isinstance(error, (OSError, MemoryError)) or type(error).__name__ == "OutOfMemoryError"
-    )  # torch's
-    ours = type(error).__module__.startswith(
-        "policyalign_assets."
-    )  # says what is wrong and the mend
-    return Problem(str(error) if ours else f"{type(error).__name__}: {error}", may_pass)
+    ours = type(error).__module__.startswith("policyalign_assets.")  # names the fault and the fix
+    message = str(error) if ours else f"{type(error).__name__}: {error}"
+    causes: list[BaseException] = [error]
+    while ours and (cause := causes[-1].__cause__):  # such as a hub that could not be reached
+        causes.append(cause)
+    return Problem(message, any(map(_may_pass, causes)))
+
+
+def _may_pass(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, ConnectionError, TimeoutError)):
+        return True
+    # torch's and the HTTP libraries' errors, by name: importing those libraries is slow
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"OutOfMemoryError", "ConnectionError", "TransportError", "Timeout"}:
+        return True
+    answered = getattr(error, "response", None)
+    status = getattr(answered, "status_code", None) or getattr(error, "status", None)
+    if isinstance(status, int):
+        return status in (408, 425, 429) or status >= 500
+    return isinstance(error, OSError) and error.errno in _MAY_PASS
 
 
 def encode(value: StageData) -> bytes:
@@ -69,7 +101,7 @@ def decode(data: bytes, kind: type) -> StageData:
 
 
 def _file(stage: str) -> str:
-    return ".json" if stage in RECORDS else ".parquet"
+    return ".parquet" if STAGES[stage].result is pa.Table else ".json"
 
 
 class Exchange:
@@ -120,7 +152,7 @@ class Exchange:
         self._write("problem.json", json.dumps(asdict(problem)).encode())
 
     def _read(self, name: str, stage: str) -> StageData:
-        return decode((self.folder / name).read_bytes(), RECORDS.get(stage, pa.Table))
+        return decode((self.folder / name).read_bytes(), STAGES[stage].result)
 
     def _write(self, name: str, data: bytes) -> None:
         write_whole(self.folder / name, data)

@@ -1,16 +1,11 @@
-"""Runs one stage: in this process, or on several training processes where the settings ask for them."""
+"""Runs one stage: in this process, or on several training processes where the settings say so."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
-from policyalign_assets.stages.interface import (
-    LIGHT_STAGES,
-    MODEL_STAGES,
-    StageContext,
-    StageData,
-    StageResult,
-)
+from policyalign_assets.stages.interface import StageContext, StageData, StageResult
+from policyalign_assets.stages.registry import STAGES
 
 
 def make(stage: str, context: StageContext, inputs: dict[str, StageData]) -> StageResult:
@@ -18,13 +13,10 @@ def make(stage: str, context: StageContext, inputs: dict[str, StageData]) -> Sta
 
     Raises ValueError for an unknown stage, and whatever the stage itself raises.
     """
-    if stage not in MODEL_STAGES + LIGHT_STAGES:
-        raise ValueError(
-            f"{stage!r} is not a stage that is run like this. "
-            f"Fix: name one of {', '.join(MODEL_STAGES + LIGHT_STAGES)}."
-        )
+    if stage not in STAGES:
+        raise ValueError(f"{stage!r} is no stage. Fix: name one of {', '.join(STAGES)}.")
     if stage == "distilled_checkpoint" and context.settings.distillation.processes > 1:
         from policyalign_assets.runtime.accelerated import train_on_processes
 
         return train_on_processes(context, inputs)
-    return import_module(f"policyalign_assets.stages.{stage}").make(context, **inputs)
+    return import_module(STAGES[stage].module).make(context, **inputs)

@@ -1,4 +1,7 @@
-"""Rows that are kept as they are made, so that a killed run goes on where it stopped and a million need no more memory than a thousand."""
+"""Results that are saved part by part.
+
+A killed run continues where it stopped, and a million rows need no more memory than a thousand.
+"""
 
 from __future__ import annotations
 
@@ -11,42 +14,45 @@ from policyalign_assets.files import replacing_file
 
 
 class PartialScores:
-    """Results of consecutive slices of a table. In `folder` as Arrow files, mapped instead of read; without a folder in memory.
+    """Results of consecutive slices of a table.
 
-    A folder belongs to one input: name it by all that the results depend on.
+    With a folder they are Arrow files, which are memory-mapped instead of read; without one they
+    stay in memory. A folder belongs to one input: its name must depend on everything that the
+    results depend on.
     """
 
     def __init__(self, folder: Path | None = None, rows: int = 1_024):
         self._folder, self._rows = folder, rows
-        self._kept: dict[int, pa.Table] = {}
+        self._parts: dict[int, pa.Table] = {}
 
-    def left(self, table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-        """(first row, slice) of what is not kept yet, in order."""
+    def remaining(self, table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+        """Yields (first row, slice) for each part that is not saved yet, in order."""
         for start in range(0, table.num_rows, self._rows):
-            if self._folder and self._file(start).exists():
-                self._kept[start] = _mapped(self._file(start))
+            file = self._file(start)
+            if file and file.exists():
+                self._parts[start] = _mapped(file)
             else:
                 yield start, table.slice(start, self._rows)
 
-    def keep(self, start: int, result: pa.Table) -> None:
-        if self._folder:
+    def save(self, start: int, result: pa.Table) -> None:
+        """Saves the result of the slice that begins at row `start`."""
+        if file := self._file(start):
             with (
-                replacing_file(self._file(start)) as aside,
-                pa.ipc.new_file(aside, result.schema) as file,
+                replacing_file(file) as aside,
+                pa.ipc.new_file(aside, result.schema) as writer,
             ):
-                file.write_table(result)
-            result = _mapped(self._file(start))
-        self._kept[start] = result
+                writer.write_table(result)
+            result = _mapped(file)
+        self._parts[start] = result
 
     def table(self, schema: pa.Schema) -> pa.Table:
-        return (
-            pa.concat_tables([self._kept[start] for start in sorted(self._kept)])
-            if self._kept
-            else schema.empty_table()
-        )
+        """All parts in order, as one table."""
+        if not self._parts:
+            return schema.empty_table()
+        return pa.concat_tables([self._parts[start] for start in sorted(self._parts)])
 
-    def _file(self, start: int) -> Path:
-        return self._folder / f"{start:09}.arrow"
+    def _file(self, start: int) -> Path | None:
+        return self._folder / f"{start:09}.arrow" if self._folder else None
 
 
 def _mapped(file: Path) -> pa.Table:

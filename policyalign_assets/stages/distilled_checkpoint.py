@@ -18,6 +18,7 @@ from policyalign_assets.files import sha256_table, unfinished_folder
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.report.plots import training_plot
 from policyalign_assets.stages.facts import image, path
+from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.stages.interface import StageContext, StageResult
 
 
@@ -55,6 +56,7 @@ def train(
         "engine": settings.model.engine,
         "settings": settings.distillation.model_dump(exclude={"processes", "accelerate_config"}),
     }
+    version = own_version("distilled_checkpoint", settings)  # new code does not go on with old work
     vllm = settings.model.engine == "vllm"
     with (
         opened_vllm(settings.model, settings.distillation.lora_rank, beside_a_model=True)
@@ -66,7 +68,9 @@ def train(
             training_mix(chosen) + extra,
             loaded,
             settings.distillation,
-            unfinished_folder(context.data, "distilled_checkpoint", provenance),
+            unfinished_folder(
+                context.data, "distilled_checkpoint", {**provenance, "version": version}
+            ),
             settings.model.batch_tokens,
             context.report,
             processes,

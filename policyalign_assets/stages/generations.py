@@ -26,6 +26,8 @@ from policyalign_assets.records import Checkpoint
 from policyalign_assets.stages.aligned_engine import base_and_aligned
 from policyalign_assets.stages.facts import markdown_table, preview
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.stages.shaping import tokenizer_packages
+from policyalign_assets.stages.sources import digest
 from policyalign_assets.tables import GENERATIONS_INFO
 
 VERSIONS = (
@@ -111,7 +113,9 @@ def _models(
     context: StageContext, loaded: LoadedModel, checkpoint: Checkpoint
 ) -> Iterator[tuple[Model, Model]]:
     settings = context.settings.model
-    identity = f"{loaded.model_id}@{loaded.revision} {settings.dtype} {settings.engine}"
+    # answers are kept by it: another tokenizer library answers again
+    libraries = digest(tokenizer_packages(context.settings))
+    identity = f"{loaded.model_id}@{loaded.revision} {settings.dtype} {settings.engine} {libraries}"
     weights = Weights(model_path(settings), settings.dtype, loaded.device.type, settings.revision)
     folder = context.data / checkpoint.path
     aligned_weights = None  # another process can only load a checkpoint on this machine

@@ -1,13 +1,14 @@
-"""The stages with work of their own: each takes typed inputs and gives back what it made with the facts to show of it.
+"""What a stage gets and gives. A stage's module has a function `make(context, **upstream)`.
 
-They import no Dagster, so that those that load a model can run in a process of their own (`policyalign_assets.runtime.worker`), here
-or on another machine, and all of them in a notebook. Heavy libraries are imported with the stage's module, never here.
+Stages import no Dagster, so that those that load a model can run in a process of their own
+(`policyalign_assets.runtime.worker`), here or on another machine, and all of them in a notebook.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -20,33 +21,25 @@ from policyalign_assets.stages.facts import Facts
 
 StageData = PolicyDocument | pa.Table | Checkpoint | ReportRecord
 
-# what stages hand to each other; every stage that is not named here is a table
-RECORDS: dict[str, type] = {
-    "policy_document": PolicyDocument,
-    "distilled_checkpoint": Checkpoint,
-    "benchmark_report": ReportRecord,
-}
-MODEL_STAGES = (
-    "violating_instructions",
-    "sensitivity_scores",
-    "distilled_checkpoint",
-    "generations",
-)
-LIGHT_STAGES = ("judgements", "benchmark_report")  # no model is loaded
-
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage needs beside its inputs. `data`: the folder or URL of the results. `report` takes a line of progress."""
+    """What a stage needs beside its inputs.
+
+    `data` is the folder or URL of the results. `report` takes one line of progress. `policies` and
+    `partition` (domain, policy id) say where the first stage finds its policy.
+    """
 
     settings: Settings
     data: Location
     report: Callable[[str], None] = lambda _: None
+    policies: Path | None = None
+    partition: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """`version`: a hash of the value. `facts`: what a person wants to see of it."""
+    """`version` is a hash of the value. `facts` are shown with the materialization."""
 
     value: Any
     version: str

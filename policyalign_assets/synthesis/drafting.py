@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
+from typing import Literal
 
 from policyalign_assets.engine.base import Engine, Sampling, chat
 from policyalign_assets.judges.phrases import RuleBasedJudge
@@ -24,6 +25,8 @@ from policyalign_assets.synthesis.grid import Cell
 from policyalign_assets.synthesis.ladder import Draft, climb
 from policyalign_assets.synthesis.validation import reject_reason
 from policyalign_assets.world import prompts
+
+CODE_VERSION = 2  # raise it when new code changes how drafts are asked for, checked or kept
 
 
 @dataclass
@@ -72,7 +75,7 @@ def seed_for(base: int, *parts: str) -> int:
     )
 
 
-def main_kind(rule: Rule) -> str:
+def main_kind(rule: Rule) -> Literal["violating", "duty"]:
     """`violating` where a request can ask for what the rule forbids, `duty` where an answer can leave out what it requires."""
     return "violating" if rule.forbids or rule.kind == "prohibit" else "duty"
 

@@ -59,6 +59,11 @@ class RuleEntailment:
         return Verdict(safe=read_json(reply, self.Reply).answer == "no")
 
 
+def texts() -> list[str]:
+    """Everything that the judge is asked about any rule."""
+    return [RuleEntailment.SYSTEM, RuleEntailment.USER, _BREAKS, _CALLS_FOR]
+
+
 def faults(judge: Judge, rule: Rule, kind: str, drafts: Sequence[str]) -> dict[str, str | None]:
     """For each draft, why it is no request of `kind`, or None. A draft that stands there several times is asked about once."""
     texts = list(dict.fromkeys(drafts))

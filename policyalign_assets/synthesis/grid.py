@@ -35,13 +35,14 @@ class Words:
 
 
 @cache
-def grid_text() -> str:
-    return resources.files(__package__).joinpath("grid.yaml").read_text(encoding="utf-8")
-
-
-@cache
 def _grid() -> dict:
-    return yaml.safe_load(grid_text())
+    text = resources.files(__package__).joinpath("grid.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
+
+
+def content() -> dict:
+    """The words of the grid, parsed: its comments and layout do not count."""
+    return _grid()
 
 
 # A rule's or a model's words are values here, never templates, so that braces in them mean nothing.

@@ -13,13 +13,12 @@ from pathlib import Path
 
 from policyalign_assets.engine.base import Engine
 from policyalign_assets.files import replacing_file
+from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.policy import Rule
 from policyalign_assets.settings import SynthesisSettings
-from policyalign_assets.synthesis.drafting import DraftChecks, RuleYield
-from policyalign_assets.synthesis.grid import grid_text
-from policyalign_assets.world import prompts
+from policyalign_assets.synthesis.drafting import CODE_VERSION, DraftChecks, RuleYield
+from policyalign_assets.synthesis.texts import prompt_texts
 
-CODE = 2  # raise it when drafting changes what it makes
 _LATER = {"recombined_ratio", "heldout"}  # applied to the rows after they were drafted
 
 
@@ -32,20 +31,16 @@ class RuleStore:
     def name(
         self, rule: Rule, engine: Engine, settings: SynthesisSettings, checks: DraftChecks
     ) -> str:
-        words = (
-            grid_text()
-            if settings.grid == "full"
-            else [prompts.VIOLATION, prompts.NEIGHBOUR, prompts.TWIN]
-        )
         made_from = [
-            CODE,
+            CODE_VERSION,
             self._made_on,
             rule.content_hash,
             settings.model_dump(exclude=_LATER),
             engine.model_id,
             engine.revision,
             [wall.digest for wall in checks.walls],
-            words,
+            prompt_texts(settings.grid == "full"),
+            RuleBasedJudge().id,
         ]
         if checks.judge:
             made_from.append([checks.judge.id, checks.judge.revision, checks.judge.template])

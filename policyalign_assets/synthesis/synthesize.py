@@ -35,6 +35,8 @@ from policyalign_assets.synthesis.split import HELDOUT, assign
 from policyalign_assets.synthesis.store import RuleStore
 from policyalign_assets.tables import INSTRUCTIONS
 
+CODE_VERSION = 3  # raise it when new code changes how rows are made from drafts
+
 Progress = Callable[[str], None]
 
 

@@ -21,9 +21,11 @@ from policyalign_assets.distillation.adapters import (
 )
 from policyalign_assets.distillation.anchors import AnchorsError, anchors
 from policyalign_assets.distillation.batches import Instruction, batch_indices
+from policyalign_assets.distillation.budget import DistillationFailed
 from policyalign_assets.distillation.checkpoint import CheckpointChanged, load_aligned, publish
-from policyalign_assets.distillation.loss import reverse_kl_top_k, top
-from policyalign_assets.distillation.trainer import DistillationFailed, decay_factor, distill
+from policyalign_assets.distillation.loss import mixed_kl_top_k, top
+from policyalign_assets.distillation.state import decay_factor
+from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.base import PromptTooLong, Sampling, chat
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import load_model
@@ -101,7 +103,7 @@ def test_loss_and_gradient_are_those_of_the_plain_formula(k, tail, forward_weigh
     student, teacher, weight = hidden(50)
     expected = plain(student @ weight.T, teacher @ weight.T, k, tail and k < 50, forward_weight)
     (by_autograd,) = torch.autograd.grad(expected, student)
-    out = reverse_kl_top_k(
+    out = mixed_kl_top_k(
         student,
         teacher,
         lambda h: h @ weight.T,
@@ -125,7 +127,7 @@ def test_the_loss_is_that_of_the_formula_in_float64(vocabulary, tail):
         student + 0.3 * torch.randn(8, 16, generator=rng),
         torch.randn(vocabulary, 16, generator=rng) / 2,
     )
-    out = reverse_kl_top_k(student, teacher, lambda h: h @ weight.T, 256, tail)
+    out = mixed_kl_top_k(student, teacher, lambda h: h @ weight.T, 256, tail)
     expected = plain((student @ weight.T).double(), (teacher @ weight.T).double(), 256, tail)
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -148,7 +150,7 @@ def test_the_gradient_reaches_a_head_that_is_trained_and_never_the_teacher():
     expected = torch.autograd.grad(
         plain(student @ weight.T, teacher @ weight.T, 5), [student, weight]
     )
-    out = reverse_kl_top_k(
+    out = mixed_kl_top_k(
         student, teacher, lambda h: h @ weight.T, 5, parameters=(weight,), chunk_elements=100
     )
     (2 * out.loss_sum).backward()
@@ -166,7 +168,7 @@ def test_the_gradient_passes_through_what_a_model_does_to_its_logits():
 
     (expected,) = torch.autograd.grad(plain(head(student) / 0.7, head(teacher) / 0.7, 5), student)
     (ours,) = torch.autograd.grad(
-        reverse_kl_top_k(student, teacher, head, 5, temperature=0.7).loss_sum, student
+        mixed_kl_top_k(student, teacher, head, 5, temperature=0.7).loss_sum, student
     )
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
@@ -174,7 +176,7 @@ def test_the_gradient_passes_through_what_a_model_does_to_its_logits():
 def test_at_a_vocabulary_of_152k_the_loss_is_that_of_the_plain_formula_and_q_is_the_mass_on_the_top_k():
     student, teacher, weight = hidden(151_936)
     expected = plain(student @ weight.T, teacher @ weight.T, 256)
-    out = reverse_kl_top_k(student, teacher, lambda h: h @ weight.T, 256)
+    out = mixed_kl_top_k(student, teacher, lambda h: h @ weight.T, 256)
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
     s = (student @ weight.T).softmax(-1)
     torch.testing.assert_close(out.student_mass_M, s.topk(256).values.sum(-1).detach())
@@ -196,7 +198,7 @@ def test_every_teacher_starts_as_the_student(teacher):
         load_model(ModelSettings()).model, SMALL.model_copy(update={"teacher": teacher})
     )
     student = answer_logits(model)
-    with teacher_weights(model, SMALL.model_copy(update={"teacher": teacher})):
+    with teacher_weights(model, teacher):
         torch.testing.assert_close(answer_logits(model), student)
 
 
@@ -212,7 +214,7 @@ def test_teachers_after_the_student_moved():
                 p.add_(shift)
         if teacher == "ema":
             update_ema(model, 0.9)
-        with teacher_weights(model, settings):
+        with teacher_weights(model, settings.teacher):
             moved[teacher] = (answer_logits(model) - start).abs().max().item()
         assert all(p.requires_grad == (f".{STUDENT}." in n) for n, p in model.named_parameters())
     assert moved["frozen"] == 0.0
@@ -254,7 +256,7 @@ def test_a_file_of_everyday_requests_that_cannot_be_used_is_named(tmp_path, cont
     file = tmp_path / "asked.txt"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(AnchorsError, match=r"asked\.txt.*Mend"):
+    with pytest.raises(AnchorsError, match=r"asked\.txt.*Fix"):
         anchors(SMALL.model_copy(update={"anchors_file": str(file)}), "bundled")
 
 
@@ -466,17 +468,17 @@ def test_gradient_checkpointing_keeps_less(tmp_path):
 def test_running_out_of_memory_halves_the_micro_batches_and_gives_the_same_gradients(
     tmp_path, monkeypatch
 ):
-    from policyalign_assets.distillation import trainer
+    from policyalign_assets.distillation import updates
 
     _, whole, _ = run(tmp_path / "whole")
-    real, lines = trainer.response_hidden, []
+    real, lines = updates.response_hidden, []
 
     def scarce(model, prompts, responses, prefix=None):
         if sum(len(r) for r in responses) > 60 and len(responses) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(model, prompts, responses, prefix)
 
-    monkeypatch.setattr(trainer, "response_hidden", scarce)
+    monkeypatch.setattr(updates, "response_hidden", scarce)
     loaded = load_model(ModelSettings())
     _, history = distill(
         policy(),
@@ -493,7 +495,7 @@ def test_running_out_of_memory_halves_the_micro_batches_and_gives_the_same_gradi
     def never(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer, "response_hidden", never)
+    monkeypatch.setattr(updates, "response_hidden", never)
     with pytest.raises(DistillationFailed, match="gradient_checkpointing"):
         run(tmp_path / "none")
 

@@ -23,12 +23,12 @@ from policyalign_assets.distillation.checkpoint import (
     load_aligned,
     publish,
 )
-from policyalign_assets.distillation.loss import reverse_kl_top_k
+from policyalign_assets.distillation.loss import mixed_kl_top_k
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.distillation.tuning import tuning_of
 from policyalign_assets.engine.base import Sampling, chat
 from policyalign_assets.engine.chat import render
-from policyalign_assets.engine.forward.protocol import ModelForward
+from policyalign_assets.engine.forward.modules import ModelForward
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
@@ -129,7 +129,7 @@ def test_the_loss_is_measured_against_the_teachers_own_head():
     rng = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(7, 16, generator=rng) for _ in range(2))
     head, teachers = (torch.randn(50, 16, generator=rng).requires_grad_() for _ in range(2))
-    out = reverse_kl_top_k(
+    out = mixed_kl_top_k(
         student.requires_grad_(),
         teacher,
         lambda h: h @ head.T,
@@ -533,7 +533,7 @@ def test_what_cannot_be_trained_in_full_is_refused_when_configured(overrides, na
     }
     with pytest.raises(SettingsError) as caught:
         load_settings(overrides=overrides, environ={})
-    assert all(name in str(caught.value) for name in ["distillation.tuning='full'", "Mend", *names])
+    assert all(name in str(caught.value) for name in ["distillation.tuning='full'", "Fix", *names])
     load_settings(
         overrides={**overrides, "distillation": {**overrides["distillation"], "tuning": "lora"}},
         environ={},

@@ -248,7 +248,7 @@ def test_what_a_process_finds_wrong_is_said_in_its_own_words(tmp_path):
     weights = load_file(broken / "model.safetensors")
     weights["model.norm.weight"].fill_(float("nan"))
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(Failed, match=r"not numbers at step 1.*Mend") as failure:
+    with pytest.raises(Failed, match=r"not numbers at step 1.*Fix") as failure:
         make(tmp_path, model={"id": str(broken)}, processes=2)
     assert not problem_of(failure.value).may_pass
 

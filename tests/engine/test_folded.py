@@ -73,7 +73,7 @@ def test_only_the_adapter_learns_and_everything_is_put_back_even_after_an_error(
 
 def test_it_is_the_active_adapter_that_is_folded():
     model = moved()
-    with teacher_weights(model, SETTINGS):
+    with teacher_weights(model, SETTINGS.teacher):
         expected = model(IDS).logits
         with using(model, fold(model)):
             torch.testing.assert_close(model(IDS).logits, expected, atol=1e-3, rtol=1e-4)

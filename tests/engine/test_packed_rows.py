@@ -16,7 +16,7 @@ from transformers import (
 
 from policyalign_assets.distillation.adapters import add_adapters, student_parameters
 from policyalign_assets.distillation.gradient_checkpointing import checkpointed
-from policyalign_assets.engine.forward.protocol import ModelForward
+from policyalign_assets.engine.forward.modules import ModelForward
 from policyalign_assets.engine.forward.scoring import prompt_prefix, response_hidden
 from policyalign_assets.settings import DistillationSettings
 
@@ -124,5 +124,5 @@ def test_an_attention_that_asks_for_more_is_refused_rather_than_computed_without
         layer.self_attn.register_forward_pre_hook(
             lambda _, args, kwargs: (args, kwargs | {"softcap": 30.0}), with_kwargs=True
         )
-    with pytest.raises(NotImplementedError, match="gemma asks for softcap"):
+    with pytest.raises(NotImplementedError, match="gemma uses softcap"):
         response_hidden(ModelForward(model), PROMPTS, RESPONSES)

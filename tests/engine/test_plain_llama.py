@@ -21,9 +21,10 @@ from policyalign_assets.distillation.adapters import (
     teacher_weights,
 )
 from policyalign_assets.engine.base import NotFinite, Sampling
-from policyalign_assets.engine.cpu import plain_ops
+from policyalign_assets.engine.choose_forward import forward_of
 from policyalign_assets.engine.cpu.plain_llama import PlainLlama, is_plain
-from policyalign_assets.engine.forward.protocol import ModelForward, forward_of
+from policyalign_assets.engine.forward import causal_attention
+from policyalign_assets.engine.forward.modules import ModelForward
 from policyalign_assets.engine.forward.scoring import (
     prompt_prefix,
     response_hidden,
@@ -134,7 +135,7 @@ def test_log_probabilities_are_those_of_the_modules_with_and_without_a_prefix_wh
     assert isinstance(plain, PlainLlama)
     given = {}
     for name, teacher in (("student", "student"), ("ema", "ema"), ("base", "frozen")):
-        with teacher_weights(model, EMA.model_copy(update={"teacher": teacher})):
+        with teacher_weights(model, teacher):
             plain.read()
             expected = response_logits(modules, PROMPTS, RESPONSES).log_softmax(-1)
         prefix = prompt_prefix(plain, PROMPTS)
@@ -169,10 +170,10 @@ def test_answers_are_those_of_the_modules_with_and_without_a_prefix(family):
 
 @pytest.mark.parametrize("family", PLAIN)
 @pytest.mark.parametrize(
-    "short", [0, plain_ops.SHORT]
+    "short", [0, causal_attention.SHORT]
 )  # attention by the fused kernel, and with its weights kept
 def test_gradients_are_those_of_the_modules(family, short, monkeypatch):
-    monkeypatch.setattr(plain_ops, "SHORT", short)
+    monkeypatch.setattr(causal_attention, "SHORT", short)
     model = adapted(PLAIN[family])
     weights = torch.randn(
         sum(map(len, RESPONSES)), len(TOKENIZER), generator=torch.Generator().manual_seed(2)

@@ -9,7 +9,7 @@ from helpers import POLICY, PROMPTS, RESPONSES, chatml_tokenizer, one_thread, ti
 from transformers import GraniteConfig, GraniteForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from policyalign_assets.engine.forward import varlen_attention
-from policyalign_assets.engine.forward.protocol import ModelForward
+from policyalign_assets.engine.forward.modules import ModelForward
 from policyalign_assets.engine.forward.scoring import prompt_prefix, response_hidden
 
 TOKENIZER = chatml_tokenizer()

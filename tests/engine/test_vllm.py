@@ -15,7 +15,7 @@ from policyalign_assets.distillation.rollouts import FLOOR, StaleWeights, VllmRo
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.base import Generation, PromptTooLong, Sampling, chat
 from policyalign_assets.engine.chat import render
-from policyalign_assets.engine.forward.protocol import ModelForward
+from policyalign_assets.engine.forward.modules import ModelForward
 from policyalign_assets.engine.forward.scoring import response_logits
 from policyalign_assets.engine.generation.opening import opened_vllm
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine

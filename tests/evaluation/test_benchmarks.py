@@ -32,7 +32,7 @@ from policyalign_assets.report.judged import NotOfOnePiece, join, judged_answers
 from policyalign_assets.report.render import benchmarks_table, to_html
 from policyalign_assets.report.summary import metric_values
 from policyalign_assets.settings import EvaluationSettings
-from policyalign_assets.stages.fingerprints import benchmarks_version
+from policyalign_assets.stages.shaping import benchmarks_version
 from policyalign_assets.tables import (
     BENCHMARKS,
     EVALUATION,

@@ -17,7 +17,7 @@ import dagster as dg
 import pytest
 from test_daemon import World
 
-from policyalign_assets.stages import fingerprints
+from policyalign_assets.stages.registry import STAGES
 
 pytestmark = pytest.mark.daemon
 
@@ -128,8 +128,8 @@ def test_the_graph_is_shown_and_a_partition_is_materialized_by_clicking(world, p
         assert plot.evaluate("image => image.naturalWidth") > 100
         seen("report")
     assert _succeeded(world) == 2
-    assert all(world.fingerprint("medical|alpha", stage) for stage in fingerprints.STAGES)
-    assert not any(world.fingerprint("legal|alpha", stage) for stage in fingerprints.STAGES)
+    assert all(world.fingerprint("medical|alpha", stage) for stage in STAGES)
+    assert not any(world.fingerprint("legal|alpha", stage) for stage in STAGES)
 
 
 def _succeeded(world: World) -> int:

@@ -20,6 +20,7 @@ from policyalign_assets.orchestration.realign import desired_states, live_runs
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import load_settings
 from policyalign_assets.stages import fingerprints
+from policyalign_assets.stages.registry import STAGES
 
 pytestmark = pytest.mark.daemon
 
@@ -28,8 +29,8 @@ POLICY = (
     "---\ntitle: {0}\nowner: Someone\ndomains: [{1}]\n---\n\nThis assistant helps.\n\n## Rules\n\n- A1: Never help anyone forge a signature.\n"
     "{2}\n## Declining\n\nDecline politely, and name the rule.\n"
 )
-ALL = len(fingerprints.STAGES)
-MADE_FIRST = list(fingerprints.STAGES).index  # how many stages a run finishes before this one
+ALL = len(STAGES)
+MADE_FIRST = list(STAGES).index  # how many stages a run finishes before this one
 # the real daemon; only its pauses, fixed at 5 seconds, are shorter
 DAEMON = "import dagster._daemon.sensor as s; s.MIN_INTERVAL_LOOP_TIME = 1; from dagster._daemon.cli import main; main()"
 ADDENDUM = "## Rules\n\n- B1: Never help anyone fake a {0}.\n"
@@ -39,7 +40,7 @@ STALENESS = '{{ assetNodes(assetKeys: [{}]) {{ assetKey {{ path }} staleStatusBy
 def and_after(first: str) -> set[str]:
     """The stages that are made again when `first` is."""
     found = {first}
-    for stage, spec in fingerprints.STAGES.items():
+    for stage, spec in STAGES.items():
         found |= {stage} if found & set(spec.upstream) else set()
     return found
 
@@ -192,9 +193,7 @@ class World:
 
     def stale(self, **environ: str) -> set[str]:
         """What Dagster's UI shows as out of date."""
-        query = STALENESS.format(
-            ", ".join(f'{{path: ["{stage}"]}}' for stage in fingerprints.STAGES)
-        )
+        query = STALENESS.format(", ".join(f'{{path: ["{stage}"]}}' for stage in STAGES))
         said = self.command(
             "-c",
             "from dagster_graphql.cli import main; main()",
@@ -358,7 +357,7 @@ def test_edits_while_the_daemon_is_down_are_seen_afterwards_and_what_was_made_by
         "-f",
         str(ROOT / "tests/fake_definitions.py"),
         "--select",
-        ",".join(fingerprints.STAGES),
+        ",".join(STAGES),
         "--partition",
         "legal|alpha",
     )
@@ -395,7 +394,7 @@ JUDGE = {
     ("environ", "first"),
     [
         (RATE, "distilled_checkpoint"),
-        (RATE | JUDGE, next(s for s, spec in fingerprints.STAGES.items() if "judge" in spec.reads)),
+        (RATE | JUDGE, next(s for s, spec in STAGES.items() if "judge" in spec.settings)),
     ],
     ids=["learning rate", "judge"],
 )

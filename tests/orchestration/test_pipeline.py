@@ -31,16 +31,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 KEY = "medical|general-conduct"
-STAGES = [
-    assets.policy_document,
-    assets.violating_instructions,
-    assets.sensitivity_scores,
-    assets.filtered_instructions,
-    assets.distilled_checkpoint,
-    assets.generations,
-    assets.judgements,
-    assets.benchmark_report,
-]
+STAGES = assets.stage_assets
+ASSETS = {asset.key.to_user_string(): asset for asset in STAGES}
 QUICK = {
     "synthesis": {"per_rule": 4, "rounds": 2},
     "filtering": {"per_rule": 3},
@@ -118,7 +110,7 @@ def test_the_whole_chain_on_one_partition(workspace):
     # the same numbers in the page, its JSON, the Parquet of every case, and Dagster
     report = json.loads((data / "reports/general-conduct/medical/report.json").read_text())
     metadata = instance.get_latest_materialization_event(
-        assets.benchmark_report.key
+        ASSETS["benchmark_report"].key
     ).asset_materialization.metadata
     page = Page((data / "reports/general-conduct/medical/report.html").read_text()).shares
     cases = str(data / "reports/general-conduct/medical/cases.parquet")
@@ -162,9 +154,14 @@ def test_the_whole_chain_on_one_partition(workspace):
         == metadata["owner"].value
     )
     plotted = {
-        assets.distilled_checkpoint: ("final loss", "seconds"),
-        assets.sensitivity_scores: ("mean reverse KL", "seconds"),
-        assets.benchmark_report: ("safety/aligned", "over_refusal/aligned", "unscored", "seconds"),
+        ASSETS["distilled_checkpoint"]: ("final loss", "seconds"),
+        ASSETS["sensitivity_scores"]: ("mean reverse KL", "seconds"),
+        ASSETS["benchmark_report"]: (
+            "safety/aligned",
+            "over_refusal/aligned",
+            "unscored",
+            "seconds",
+        ),
     }
     for stage, names in plotted.items():
         shown = instance.get_latest_materialization_event(stage.key).asset_materialization.metadata
@@ -172,9 +169,9 @@ def test_the_whole_chain_on_one_partition(workspace):
             name: shown.get(name) for name in names
         }
     for stage in (
-        assets.violating_instructions,
-        assets.sensitivity_scores,
-        assets.filtered_instructions,
+        ASSETS["violating_instructions"],
+        ASSETS["sensitivity_scores"],
+        ASSETS["filtered_instructions"],
     ):
         shown = instance.get_latest_materialization_event(stage.key).asset_materialization.metadata
         assert shown["dagster/partition_row_count"].value == instructions.num_rows
@@ -184,7 +181,7 @@ def test_the_whole_chain_on_one_partition(workspace):
     result = materialize(
         tmp_path,
         instance,
-        [assets.distilled_checkpoint],
+        [ASSETS["distilled_checkpoint"]],
         launcher=Subprocess(),
         overrides={
             **QUICK,
@@ -201,11 +198,11 @@ def test_the_whole_chain_on_one_partition(workspace):
 
     # where it ran makes no difference
     event = instance.get_latest_materialization_event(
-        assets.violating_instructions.key
+        ASSETS["violating_instructions"].key
     ).asset_materialization
-    materialize(tmp_path, instance, [assets.violating_instructions], overrides=overrides)
+    materialize(tmp_path, instance, [ASSETS["violating_instructions"]], overrides=overrides)
     again = instance.get_latest_materialization_event(
-        assets.violating_instructions.key
+        ASSETS["violating_instructions"].key
     ).asset_materialization
     assert (
         unhurried(event) == unhurried(again)
@@ -253,7 +250,7 @@ def test_a_wrong_input_of_a_process_fails_in_plain_words_and_is_not_tried_again(
         launcher=Subprocess(),
     )
     message = result.failure_data_for_node("violating_instructions").user_failure_data.description
-    assert "no-such-model" in message and "cannot be loaded" in message and "Mend:" in message
+    assert "no-such-model" in message and "cannot be loaded" in message and "Fix:" in message
     assert not any(e.is_step_up_for_retry for e in result.all_events)
 
 
@@ -305,11 +302,11 @@ def test_a_stage_as_a_job_of_a_ray_cluster(workspace):
     )
     result = materialize(tmp_path, instance, STAGES[:2], launcher=ray)
     on_ray = instance.get_latest_materialization_event(
-        assets.violating_instructions.key
+        ASSETS["violating_instructions"].key
     ).asset_materialization
-    materialize(tmp_path, instance, [assets.violating_instructions])
+    materialize(tmp_path, instance, [ASSETS["violating_instructions"]])
     here = instance.get_latest_materialization_event(
-        assets.violating_instructions.key
+        ASSETS["violating_instructions"].key
     ).asset_materialization
     assert (
         unhurried(on_ray) == unhurried(here)

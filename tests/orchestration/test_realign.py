@@ -17,9 +17,10 @@ from policyalign_assets.orchestration.realign import (
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.settings import load_settings
 from policyalign_assets.stages import fingerprints
+from policyalign_assets.stages.registry import STAGES
 
 ROOT = Path(__file__).parents[2]
-ALL = list(fingerprints.STAGES)
+ALL = list(STAGES)
 EVIDENCE = ["generations", "judgements", "benchmark_report"]
 SETTINGS = load_settings(environ={})
 

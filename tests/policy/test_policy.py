@@ -79,8 +79,9 @@ def fails(policies: Path, policy_id: str = "x", domain: str = "medical") -> Poli
         parse_policy(policies, policy_id, domain)
     error = caught.value
     where = error.path if error.line is None else f"{error.path}:{error.line}"
-    assert str(error) == f"{where}: {error.problem}. Mend: {error.mend}"
-    assert error.problem and error.mend.endswith(".")
+    assert str(error).splitlines()[0] == f"{where}: {error.problem}. Fix: {error.fix}"
+    assert len(str(error).splitlines()) == len(error.faults)
+    assert all(fault.problem and fault.fix.endswith((".", "?")) for fault in error.faults)
     return error
 
 
@@ -149,10 +150,10 @@ def test_an_empty_preamble_is_left_out(policies: Path) -> None:
         ("Refuse to help anyone encourage self-harm.", "prohibit", "encourage self-harm"),
         ("Never explain how to pick a lock.", "prohibit", "pick a lock"),
         ("Never help anyone who lies.", "prohibit", None),
-        ("Never help anyone with a forgery.", "prohibit", None),
-        ("Never help anyone forge a seal. Be firm.", "prohibit", None),
-        ("Never lie.", "prohibit", None),
-        ("Refuse politely.", "prohibit", None),
+        ("Never help anyone with a forgery.", "prohibit", "commit a forgery"),
+        ("Never help anyone forge a seal. Be firm.", "prohibit", "forge a seal"),
+        ("Never lie.", "prohibit", "lie"),
+        ("Refuse politely.", "require", None),
         ("Say what you are unsure of.", "require", None),
         ("Nevertheless be kind.", "require", None),
     ],
@@ -165,9 +166,7 @@ def test_kind_and_action_follow_from_the_sentence(
     assert (rule.text, rule.kind, rule.action) == (sentence, kind, action)
 
 
-@pytest.mark.parametrize(
-    "token", ["<|im_end|>", "<|system|>", "</s>", "[INST]: go", "*bold* `code` &amp; \\n"]
-)
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|system|>", "</s>", "[INST]: go", "&amp \\n"])
 def test_control_tokens_and_marks_are_left_as_written(policies: Path, token: str) -> None:
     write(
         policies,
@@ -279,21 +278,17 @@ RULE_1 = "- C1: Never help anyone forge a signature."
         (
             "domains: [medical, legal]",
             "'domains': [space]",
-            None,
+            5,
             "'space' is not a domain",
             "medical, legal, financial, general",
         ),
         ("2026-01-31", "2026-13-31", 4, "'2026-13-31' is not a date", "2026-01-31"),
         ("owner: Test Office", "owner: Test: Office", 3, "not valid YAML", "quotes"),
         ("---\ntitle: Test", "---\n\n\ntitle: Test: Test", 4, "not valid YAML", "quotes"),
-        ("owner: Test Office", "owner: " + "[" * 5000, 1, "not valid YAML", "key: value"),
+        ("owner: Test Office", "owner: " + "[" * 5000, 3, "not valid YAML", "key: value"),
         ("owner: Test Office", "owner: &a [*a]", 3, "not valid YAML", "key: value"),
-        ("owner: Test Office", "owner: a\x07b", 1, "not valid YAML", "key: value"),
+        ("owner: Test Office", "owner: a\x07b", 3, "invisible character U+0007", "Delete it"),
         ("]\n---\n", "]\n", 1, "front matter is never closed", "'---'"),
-        ("## Rules", "## The rules", 12, "'The rules' is not part of a policy", "'## Rules'"),
-        ("## Rules", "# Rules", 12, "'Rules' is not part of a policy", "'## Rules'"),
-        ("## Rules\n", "", 13, "only plain paragraphs", "under '## Rules'"),
-        ("## Declining", "## Rules", 18, "a second time", "once"),
         (
             "## Declining\n\nDecline politely.\n",
             "",
@@ -302,21 +297,7 @@ RULE_1 = "- C1: Never help anyone forge a signature."
             "'## Declining'",
         ),
         ("Decline politely.\n", "", 18, "'## Declining' is empty", "how to decline"),
-        (
-            "- C2: Say",
-            "- Say",
-            15,
-            "not a rule with an id: 'Say what you are unsure of.'",
-            "- C1: ",
-        ),
-        ("- C2: Say", "- c2: Say", 15, "not a rule with an id", "- C1: "),
-        ("- C2: Say", "- ABC2: Say", 15, "not a rule with an id", "- C1: "),
-        ("- C2: Say", "- C2 Say", 15, "not a rule with an id", "- C1: "),
-        ("- C2: Say", "- C2:\n-", 15, "not a rule with an id: 'C2:'", "- C1: "),
-        ("- C2: Say", "  - C2: Say", 14, "not a rule with an id", "- C1: "),
-        ("- C2: Say", "1. C2: Say", 15, "not a rule", "- C1: "),
-        ("- C2: Say", "C2: Say", 14, "'C1' seems to run on into 'C2'", "its own line"),
-        ("- C2: Say", "\nSay", 16, "not a rule", "- C1: "),
+        ("- C2: Say", "- C2:\n-", 15, "the rule 'C2' has no text", "- C1: "),
         (
             "- C2: Say",
             "- C1: Say",
@@ -325,8 +306,6 @@ RULE_1 = "- C1: Never help anyone forge a signature."
             "an id of its own",
         ),
         ("Be honest.", "<!-- Be honest.", 9, "never closed", "'-->'"),
-        ("Be honest.", "- Be honest.", 9, "only plain paragraphs", "as a paragraph"),
-        ("Be honest.", "```\ncode\n```\n", 9, "only plain paragraphs", "as a paragraph"),
     ],
 )
 def test_a_broken_policy_says_where_and_how_to_mend_it(
@@ -337,7 +316,7 @@ def test_a_broken_policy_says_where_and_how_to_mend_it(
     error = fails(policies)
     assert (error.path, error.line) == ("policies/x/policy.md", line), error
     assert problem in error.problem
-    assert mend in error.mend
+    assert mend in error.fix
 
 
 @pytest.mark.parametrize(
@@ -348,7 +327,7 @@ def test_a_broken_policy_says_where_and_how_to_mend_it(
         (b"---\ntitle: caf\xe9\n---\n", 2, "not UTF-8"),
         (SHARED + "a" * 256 * 1024, None, "larger than 256 KiB"),
         ("<!--" * 60_000, 1, "never closed"),
-        ("---\n- title\n---\n", 1, "not a list of 'key: value' lines"),
+        ("---\n- title\n---\n", 2, "not a list of 'key: value' lines"),
         ("Just words.\n", None, "has no title"),
         (SHARED.split("## Rules")[0], None, "no rules under a heading '## Rules'"),
         (SHARED.split("- C1")[0], 12, "no rules under a heading '## Rules'"),
@@ -396,7 +375,7 @@ def test_an_addendum_for_an_unlisted_domain_is_refused(policies: Path, name: str
     error = fails(policies)
     assert error.path == f"policies/x/{name}"
     assert "does not list (it lists: medical, legal)" in error.problem
-    assert "policies/x/policy.md" in error.mend
+    assert "policies/x/policy.md" in error.fix
 
 
 def test_a_domain_outside_the_policy_is_refused_in_plain_words(policies: Path) -> None:
@@ -456,7 +435,7 @@ def test_a_link_to_itself_or_nowhere_is_a_missing_file(policies: Path, target: s
 def test_an_error_survives_pickling(policies: Path) -> None:
     error = fails(policies, "absent")
     copy = pickle.loads(pickle.dumps(error))
-    assert (str(copy), copy.path, copy.mend) == (str(error), error.path, error.mend)
+    assert (str(copy), copy.path, copy.fix) == (str(error), error.path, error.fix)
 
 
 # Catalog
@@ -483,7 +462,7 @@ def test_the_catalog_lists_folders_that_hold_a_policy(policies: Path) -> None:
 
 
 def test_the_catalog_refuses_a_broken_policy(policies: Path) -> None:
-    write(policies, "medical.md", "## Rules\n- no id\n")
+    write(policies, "medical.md", "## Rules\n- C1: Never lie.\n")
     with pytest.raises(PolicyError, match="policies/x/medical.md:2: "):
         list_partitions(policies)
 

@@ -37,9 +37,9 @@ def compiled(policies, sentence):
             True,
             "forge a seal",
         ),
-        ("If a user is a minor, never discuss a dose.", "condition", True, None),
+        ("If a user is a minor, never discuss a dose.", "condition", True, "discuss a dose"),
         ("When symptoms are urgent, recommend emergency care.", "condition", False, None),
-        ("Give a dose only when a clinician asks.", "condition", True, None),
+        ("Give a dose only when a clinician asks.", "prohibit", True, "give a dose"),
         ("Recommend emergency care when symptoms are urgent.", "require", False, None),
         ("Say what you are unsure of.", "require", False, None),
     ],
@@ -84,7 +84,7 @@ def test_what_kind_a_rule_is(policies, sentence, kind, forbids, action):
             ("a parent is present",),
             (),
         ),
-        ("Give a dose only when a clinician asks.", "a clinician asks", (), ()),
+        ("Give a dose only when a clinician asks.", None, ("a clinician asks",), ()),
     ],
 )
 def test_what_a_rule_states_beside_its_core(policies, sentence, condition, exceptions, permitted):
@@ -98,7 +98,7 @@ def test_the_three_kinds_part_the_rules_of_every_shipped_policy():
         assert sorted(
             [*policy.prohibitions, *policy.duties, *policy.conditions], key=policy.rules.index
         ) == list(policy.rules)
-        assert all(r.forbids and not r.exceptions and not r.permitted for r in policy.prohibitions)
+        assert all(r.forbids and r.action and not r.permitted for r in policy.prohibitions)
 
 
 def with_front_matter(policies, name, line):
@@ -128,4 +128,4 @@ def test_a_waiver_for_no_rule_is_refused_with_its_line(policies, name, line):
     with_front_matter(policies, name, line)
     with pytest.raises(PolicyError, match="waive_starved") as error:
         parse_policy(policies, "general-conduct", "medical")
-    assert error.value.path.endswith(name) and error.value.line == 2 and error.value.mend
+    assert error.value.path.endswith(name) and error.value.line == 2 and error.value.fix

@@ -25,6 +25,7 @@ from policyalign_assets.releases.bundle import (
 from policyalign_assets.releases.errors import ReleaseError
 from policyalign_assets.releases.keys import create_keys, load_private_key
 from policyalign_assets.releases.ledger import Ledger
+from policyalign_assets.releases.serving import serve_plan
 from policyalign_assets.releases.verification import Check, trusted, verify
 
 TARGET = "medical|general-conduct"
@@ -387,3 +388,26 @@ def test_an_alteration_of_a_damaged_bundle_is_a_sentence_and_not_a_crash(desk: D
     (bundle / "release.json").write_text("")
     with pytest.raises(ReleaseError, match="is no bundle"):
         desk.verify(bundle)
+
+
+def test_a_served_adapter_has_a_name_that_no_other_weights_can_have(desk: Desk, tmp_path: Path):
+    base = tmp_path / "base"
+    base.mkdir()
+    first, second = (desk.release(desk.evidence(w)) for w in (b"first", b"second"))
+    plans = [serve_plan(bundle, base) for bundle in (first, second)]
+    assert plans[0].alias == plans[1].alias == "medical.general-conduct"
+    assert plans[0].name != plans[1].name and bundle_id(first)[:16] in plans[0].name
+    command = plans[0].command
+    modules = [json.loads(a) for a in command if a.startswith("{")]
+    assert {m["name"] for m in modules} == {plans[0].name, plans[0].alias}
+    assert {m["path"] for m in modules} == {str(first / "adapter")}
+    # The base model's own name is not the alias: a missing adapter is an error, never the base.
+    assert command[command.index("--served-model-name") + 1] not in (plans[0].alias, plans[0].name)
+
+
+def test_a_base_model_that_has_no_loadable_name_must_be_given(desk: Desk):
+    with pytest.raises(ReleaseError, match="--base FOLDER"):
+        serve_plan(desk.release(desk.evidence()))
+    hub = desk.evidence(b"hub", base=BaseModel("Qwen/Qwen2.5-7B-Instruct", "c0ffee", None))
+    command = serve_plan(desk.release(hub)).command
+    assert command[2:5] == ("Qwen/Qwen2.5-7B-Instruct", "--revision", "c0ffee")

@@ -1,19 +1,20 @@
-"""Freed memory is kept for the next tensor instead of being given back to the system."""
+"""Keeps freed memory for the next tensor instead of giving it back to the operating system."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
-KEPT = 1 << 30
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # constants of malloc.h
+KEPT = 1 << 30  # bytes
 
 
 def keep_freed_memory() -> None:
-    """For this whole process; up to 1 GiB more than is in use. Does nothing where the C library is not glibc.
+    """Applies to the whole process, which keeps up to 1 GiB more than it uses.
 
-    A training step on a CPU frees and takes the same few hundred MiB again and again. By default glibc hands most of it back, and
-    the system then has to clear and map each page anew: a quarter of a step's time on a virtual machine.
+    A training step on a CPU frees and allocates the same few hundred MiB again and again. By
+    default glibc returns most of it, and the system then has to clear and map every page again,
+    which took a quarter of a step's time on a virtual machine. Has no effect without glibc.
     """
     if sys.platform != "linux":
         return

@@ -1,9 +1,11 @@
-"""Llama-shaped models (Llama, Qwen2, Mistral) on a CPU in float32, computed without transformers' modules.
+"""Llama-shaped models (Llama, Qwen2, Mistral) on a CPU in float32, without transformers' modules.
 
-A small model's time on a CPU goes into what surrounds its matrix products: module calls, masks, padding, a cache that is joined
-token by token. Here a pass is a loop over layers, tokens are packed, and weights are copied into the layout that decoding
-wants, LoRA folded in. The results are those of the modules up to rounding (tested on each architecture); any other model, dtype
-or device is computed by its modules (`forward.py`). No counterpart in the release, which only runs on GPUs.
+On a CPU, a small model spends its time on what surrounds the matrix products: module calls, masks,
+padding, and a cache that grows token by token. Here a forward pass is a loop over layers. Tokens
+are packed, and weights are copied into the layout that decoding needs, with LoRA folded in. Results
+equal those of the modules up to rounding (tested for each architecture). Any other model, dtype or
+device is computed by its modules (`forward/modules.py`). The release of the paper has no
+counterpart, because it runs on GPUs only.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
@@ -26,32 +29,30 @@ from policyalign_assets.engine.cpu.plain_ops import (
     rotated_heads,
     swiglu,
 )
+from policyalign_assets.engine.forward.modules import backbone_of
 from policyalign_assets.engine.forward.packed_rows import Rows, packed_tokens
 from policyalign_assets.engine.forward.padding import Padding
+from policyalign_assets.engine.forward.protocol import Decoding
 from policyalign_assets.engine.forward.shared_prefix import Prefix, attend, can_share
 
 ARCHITECTURES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
-ROTARY = (
-    "default",
-    "linear",
-    "llama3",
-    "yarn",
-)  # angles that do not depend on how long the text is
-MOST_PARAMETERS = (
-    1 << 27
-)  # the copies cost as much memory again; answers take half the time at 5 M, three quarters at 69 M, more at 630 M
+# Kinds of rotary positions whose angles do not depend on the length of the text.
+ROTARY = ("default", "linear", "llama3", "yarn")
+# The copies double the memory. Compared with modules, answers take half the time at 5 M parameters,
+# three quarters at 69 M, and more time at 630 M.
+MOST_PARAMETERS = 1 << 27
 
-Attention = Callable[
-    [int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
-]  # (layer, q_MHD, k_MGD, v_MGD) -> out_MHD
+# (layer, q_MHD, k_MGD, v_MGD) -> out_MHD
+Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def is_plain(model) -> bool:
-    """Whether `PlainLlama` computes what `model` does, LoRA adapters (PEFT) included."""
-    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+def is_plain(model: Any) -> bool:
+    """Whether `PlainLlama` computes what `model` does, PEFT's LoRA adapters included."""
+    backbone = backbone_of(model)
     if type(backbone) not in ARCHITECTURES or model.device.type != "cpu" or not can_share(model):
         return False
-    config, adapted = model.config, [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    config = model.config
+    adapted: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
     linear = [
         m
         for layer in backbone.model.layers
@@ -64,7 +65,7 @@ def is_plain(model) -> bool:
             type(m) in (torch.nn.Linear, LoraLinear) and type(Part(m).base) is torch.nn.Linear
             for m in linear
         )
-        and {id(m) for m in adapted} <= {id(m) for m in linear}  # not the head, not an embedding
+        and {id(m) for m in adapted} <= {id(m) for m in linear}  # neither head nor embedding
         and not any(m.lora_variant or m.merged or any(m.lora_bias.values()) for m in adapted)
         and all(
             len(m.active_adapters) == 1 and m.lora_A.keys() == adapted[0].lora_A.keys()
@@ -80,7 +81,7 @@ def is_plain(model) -> bool:
 
 
 class _Layer:
-    def __init__(self, layer: torch.nn.Module, config: PretrainedConfig):
+    def __init__(self, layer: Any, config: PretrainedConfig):
         attention, mlp = layer.self_attn, layer.mlp
         queries, keys = (
             pairs_first(n, attention.head_dim)
@@ -105,24 +106,29 @@ class _Layer:
 
 
 class PlainLlama:
-    """A `Forward` that computes with copies: of the base weights as they are when it is made, and of the active adapter when it is `read`."""
+    """A `Forward` that computes with copies of the weights.
+
+    The base weights are copied when it is made; the active adapter then and at every `read()`.
+    """
 
     copied = True
 
-    def __init__(self, model):
+    def __init__(self, model: Any):
         self.model, self.config = model, model.config
-        backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+        backbone = backbone_of(model)
         self.heads, self.groups = self.config.num_attention_heads, self.config.num_key_value_heads
         self.dim = backbone.model.layers[0].self_attn.head_dim
         self.scaling = self.dim**-0.5
         self._embeddings, self._rotary = backbone.model.embed_tokens, backbone.model.rotary_emb
-        with torch.inference_mode(False):  # such tensors could not be part of a training step
+        # Tensors made in inference mode could not take part in a training step.
+        with torch.inference_mode(False):
             self.layers = [_Layer(layer, self.config) for layer in backbone.model.layers]
             self._norm, self._head = (
                 RmsNorm(backbone.model.norm.weight, self.config.rms_norm_eps),
                 Linear(Part(backbone.lm_head)),
             )
-            self._turns_P1F = torch.empty(0)
+            self._rotations_P1F = torch.empty(0)
+        self.read()
 
     @torch.inference_mode(False)
     def read(self) -> None:
@@ -147,13 +153,17 @@ class PlainLlama:
 
     @torch.no_grad()
     def prefix(self, tokens: Sequence[int]) -> Prefix:
-        layers, attention = [], self._rows(Padding([len(tokens)], self.model.device))
+        layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        attention = self._rows(Padding([len(tokens)], self.model.device))
 
-        def keeping(layer, q_MHD, k_MGD, v_MGD):
+        def recorded(
+            layer: int, q_MHD: torch.Tensor, k_MGD: torch.Tensor, v_MGD: torch.Tensor
+        ) -> torch.Tensor:
             layers.append((k_MGD.transpose(0, 1).contiguous(), v_MGD.transpose(0, 1).contiguous()))
             return attention(layer, q_MHD, k_MGD, v_MGD)
 
-        self._run(torch.tensor(list(tokens)), torch.arange(len(tokens)), keeping, torch.tensor([0]))
+        ids_M, positions_M = torch.tensor(list(tokens)), torch.arange(len(tokens))
+        self._run(ids_M, positions_M, recorded, torch.tensor([0]))
         return Prefix(len(tokens), layers)
 
     def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
@@ -161,7 +171,7 @@ class PlainLlama:
 
     def decoding(
         self, suffixes: Sequence[Sequence[int]], room: int, prefix: Prefix | None = None
-    ) -> _Decoding:
+    ) -> Decoding:
         return _Decoding(self, suffixes, room, prefix)
 
     def _rows(self, padding: Padding, prefix: Prefix | None = None) -> Attention:
@@ -174,14 +184,17 @@ class PlainLlama:
         attention: Attention,
         keep_M: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states of the tokens `keep_M` (all, if None): after the last attention the others are not needed."""
+        """Hidden states of the tokens `keep_M`, or of all if None.
+
+        The other tokens are dropped after the last attention, where nothing depends on them.
+        """
         x_MD = torch.nn.functional.embedding(ids_M, self._embeddings.weight).detach()
-        turns_M1F = self._turns(positions_M)
+        rotations_M1F = self._rotations(positions_M)
         for i, layer in enumerate(self.layers):
             out_MN = attention(
                 i,
                 *rotated_heads(
-                    layer.qkv(layer.before_attention(x_MD)), turns_M1F, self.heads, self.groups
+                    layer.qkv(layer.before_attention(x_MD)), rotations_M1F, self.heads, self.groups
                 ),
             ).flatten(1)
             if keep_M is not None and i == len(self.layers) - 1:
@@ -190,22 +203,25 @@ class PlainLlama:
             x_MD = layer.down(swiglu(layer.gate_up(layer.before_mlp(x_MD))), x_MD)
         return self._norm(x_MD)
 
-    def _turns(self, positions_M: torch.Tensor) -> torch.Tensor:
-        """Of the rotary positions: turns_M1F, cosine and sine of each pair's angle as a complex number."""
-        if (most := int(positions_M.max())) >= len(self._turns_P1F):
+    def _rotations(self, positions_M: torch.Tensor) -> torch.Tensor:
+        """The rotary angles at `positions_M` as complex numbers, cosine + i sine: rotations_M1F."""
+        if (most := int(positions_M.max())) >= len(self._rotations_P1F):
             with torch.inference_mode(False), torch.no_grad():
                 cos_1PD, sin_1PD = self._rotary(
                     self._embeddings.weight, torch.arange(2 * most + 1)[None]
                 )
-                half = cos_1PD.shape[-1] // 2  # both halves are the same
-                self._turns_P1F = torch.complex(
+                half = cos_1PD.shape[-1] // 2  # both halves are equal
+                self._rotations_P1F = torch.complex(
                     cos_1PD[0, :, None, :half].contiguous(), sin_1PD[0, :, None, :half].contiguous()
                 )
-        return self._turns_P1F[positions_M]
+        return self._rotations_P1F[positions_M]
 
 
 class _Decoding:
-    """A batch of rows that grow by a token at a time. Key/values lie left-padded, so that a step writes one column."""
+    """A batch of rows that grow by one token at a time.
+
+    Key/values are left-padded, so that each step writes a single column.
+    """
 
     def __init__(
         self, plain: PlainLlama, suffixes: Sequence[Sequence[int]], room: int, prefix: Prefix | None
@@ -214,9 +230,8 @@ class _Decoding:
         lengths = [len(s) for s in suffixes]
         self._width, self._offset = max(lengths), prefix.length if prefix else 0
         shape = (len(suffixes), plain.groups, self._width + room, plain.dim)
-        self._cache = [
-            (torch.empty(shape), torch.empty(shape)) for _ in plain.layers
-        ]  # keys_BGSD and values_BGSD of each layer
+        # keys_BGSD and values_BGSD of each layer
+        self._cache = [(torch.empty(shape), torch.empty(shape)) for _ in plain.layers]
         padded_B1 = self._width - torch.tensor(lengths)[:, None]
         self._masked = min(lengths) < self._width
         self._mask_B11S = torch.where(torch.arange(shape[2]) < padded_B1, -torch.inf, 0.0)[
@@ -229,18 +244,20 @@ class _Decoding:
     def start(self) -> torch.Tensor:
         """logits_BV after the suffixes."""
         padding = Padding(self._lengths, self._plain.model.device)
-        whole, width = self._plain._rows(padding, self._prefix), self._width
+        attend_rows, width = self._plain._rows(padding, self._prefix), self._width
         lengths_B = torch.tensor(self._lengths)
         firsts_B = lengths_B.cumsum(0) - lengths_B
         source_BT = (firsts_B - (width - lengths_B))[:, None] + torch.arange(width)
         source_N = torch.where(source_BT >= firsts_B[:, None], source_BT, 0).flatten()
 
-        def attention(layer, q_MHD, k_MGD, v_MGD):
+        def attention(
+            layer: int, q_MHD: torch.Tensor, k_MGD: torch.Tensor, v_MGD: torch.Tensor
+        ) -> torch.Tensor:
             for cache_BGSD, new_MGD in zip(self._cache[layer], (k_MGD, v_MGD)):
                 cache_BGSD[:, :, :width] = (
                     new_MGD[source_N].unflatten(0, (-1, width)).transpose(1, 2)
                 )
-            return whole(layer, q_MHD, k_MGD, v_MGD)
+            return attend_rows(layer, q_MHD, k_MGD, v_MGD)
 
         hidden_BD = self._plain._run(
             self._ids_M, self._offset + padding.positions_M, attention, firsts_B + lengths_B - 1
@@ -252,7 +269,9 @@ class _Decoding:
         at, end = self._width, self._width + 1
         mask_B11S = self._mask_B11S[..., :end] if self._masked else None
 
-        def attention(layer, q_BHD, k_BGD, v_BGD):
+        def attention(
+            layer: int, q_BHD: torch.Tensor, k_BGD: torch.Tensor, v_BGD: torch.Tensor
+        ) -> torch.Tensor:
             keys_BGSD, values_BGSD = self._cache[layer]
             keys_BGSD.select(2, at).copy_(k_BGD)
             values_BGSD.select(2, at).copy_(v_BGD)
@@ -279,7 +298,7 @@ class _Decoding:
         return self._plain.logits(hidden_BD)
 
     def keep(self, live_b: torch.Tensor) -> None:
-        """Other rows leave."""
+        """Drops all other rows."""
         self._cache = [
             (keys_BGSD[live_b], values_BGSD[live_b]) for keys_BGSD, values_BGSD in self._cache
         ]

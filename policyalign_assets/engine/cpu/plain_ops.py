@@ -1,34 +1,37 @@
-"""The parts of a Llama-shaped layer as functions of packed tokens [M, ...], with their gradients written down.
+"""The parts of a Llama-shaped layer as functions of packed tokens [M, ...], with written gradients.
 
-Fewer passes over memory than recorded ones: linear layers that read the same input are one matrix product, a residual is added
-within it, and LoRA is folded into its weight (`folded.py` says why that is sound). Gradients reach the activations and LoRA's A
-and B, nothing else.
+They make fewer passes over memory than automatic differentiation would. Linear layers that read the
+same input are one matrix product, a residual is added within it, and LoRA is folded into the weight
+(`forward/folded.py` explains why that is sound). Gradients reach the activations and LoRA's A and
+B, nothing else.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 
-SHORT = 256  # tokens a row up to which attention's weights are kept for the backward pass
-
 
 class Part(NamedTuple):
-    """A linear layer. `order_O`: which of its outputs come first, second …"""
+    """A linear layer; `order_O` permutes its outputs."""
 
     layer: torch.nn.Module
     order_O: torch.Tensor | slice = slice(None)
 
     @property
-    def base(self) -> torch.nn.Linear:
+    def base(self) -> Any:
+        """The `torch.nn.Linear` itself, below a LoRA layer."""
         return self.layer.get_base_layer() if isinstance(self.layer, LoraLinear) else self.layer
 
 
 class Adapter(NamedTuple):
-    """A part's LoRA. `outputs`: of all parts, its own; `b_OR` in their order."""
+    """A part's LoRA matrices.
+
+    `outputs` are the part's columns among all parts; the rows of `b_OR` follow the part's order.
+    """
 
     part: Part
     outputs: slice
@@ -38,12 +41,16 @@ class Adapter(NamedTuple):
 
 
 class Linear:
-    """Linear layers side by side that read the same input. Their weights are copied once; `read` folds in their adapters of now."""
+    """Linear layers that read the same input, side by side in one matrix.
+
+    Their weights are copied once; `read` folds in the current weights of their adapters.
+    """
 
     def __init__(self, *parts: Part):
         self._parts, ends = parts, list(itertools.accumulate(p.base.out_features for p in parts))
         self._outputs = [slice(end - p.base.out_features, end) for p, end in zip(parts, ends)]
-        # transposed: for the few rows of a decoding step a product with weights laid out so takes half the time
+        # Transposed, because a product with the few rows of a decoding step then takes half the
+        # time.
         self._base_IO = torch.cat([p.base.weight.detach()[p.order_O] for p in parts]).T.contiguous()
         self._bias_O = (
             torch.cat([p.base.bias.detach()[p.order_O] for p in parts])
@@ -52,7 +59,7 @@ class Linear:
         )
         self.weight_IO = self._base_IO
         self.adapters: list[Adapter] = []
-        self._trained: list[torch.Tensor] = []  # A and B of each adapter
+        self._trained: list[torch.Tensor] = []  # A and B of each adapter, in turn
 
     @torch.no_grad()
     def read(self) -> None:
@@ -68,11 +75,12 @@ class Linear:
             self.weight_IO = self._base_IO.clone()
         self.adapters, self._trained = [], []
         for part, outputs in active:
-            (name,) = part.layer.active_adapters
-            a_RI, b_OR = part.layer.lora_A[name].weight, part.layer.lora_B[name].weight
+            layer: Any = part.layer
+            (name,) = layer.active_adapters
+            a_RI, b_OR = layer.lora_A[name].weight, layer.lora_B[name].weight
             self._trained += [a_RI, b_OR]
             adapter = Adapter(
-                part, outputs, a_RI.detach(), b_OR.detach()[part.order_O], part.layer.scaling[name]
+                part, outputs, a_RI.detach(), b_OR.detach()[part.order_O], layer.scaling[name]
             )
             torch.addmm(
                 self._base_IO[:, outputs],
@@ -84,7 +92,7 @@ class Linear:
             self.adapters.append(adapter)
 
     def __call__(self, x_MI: torch.Tensor, residual_MO: torch.Tensor | None = None) -> torch.Tensor:
-        """x W + bias + residual. Without gradients the residual's memory becomes the result's."""
+        """x W + bias + residual: out_MO. Without gradients, `residual_MO` is overwritten."""
         if torch.is_grad_enabled():
             return _Linear.apply(x_MI, residual_MO, self, *self._trained)
         if residual_MO is None:
@@ -99,22 +107,23 @@ class Linear:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_MI, residual_MO, linear, *_):
+    def forward(ctx: Any, x_MI, residual_MO, linear: Linear, *_: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x_MI)
         ctx.linear, ctx.residual = linear, residual_MO is not None
         return linear(x_MI, residual_MO.clone() if ctx.residual else None)
 
     @staticmethod
-    def backward(ctx, grad_MO):
+    def backward(ctx: Any, *output_grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad_MO,) = output_grads
         (x_MI,), linear = ctx.saved_tensors, ctx.linear
-        grads = []
+        grads: list[torch.Tensor] = []
         if linear.adapters:
             x_a_MR = x_MI @ torch.cat([a.a_RI for a in linear.adapters]).T
-            # through B, then against x: the gradients of all A in one product
-            through_MR = torch.cat(
+            # The gradients of all A matrices in one product: back through B, then against x.
+            grad_x_a_MR = torch.cat(
                 [(grad_MO[:, a.outputs] @ a.b_OR).mul_(a.scaling) for a in linear.adapters], -1
             )
-            grad_a_RI = through_MR.T @ x_MI
+            grad_a_RI = grad_x_a_MR.T @ x_MI
             at = 0
             for adapter in linear.adapters:
                 ranks = slice(at, at + len(adapter.a_RI))
@@ -132,7 +141,7 @@ class RmsNorm:
     """x / sqrt(mean(x^2) + eps) * weight."""
 
     def __init__(self, weight_D: torch.Tensor, eps: float):
-        # as x / hypot(|x|, sqrt(D eps)) * (weight sqrt(D)), which needs fewer passes
+        # Computed as x / hypot(|x|, sqrt(D eps)) * (weight sqrt(D)), which needs fewer passes.
         self._floor, self._weight_D = (
             torch.tensor((len(weight_D) * eps) ** 0.5),
             weight_D.detach() * len(weight_D) ** 0.5,
@@ -153,13 +162,14 @@ def _normed(
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_MD, weight_D, floor):
+    def forward(ctx: Any, x_MD, weight_D, floor) -> torch.Tensor:
         out_MD, length_M1 = _normed(x_MD, weight_D, floor)
         ctx.save_for_backward(x_MD, weight_D, length_M1)
         return out_MD
 
     @staticmethod
-    def backward(ctx, grad_MD):
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad_MD,) = grads
         x_MD, weight_D, length_M1 = ctx.saved_tensors
         weighed_MD = grad_MD * weight_D
         share_M1 = torch.linalg.vecdot(weighed_MD, x_MD)[:, None].div_(length_M1.square())
@@ -167,7 +177,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def swiglu(gate_up_MJ: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, of the two halves of J."""
+    """silu(gate) * up, where gate and up are the two halves of J."""
     if torch.is_grad_enabled():
         return _SwiGlu.apply(gate_up_MJ)
     gate_MI, up_MI = gate_up_MJ.chunk(2, -1)
@@ -176,36 +186,43 @@ def swiglu(gate_up_MJ: torch.Tensor) -> torch.Tensor:
 
 class _SwiGlu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate_up_MJ):
+    def forward(ctx: Any, gate_up_MJ: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(gate_up_MJ)
         return swiglu(gate_up_MJ)
 
     @staticmethod
-    def backward(ctx, grad_MI):
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        (grad_MI,) = grads
         gate_MI, up_MI = ctx.saved_tensors[0].chunk(2, -1)
         grad_MJ = torch.empty_like(ctx.saved_tensors[0])
-        on_gate_MI, on_up_MI = grad_MJ.chunk(2, -1)
+        grad_gate_MI, grad_up_MI = grad_MJ.chunk(2, -1)
         activated_MI = torch.nn.functional.silu(gate_MI)
-        torch.mul(grad_MI, activated_MI, out=on_up_MI)
+        torch.mul(grad_MI, activated_MI, out=grad_up_MI)
         torch.mul(grad_MI, up_MI, out=activated_MI)
-        torch.ops.aten.silu_backward.grad_input(activated_MI, gate_MI, grad_input=on_gate_MI)
+        torch.ops.aten.silu_backward.grad_input(activated_MI, gate_MI, grad_input=grad_gate_MI)
         return grad_MJ
 
 
 def pairs_first(heads: int, dim: int) -> torch.Tensor:
-    """The order of a layer's outputs in which what rotary positions turn together, i and i + D/2 of a head, lies side by side."""
+    """Orders a layer's outputs so that values rotated together are neighbours.
+
+    Rotary positions rotate outputs i and i + D/2 of a head as a pair.
+    """
     return torch.arange(heads * dim).view(heads, 2, dim // 2).transpose(1, 2).flatten()
 
 
 def rotated_heads(
-    qkv_MN: torch.Tensor, turns_M1F: torch.Tensor, heads: int, groups: int
+    qkv_MN: torch.Tensor, rotations_M1F: torch.Tensor, heads: int, groups: int
 ) -> tuple[torch.Tensor, ...]:
-    """(queries_MHD, keys_MGD, values_MGD), in place. Each pair of a query or key is multiplied by its complex number, which turns it by
-    its token's angle (F = D/2 pairs, in the order of `pairs_first`)."""
+    """Splits into (queries_MHD, keys_MGD, values_MGD) and applies rotary positions, in place.
+
+    Each pair of a query or key is multiplied by the complex number of its token's angle. There are
+    F = D/2 pairs, in the order of `pairs_first`.
+    """
     if torch.is_grad_enabled():
-        return _RotatedHeads.apply(qkv_MN, turns_M1F, heads, groups)
+        return _RotatedHeads.apply(qkv_MN, rotations_M1F, heads, groups)
     qkv_MND = qkv_MN.unflatten(1, (heads + 2 * groups, -1))
-    _pairs(qkv_MND[:, : heads + groups]).mul_(turns_M1F)
+    _pairs(qkv_MND[:, : heads + groups]).mul_(rotations_M1F)
     return qkv_MND.split((heads, groups, groups), 1)
 
 
@@ -215,65 +232,15 @@ def _pairs(x_MND: torch.Tensor) -> torch.Tensor:
 
 class _RotatedHeads(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv_MN, turns_M1F, heads, groups):
-        ctx.save_for_backward(turns_M1F)
-        ctx.turned = heads + groups
-        return rotated_heads(qkv_MN.clone(), turns_M1F, heads, groups)
+    def forward(
+        ctx: Any, qkv_MN, rotations_M1F, heads: int, groups: int
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.save_for_backward(rotations_M1F)
+        ctx.rotated = heads + groups
+        return rotated_heads(qkv_MN.clone(), rotations_M1F, heads, groups)
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_MND = torch.cat(grads, 1)
-        _pairs(grad_MND[:, : ctx.turned]).mul_(ctx.saved_tensors[0].conj())
+        _pairs(grad_MND[:, : ctx.rotated]).mul_(ctx.saved_tensors[0].conj())
         return grad_MND.flatten(1), None, None, None
-
-
-def causal_attention(
-    q_BHTD: torch.Tensor, k_BGTD: torch.Tensor, v_BGTD: torch.Tensor, scaling: float
-) -> torch.Tensor:
-    """Softmax attention of each token to itself and those before it: out_BHTD. H query heads share G key heads."""
-    if torch.is_grad_enabled() and q_BHTD.device.type == "cpu" and q_BHTD.shape[2] <= SHORT:
-        return _ShortAttention.apply(q_BHTD, k_BGTD, v_BGTD, scaling)
-    return torch.nn.functional.scaled_dot_product_attention(
-        q_BHTD,
-        k_BGTD,
-        v_BGTD,
-        is_causal=True,
-        scale=scaling,
-        enable_gqa=q_BHTD.shape[1] != k_BGTD.shape[1],
-    )
-
-
-class _ShortAttention(torch.autograd.Function):
-    """Keeps the weights, which for short rows is cheaper than the fused kernel's computing them twice. N = H/G * T."""
-
-    @staticmethod
-    def forward(ctx, q_BHTD, k_BGTD, v_BGTD, scaling):
-        batch, heads, length, dim = q_BHTD.shape
-        groups = k_BGTD.shape[1]
-        q_CND = q_BHTD.reshape(batch * groups, -1, dim)  # C = B * G
-        k_CTD, v_CTD = k_BGTD.reshape(-1, length, dim), v_BGTD.reshape(-1, length, dim)
-        later_1NT = (
-            q_CND.new_full((length, length), -torch.inf).triu(1).repeat(heads // groups, 1)[None]
-        )
-        weights_CNT = torch.baddbmm(later_1NT, q_CND, k_CTD.transpose(1, 2), alpha=scaling).softmax(
-            -1
-        )
-        ctx.save_for_backward(q_CND, k_CTD, v_CTD, weights_CNT)
-        ctx.shapes, ctx.scaling = (q_BHTD.shape, k_BGTD.shape), scaling
-        return torch.bmm(weights_CNT, v_CTD).view(q_BHTD.shape)
-
-    @staticmethod
-    def backward(ctx, grad_BHTD):
-        q_CND, k_CTD, v_CTD, weights_CNT = ctx.saved_tensors
-        of_queries, of_keys = ctx.shapes
-        grad_CND = grad_BHTD.reshape(q_CND.shape)
-        on_weights_CNT = torch.bmm(grad_CND, v_CTD.transpose(1, 2))
-        on_scores_CNT = torch._softmax_backward_data(
-            on_weights_CNT, weights_CNT, -1, weights_CNT.dtype
-        ).mul_(ctx.scaling)
-        return (
-            torch.bmm(on_scores_CNT, k_CTD).view(of_queries),
-            torch.bmm(on_scores_CNT.transpose(1, 2), q_CND).view(of_keys),
-            torch.bmm(weights_CNT.transpose(1, 2), grad_CND).view(of_keys),
-            None,
-        )

@@ -1,6 +1,11 @@
-"""Key/values of a batch that is being decoded, with room for what is to come: a token is written in place, not joined to a copy."""
+"""A key/value cache with room for the tokens still to come.
+
+A new token is written in place; transformers' own cache joins it to a copy at every step.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PretrainedConfig
@@ -8,6 +13,8 @@ from transformers.cache_utils import DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):
+    """One layer's key/values, allocated once for `room` tokens a row."""
+
     def __init__(self, room: int):
         super().__init__()
         self.room, self.length = room, 0
@@ -19,27 +26,32 @@ class RoomyLayer(DynamicLayer):
         )
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_, **__
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends the new key/values; returns all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.length + key_states.shape[2]
         self._keys[:, :, self.length : end] = key_states
         self._values[:, :, self.length : end] = value_states
         self.length = end
-        self._show()
-        return self.keys, self.values
+        return self._expose_filled_part()
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         self._keys, self._values = self._keys[indices], self._values[indices]
-        self._show()
+        self._expose_filled_part()
 
-    def _show(self) -> None:
-        self.keys, self.values = self._keys[:, :, : self.length], self._values[:, :, : self.length]
+    def _expose_filled_part(self) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self._keys[:, :, : self.length], self._values[:, :, : self.length]
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 def roomy_cache(config: PretrainedConfig, room: int) -> DynamicCache:
-    """A cache for at most `room` tokens a row. Layers that keep a bounded state (sliding windows …) stay as transformers has them."""
+    """A cache for at most `room` tokens a row.
+
+    Layers that keep a bounded state, such as sliding windows, stay as transformers makes them.
+    """
     cache = DynamicCache(config=config)
     cache.layers = [
         RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers

@@ -1,8 +1,8 @@
-"""Rows of different lengths go through a model packed one after another, without padding.
+"""Runs rows of different lengths through a model packed one after another, without padding.
 
-All weights of a layer are applied to real tokens only. Attention is by kernels that take rows of any length, where a GPU has them
-(`varlen_attention.py`). Elsewhere rows are padded for attention alone: it never looks to the right, where a row's padding stands,
-so it needs no mask.
+The weights of a layer are applied to real tokens only. On GPUs, attention uses kernels that accept
+rows of any length (`varlen_attention.py`). Elsewhere rows are padded on the right for attention
+alone. Causal attention never looks to the right, so the padding needs no mask.
 """
 
 from __future__ import annotations
@@ -11,27 +11,25 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import AttentionInterface
 
-from policyalign_assets.engine.cpu.plain_ops import causal_attention
+from policyalign_assets.engine.forward.causal_attention import causal_attention
 from policyalign_assets.engine.forward.padding import Padding
 from policyalign_assets.engine.forward.shared_prefix import Prefix, attend
 from policyalign_assets.engine.forward.varlen_attention import KeyValues, serves, varlen_attention
 
-NAME = "policyalign_packed_rows"  # no mask is registered under it, so transformers makes none
-UNKNOWN = (
-    "s_aux",
-    "softcap",
-    "position_bias",
-    "sliding_window",
-)  # what an attention may ask for besides, and would not get
+# transformers builds no attention mask, because none is registered under this name.
+NAME = "policyalign_packed_rows"
+# Extra arguments of some models' attention that packed rows would ignore.
+UNSUPPORTED = ("s_aux", "softcap", "position_bias", "sliding_window")
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Which tokens are a row, and what every row continues."""
+    """How packed tokens are divided into rows, and the prefix that every row continues."""
 
     padding: Padding
     prefix: Prefix | None = None
@@ -44,7 +42,7 @@ class Rows:
         v_MGD: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        """Each token attends to the prefix, to those before it in its row, and to itself: out_MHD."""
+        """Each token attends to the prefix, to earlier tokens of its row and to itself: out_MHD."""
         prefix = self.prefix.layers[layer] if self.prefix else None
         if serves(q_MHD.device, q_MHD.dtype, q_MHD.shape[1], *k_MGD.shape[1:], _padded_example):
             return varlen_attention(
@@ -70,14 +68,14 @@ def _padded(
     return padding.pack(out_BHTD.transpose(1, 2))
 
 
-def _padded_example(lengths: Sequence[int], q_MHD: torch.Tensor, *others) -> torch.Tensor:
+def _padded_example(lengths: Sequence[int], q_MHD: torch.Tensor, *others: Any) -> torch.Tensor:
     return _padded(Padding(lengths, q_MHD.device), q_MHD, *others)
 
 
 def packed_tokens(
     rows: Sequence[Sequence[int]], wanted: Sequence[slice], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids_M, places of the `wanted` tokens of each row among the M)."""
+    """Returns ids_M, and the positions of each row's `wanted` tokens among the M packed tokens."""
     starts = itertools.accumulate((len(row) for row in rows), initial=0)
     places = [at + t for at, row, w in zip(starts, rows, wanted) for t in range(len(row))[w]]
     return torch.tensor([t for row in rows for t in row], device=device), torch.tensor(
@@ -86,8 +84,11 @@ def packed_tokens(
 
 
 @contextmanager
-def packed(model, rows: Rows | None) -> Iterator[None]:
-    """Inside, `model`'s input is one row, [1, M], that holds all `rows` packed. None: what it is without."""
+def packed(model: Any, rows: Rows | None) -> Iterator[None]:
+    """While active, `model` treats its input [1, M] as all `rows` packed together.
+
+    With None it treats its input as usual.
+    """
     if rows is None:
         yield
         return
@@ -101,24 +102,28 @@ def packed(model, rows: Rows | None) -> Iterator[None]:
         del config.policyalign_rows
 
 
-def packed_as_now(model) -> AbstractContextManager[None]:
-    """`packed` with the rows of now, for a time when they no longer are."""
+def recapture_packed(model: Any) -> AbstractContextManager[None]:
+    """Captures the current rows and re-enters `packed()` later.
+
+    Gradient checkpointing recomputes layers after the original context has exited.
+    """
     return packed(model, getattr(model.config, "policyalign_rows", None))
 
 
 def _attention(
-    module,
-    query_1HMD,
-    key_1GMD,
-    value_1GMD,
-    attention_mask,
+    module: Any,
+    query_1HMD: torch.Tensor,
+    key_1GMD: torch.Tensor,
+    value_1GMD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **others,
-):
-    if asked := [name for name in UNKNOWN if others.get(name) is not None]:
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    if unsupported := [name for name in UNSUPPORTED if others.get(name) is not None]:
         raise NotImplementedError(
-            f"the attention of {module.config.model_type} asks for {asked[0]}, which packed rows do not know"
+            f"the attention of {module.config.model_type} uses {unsupported[0]}, which packed rows "
+            "do not support"
         )
     q_MHD, k_MGD, v_MGD = (x[0].transpose(0, 1) for x in (query_1HMD, key_1GMD, value_1GMD))
     return module.config.policyalign_rows.attention(module.layer_idx, q_MHD, k_MGD, v_MGD, scaling)[

@@ -1,14 +1,22 @@
-"""Rows of different lengths: packed for all that is done token by token, padded on the right for attention alone."""
+"""Converts rows of different lengths between a packed and a padded layout.
+
+Everything that is computed token by token uses the packed layout. Only attention needs padding.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 
 class Padding:
-    """`packed` holds all rows' tokens one after another, [M, ...]; `padded` [B, T, ...] repeats the first token where a row has ended."""
+    """The two layouts of one batch of rows.
+
+    Packed [M, ...] holds all rows' tokens one after another. Padded [B, T, ...] is filled on the
+    right, where it repeats the first token of the batch.
+    """
 
     def __init__(self, lengths: Sequence[int], device: torch.device):
         self.shape = batch, width = len(lengths), max(lengths)
@@ -18,41 +26,49 @@ class Padding:
         self.real_BT = steps_T < lengths_B1
         ends_B1 = lengths_B1.cumsum(0)
         starts_B1 = ends_B1 - lengths_B1
-        self.bounds_b = torch.cat([starts_B1[:1], ends_B1])[
-            :, 0
-        ].int()  # where each row starts, and the last one ends
+        # The start of each row, then the end of the last one.
+        self.bounds_b = torch.cat([starts_B1[:1], ends_B1])[:, 0].int()
         self.positions_M = steps_T.expand(batch, width)[self.real_BT]
         if self.needed:
-            self._from_N = torch.where(self.real_BT, starts_B1 + steps_T, 0).flatten()
-            self._to_M = self.real_BT.flatten().nonzero()[:, 0]
+            self._packed_index_N = torch.where(self.real_BT, starts_B1 + steps_T, 0).flatten()
+            self._padded_index_M = self.real_BT.flatten().nonzero()[:, 0]
 
     def pad(self, packed: torch.Tensor) -> torch.Tensor:
-        """The gradient of what comes out must be zero where a row has ended: after causal attention it is."""
+        """Packed to padded.
+
+        The gradient of the result must be zero at padded places; after causal attention it is.
+        """
         if self.needed:
-            packed = _Taken.apply(packed, self._from_N, self._to_M, None)
+            packed = _SelectRows.apply(packed, self._packed_index_N, self._padded_index_M, None)
         return packed.unflatten(0, self.shape)
 
     def pack(self, padded: torch.Tensor) -> torch.Tensor:
+        """Padded to packed."""
         flat = padded.flatten(0, 1)
-        return (
-            _Taken.apply(flat, self._to_M, self._from_N, self.real_BT.flatten())
-            if self.needed
-            else flat
+        if not self.needed:
+            return flat
+        return _SelectRows.apply(
+            flat, self._padded_index_M, self._packed_index_N, self.real_BT.flatten()
         )
 
 
-class _Taken(torch.autograd.Function):
-    """Rows `taken` of a tensor. Each goes back to where it came from: `given` says which of them each row of the input was."""
+class _SelectRows(torch.autograd.Function):
+    """Selects rows of a tensor by index, with a backward pass that is a selection as well.
+
+    `inverse` holds, for each input row, the output row whose gradient it receives. Input rows for
+    which `is_selected` is false receive zero.
+    """
 
     @staticmethod
-    def forward(ctx, x, taken, given, given_is_real):
-        ctx.save_for_backward(given, given_is_real)
-        return x.index_select(0, taken)
+    def forward(ctx: Any, x, index, inverse, is_selected) -> torch.Tensor:
+        ctx.save_for_backward(inverse, is_selected)
+        return x.index_select(0, index)
 
     @staticmethod
-    def backward(ctx, grad):
-        given, given_is_real = ctx.saved_tensors
-        back = grad.index_select(0, given)
-        if given_is_real is not None:
-            back[~given_is_real] = 0
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad,) = grads
+        inverse, is_selected = ctx.saved_tensors
+        back = grad.index_select(0, inverse)
+        if is_selected is not None:
+            back[~is_selected] = 0
         return back, None, None, None

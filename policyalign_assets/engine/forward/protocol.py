@@ -1,170 +1,81 @@
-"""How a model's hidden states, key/values and next tokens are computed: one interface, for any architecture and a fast one for some."""
+"""The interface to a model's hidden states, key/values and next tokens.
+
+`modules.py` implements it for any architecture, `engine/cpu/plain_llama.py` faster for some.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 
-from policyalign_assets.engine.cpu.plain_llama import PlainLlama, is_plain
-from policyalign_assets.engine.forward.folded import Folded, fold, using
-from policyalign_assets.engine.forward.kv_cache import roomy_cache
-from policyalign_assets.engine.forward.packed_rows import Rows, packed, packed_tokens
-from policyalign_assets.engine.forward.padding import Padding
-from policyalign_assets.engine.forward.shared_prefix import (
-    Prefix,
-    attending_to,
-    can_share,
-    compute_prefix,
-)
+from policyalign_assets.engine.forward.shared_prefix import Prefix
 
 
 class Decoding(Protocol):
-    """A batch of rows that grow by a token at a time."""
+    """A batch of rows that grow by one token at a time."""
 
     def start(self) -> torch.Tensor:
-        """logits_BV after the rows as given."""
+        """Returns logits_BV after the given rows."""
         ...
 
     def step(self, ids_B: torch.Tensor) -> torch.Tensor:
-        """logits_BV after one more token a row."""
+        """Appends one token to each row and returns the next logits_BV."""
         ...
 
     def keep(self, live_b: torch.Tensor) -> None:
-        """Only these rows stay."""
+        """Drops all rows but these from the batch."""
         ...
 
 
 class Forward(Protocol):
-    """Computes with `model`'s weights and the adapter (PEFT) that was active when `read` was last called, as it was then. Base weights
-    that change later may go unseen."""
+    """Computes with a model's weights and its active PEFT adapter, as of the last `read()`.
 
-    model: torch.nn.Module
-    copied: bool  # whether it computes with copies, whatever adapter `model` has active by now
+    Call `read()` after the adapter has changed. Changes of the base weights may go unnoticed.
+    """
 
-    def read(self) -> None: ...
+    @property
+    def model(self) -> Any:
+        """The model, possibly wrapped by PEFT."""
+        ...
 
-    def prefix(self, tokens: Sequence[int]) -> Prefix: ...
+    @property
+    def copied(self) -> bool:
+        """Whether it computes with copies, whatever adapter `model` has active later."""
+        ...
+
+    def read(self) -> None:
+        """Takes over the current weights of the active adapter."""
+        ...
+
+    def prefix(self, tokens: Sequence[int]) -> Prefix:
+        """Computes the key/values of `tokens`, without gradients."""
+        ...
 
     def hidden(
         self, rows: Sequence[Sequence[int]], wanted: Sequence[slice], prefix: Prefix | None = None
     ) -> torch.Tensor:
-        """Hidden states of the `wanted` tokens of each row, one after another: hidden_MD. Every row continues `prefix`."""
+        """Hidden states of the `wanted` tokens of each row, rows concatenated: hidden_MD.
+
+        Every row continues `prefix`.
+        """
         ...
 
-    def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor: ...
+    def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
+        """Next-token logits_MV from hidden states."""
+        ...
 
     def decoding(
         self, suffixes: Sequence[Sequence[int]], room: int, prefix: Prefix | None = None
     ) -> Decoding:
-        """`room`: most tokens that a row will grow by. Every suffix continues `prefix`."""
+        """Starts a batch of rows that grow by up to `room` tokens and that continue `prefix`."""
         ...
 
     def applied(self) -> AbstractContextManager[None]:
-        """Inside, the model's modules compute with what was read as well, where they are used: within it belongs all that calls them."""
+        """While active, the model's own modules use the weights captured by `read()`.
+
+        Call `prefix`, `hidden`, `logits` and `decoding` only inside this context.
+        """
         ...
-
-
-def forward_of(model, plain: bool = True) -> Forward:
-    """`plain=False`: by the model's own modules, which gradient checkpointing needs."""
-    return PlainLlama(model) if plain and is_plain(model) else ModelForward(model)
-
-
-class ModelForward:
-    """A `Forward` by the model's own modules, whatever its architecture."""
-
-    copied = False
-
-    def __init__(self, model):
-        self.model = model
-        self._backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._folded: Folded = {}
-
-    @torch.inference_mode(False)  # generation reads, and training steps use what was read
-    def read(self) -> None:
-        self._folded = fold(self.model)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        with using(self.model, self._folded):
-            yield
-
-    def prefix(self, tokens: Sequence[int]) -> Prefix:
-        return compute_prefix(self.model, tokens)
-
-    def hidden(
-        self, rows: Sequence[Sequence[int]], wanted: Sequence[slice], prefix: Prefix | None = None
-    ) -> torch.Tensor:
-        padding = Padding([len(row) for row in rows], self.model.device)
-        ids_M, keep_M = packed_tokens(rows, wanted, self.model.device)
-        if can_share(self.model):
-            positions_M = padding.positions_M + (prefix.length if prefix else 0)
-            with packed(self.model, Rows(padding, prefix)):
-                hidden_MD = self._backbone.base_model(
-                    input_ids=ids_M[None], position_ids=positions_M[None], use_cache=False
-                ).last_hidden_state[0]
-        else:
-            hidden_MD = padding.pack(
-                self._backbone.base_model(
-                    input_ids=padding.pad(ids_M),
-                    attention_mask=padding.real_BT.long(),
-                    use_cache=False,
-                ).last_hidden_state
-            )
-        return hidden_MD.index_select(0, keep_M)
-
-    def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
-        config = self.model.config.get_text_config()
-        logits_MV = self._backbone.get_output_embeddings()(hidden_MD)
-        # what some models do to their logits after the head: Granite, Cohere, Gemma 2
-        scale = (getattr(config, "logit_scale", None) or 1) / (
-            getattr(config, "logits_scaling", None) or 1
-        )
-        logits_MV = logits_MV if scale == 1 else logits_MV.float() * scale
-        cap = getattr(config, "final_logit_softcapping", None)
-        return cap * torch.tanh(logits_MV.float() / cap) if cap else logits_MV
-
-    def decoding(
-        self, suffixes: Sequence[Sequence[int]], room: int, prefix: Prefix | None = None
-    ) -> Decoding:
-        return _ModelDecoding(self.model, suffixes, room, prefix)
-
-
-class _ModelDecoding:
-    """Rows are left-padded."""
-
-    def __init__(self, model, suffixes: Sequence[Sequence[int]], room: int, prefix: Prefix | None):
-        self._model, self._prefix = model, prefix
-        width, device = max(map(len, suffixes)), model.device
-        self._ids_BT = torch.tensor(
-            [[0] * (width - len(s)) + [*s] for s in suffixes], device=device
-        )
-        self._mask_BT = torch.tensor(
-            [[0] * (width - len(s)) + [1] * len(s) for s in suffixes], device=device
-        )
-        self._positions_BT = (prefix.length if prefix else 0) + (
-            self._mask_BT.cumsum(1) - 1
-        ).clamp_min(0)
-        self._cache = roomy_cache(model.config, width + room)
-
-    def start(self) -> torch.Tensor:
-        with attending_to(self._model, self._prefix):
-            return self._model(
-                input_ids=self._ids_BT,
-                attention_mask=self._mask_BT,
-                position_ids=self._positions_BT,
-                past_key_values=self._cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
-
-    def step(self, ids_B: torch.Tensor) -> torch.Tensor:
-        self._ids_BT, self._positions_BT = ids_B[:, None], self._positions_BT[:, -1:] + 1
-        self._mask_BT = torch.cat([self._mask_BT, self._mask_BT.new_ones(len(ids_B), 1)], 1)
-        return self.start()
-
-    def keep(self, live_b: torch.Tensor) -> None:
-        self._cache.batch_select_indices(live_b)
-        self._mask_BT, self._positions_BT = self._mask_BT[live_b], self._positions_BT[live_b]

@@ -1,4 +1,7 @@
-"""Hidden states and next-token logits of given responses: the one forward pass that sensitivity scoring and distillation share."""
+"""Hidden states and next-token logits of given responses.
+
+Sensitivity scoring and distillation share this forward pass.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from policyalign_assets.engine.forward.shared_prefix import Prefix, shared_lengt
 
 
 def prompt_prefix(forward: Forward, prompts: Sequence[list[int]]) -> Prefix | None:
-    """The prefix that all `prompts` share, computed with the weights that `forward` has read; None where sharing cannot pay."""
+    """Computes the prefix that all `prompts` share; returns None if sharing does not pay."""
     shared = shared_length(forward.model, prompts)
     return forward.prefix(prompts[0][:shared]) if shared else None
 
@@ -22,16 +25,16 @@ def response_hidden(
     responses: Sequence[Sequence[int]],
     prefix: Prefix | None = None,
 ) -> torch.Tensor:
-    """Hidden states that predict each response token: hidden_MD, rows concatenated in order, M = total response tokens.
+    """Hidden states that predict each response token: hidden_MD, rows concatenated in order.
 
-    `prefix`: from `prompt_prefix`, and every prompt must start with it. Every response needs at least one token.
+    M is the number of response tokens. Every response needs at least one token. `prefix` comes
+    from `prompt_prefix`, and every prompt must start with it.
     """
     suffixes = [p[prefix.length :] if prefix else p for p in prompts]
     rows = [[*s, *r] for s, r in zip(suffixes, responses, strict=True)]
-    # position t predicts token t + 1
-    return forward.hidden(
-        rows, [slice(len(s) - 1, len(row) - 1) for s, row in zip(suffixes, rows)], prefix
-    )
+    # The hidden state at position t predicts token t + 1.
+    predicting = [slice(len(s) - 1, len(row) - 1) for s, row in zip(suffixes, rows)]
+    return forward.hidden(rows, predicting, prefix)
 
 
 def response_logits(
@@ -40,5 +43,8 @@ def response_logits(
     responses: Sequence[Sequence[int]],
     prefix: Prefix | None = None,
 ) -> torch.Tensor:
-    """As `response_hidden`, through the head: logits_MV (float32). No [B, T, V] tensor is made."""
+    """Like `response_hidden`, then through the head: logits_MV (float32).
+
+    No [B, T, V] tensor is made.
+    """
     return forward.logits(response_hidden(forward, prompts, responses, prefix)).float()

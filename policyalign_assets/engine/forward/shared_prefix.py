@@ -1,9 +1,10 @@
-"""One policy, many requests: the key/values of a common prefix are computed once and read by every row of a batch.
+"""Shares one policy among many requests: its key/values are computed once for a whole batch.
 
-Copying the prefix's cache into each row costs memory traffic on every decoding step (a policy is ~270 tokens, a request
-~20). Here rows hold only their own suffix; a registered attention function lets them attend to the single prefix as well,
-in one softmax, so results equal full recomputation up to rounding (tested). Positions of suffix tokens start at the
-prefix's length: passing 0.. would be silently wrong (peers.md).
+Copying the prefix's cache into each row would cost memory traffic at every decoding step (a policy
+has about 270 tokens, a request about 20). Here rows hold only their own suffix. A registered
+attention function lets them attend to the single prefix as well, in one softmax, so results equal
+full recomputation up to rounding (tested). Positions of suffix tokens start at the prefix's length:
+starting at 0 would raise no error and give wrong results.
 """
 
 from __future__ import annotations
@@ -12,34 +13,38 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import eager_mask
 
 NAME = "policyalign_shared_prefix"
-MIN_SHARED = 16  # tokens of common prefix from which sharing pays
+MIN_SHARED = 16  # a common prefix of fewer tokens is not worth sharing
 
 
 class Prefix:
-    """Key/values of one token prefix. `layers[i]` = (keys_HPD, values_HPD), rotary positions 0..P-1 applied."""
+    """Key/values of one token prefix.
+
+    `layers[i]` is (keys_HPD, values_HPD), with rotary positions 0..P-1 applied.
+    """
 
     def __init__(self, length: int, layers: list[tuple[torch.Tensor, torch.Tensor]]):
         self.length, self.layers = length, layers
 
 
-def can_share(model) -> bool:
-    """Full attention in every layer, through transformers' interface. Sliding-window and linear-attention layers keep a bounded state
-    that this does not describe."""
-    config, backbone = (
-        model.config,
-        model.get_base_model() if hasattr(model, "get_base_model") else model,
-    )
-    if not backbone._supports_attention_backend:  # Bloom, MPT …: it would never call ours
+def can_share(model: Any) -> bool:
+    """Whether every layer has full attention through transformers' attention interface.
+
+    Sliding-window and linear-attention layers keep a bounded state that `Prefix` does not describe.
+    """
+    config = model.config
+    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # Models like Bloom and MPT would never call our attention function.
+    if not backbone._supports_attention_backend:
         return False
-    if (
-        config.get_text_config() is not config
-    ):  # a multimodal model: its attention reads another configuration
+    # The attention of a multimodal model reads another configuration than `model.config`.
+    if config.get_text_config() is not config:
         return False
     types = getattr(config, "layer_types", None)
     full = (
@@ -50,14 +55,18 @@ def can_share(model) -> bool:
     return full and getattr(config, "attn_logit_softcapping", None) is None
 
 
-def shared_length(model, rows: Sequence[Sequence[int]]) -> int:
-    """Length of the longest common *token* prefix that leaves each row a token of its own; 0 where sharing cannot pay."""
+def shared_length(model: Any, rows: Sequence[Sequence[int]]) -> int:
+    """Length of the longest common token prefix that leaves each row at least one token.
+
+    Returns 0 where sharing is impossible or does not pay.
+    """
     if len(rows) < 2:
         return 0
     if not can_share(model):
-        _say_once(model.config.model_type)
+        _warn_once(model.config.model_type)
         return 0
-    low, high = min(rows), max(rows)
+    # The common prefix of all rows is that of the first and the last in lexicographic order.
+    low, high = min(map(list, rows)), max(map(list, rows))
     common = next(
         (i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high))
     )
@@ -66,17 +75,18 @@ def shared_length(model, rows: Sequence[Sequence[int]]) -> int:
 
 
 @cache
-def _say_once(model_type: str) -> None:
+def _warn_once(model_type: str) -> None:
     logging.getLogger(__name__).warning(
-        "the attention of %s cannot share one policy among answers: it is read anew for each, which takes longer",
+        "the attention of %s cannot share one policy among answers: the policy is computed again "
+        "for each answer, which takes longer",
         model_type,
     )
 
 
 @torch.no_grad()
-def compute_prefix(model, tokens: Sequence[int]) -> Prefix:
-    """Runs `tokens` through `model` as it is now (its active adapter included)."""
-    cache = DynamicCache(config=model.config)
+def compute_prefix(model: Any, tokens: Sequence[int]) -> Prefix:
+    """Runs `tokens` through `model` in its current state, active adapter included."""
+    cache: Any = DynamicCache(config=model.config)
     model(
         input_ids=torch.tensor([list(tokens)], device=model.device),
         past_key_values=cache,
@@ -87,8 +97,11 @@ def compute_prefix(model, tokens: Sequence[int]) -> Prefix:
 
 
 @contextmanager
-def attending_to(model, prefix: Prefix | None) -> Iterator[int]:
-    """Inside, every row of `model`'s input continues `prefix`. Yields the position of the first suffix token."""
+def attending_to(model: Any, prefix: Prefix | None) -> Iterator[int]:
+    """While active, every row of `model`'s input continues `prefix`.
+
+    Yields the position of the first suffix token.
+    """
     if prefix is None:
         yield 0
         return
@@ -104,19 +117,18 @@ def attending_to(model, prefix: Prefix | None) -> Iterator[int]:
 
 
 def _attention(
-    module,
-    query_BHTD,
-    key_BGSD,
-    value_BGSD,
-    attention_mask,
+    module: Any,
+    query_BHTD: torch.Tensor,
+    key_BGSD: torch.Tensor,
+    value_BGSD: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **_,
-):
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
     prefix = module.config.policyalign_prefix.layers[module.layer_idx]
-    return attend(query_BHTD, key_BGSD, value_BGSD, prefix, scaling, mask=attention_mask).transpose(
-        1, 2
-    ).contiguous(), None
+    out_BHTD = attend(query_BHTD, key_BGSD, value_BGSD, prefix, scaling, mask=attention_mask)
+    return out_BHTD.transpose(1, 2).contiguous(), None
 
 
 def attend(
@@ -128,15 +140,15 @@ def attend(
     mask: torch.Tensor | None = None,
     causal: bool = False,
 ) -> torch.Tensor:
-    """Softmax over prefix and suffix together: out_BHTD. H query heads share G key heads (grouped-query attention).
+    """Softmax attention over prefix and suffix together: out_BHTD.
 
-    Each part is softmaxed by itself and weighed by its share of the whole: one long row of both would have to be copied together.
-    `mask`: additive, [B, 1, T, S], of the suffix.
+    H query heads share G key heads (grouped-query attention). `mask` is the suffix's additive mask
+    [B, 1, T, S]. Each part gets its own softmax and is weighted by its share of the total, because
+    one softmax over both would need a copy of the prefix joined to every row.
     """
     batch, heads, length, dim = query_BHTD.shape
-    flat_1HND = query_BHTD.transpose(0, 1).reshape(
-        1, heads, batch * length, dim
-    )  # all rows against the one prefix, in a single product
+    # All rows attend to the one prefix in a single product.
+    flat_1HND = query_BHTD.transpose(0, 1).reshape(1, heads, batch * length, dim)
     from_prefix, prefix_lse = _attended(flat_1HND, prefix[0][None], prefix[1][None], scaling)
     from_prefix, prefix_lse = (
         x.unflatten(2, (batch, length))[0].transpose(0, 1) for x in (from_prefix, prefix_lse)
@@ -150,12 +162,16 @@ def attend(
 
 
 def _attended(
-    query_BHTD, key_BGSD, value_BGSD, scaling: float, mask=None, causal: bool = False
+    query_BHTD: torch.Tensor,
+    key_BGSD: torch.Tensor,
+    value_BGSD: torch.Tensor,
+    scaling: float,
+    mask: torch.Tensor | None = None,
+    causal: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention and, for each query, the log of the softmax's denominator (float32): out_BHTD, lse_BHT."""
-    if (
-        query_BHTD.device.type == "cpu"
-    ):  # the kernel behind scaled_dot_product_attention, which keeps the denominator to itself
+    """Attention out_BHTD, and the log of each query's softmax denominator lse_BHT (float32)."""
+    if query_BHTD.device.type == "cpu":
+        # This is the kernel behind scaled_dot_product_attention, which hides the denominator.
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return kernel(query_BHTD, key_BGSD, value_BGSD, 0.0, causal, attn_mask=mask, scale=scaling)
     batch, heads, length, dim = query_BHTD.shape
@@ -171,7 +187,7 @@ def _attended(
     if mask is not None:
         scores_BHTS += mask
     weights_BHTS = scores_BHTS.softmax(-1, dtype=torch.float32)
-    # the greatest weight is exp(greatest score - lse)
+    # The largest weight equals exp(largest score - lse).
     lse_BHT = scores_BHTS.amax(-1).float() - weights_BHTS.amax(-1).log()
     out = (
         weights_BHTS.to(value_BGSD.dtype).view(batch, groups, -1, scores_BHTS.shape[-1])

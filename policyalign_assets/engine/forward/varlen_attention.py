@@ -1,7 +1,8 @@
-"""Attention of packed rows by PyTorch's variable-length flash kernels: no padding, no scores in memory. For GPUs, in half precision.
+"""Attention of packed rows by PyTorch's variable-length flash kernels, on GPUs in half precision.
 
-Not taken on trust. Before the first use on a device the kernels compute a small example, gradients included, and so does
-ordinary attention; where they are missing, fail or differ, rows are padded for attention instead, and the log says so once.
+It needs no padding and keeps no scores in memory. The kernels are verified before use: on each
+device they compute a small example with gradients, which is compared with ordinary attention.
+Where they are missing, fail or differ, rows are padded for attention, and the log says so once.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
 SERVED = {"cuda": (torch.float16, torch.bfloat16)}
-CLOSE = 0.02  # of the largest value: a few roundings of bfloat16
-CAUSAL = (-1, 0)  # any distance back, none ahead
+TOLERANCE = 0.02  # relative to the largest value: a few roundings of bfloat16
+CAUSAL = (-1, 0)  # attend to any earlier token, to no later one
 
 KeyValues = tuple[torch.Tensor, torch.Tensor]  # keys_HPD, values_HPD
 
@@ -29,28 +31,25 @@ def varlen_attention(
     scaling: float,
     prefix: KeyValues | None = None,
 ) -> torch.Tensor:
-    """Each token attends to the prefix, to those before it in its row, and to itself: out_MHD.
+    """Each token attends to the prefix, to earlier tokens of its row and to itself: out_MHD.
 
-    `bounds_b`: where each row starts, and the last one ends (int32); `longest`: tokens of a row. Gradients only without a prefix.
+    `bounds_b` (int32) holds the start of each row, then the end of the last one; `longest` is the
+    length of the longest row. Gradients are available only without a prefix.
     """
-    shared = {"scale": scaling, "enable_gqa": q_MHD.shape[1] != k_MGD.shape[1]}
+    options: dict[str, Any] = {"scale": scaling, "enable_gqa": q_MHD.shape[1] != k_MGD.shape[1]}
+    own_rows = (q_MHD, k_MGD, v_MGD, bounds_b, bounds_b, longest, longest)
     if prefix is None:
-        return varlen_attn(
-            q_MHD, k_MGD, v_MGD, bounds_b, bounds_b, longest, longest, window_size=CAUSAL, **shared
-        )
+        return torch.as_tensor(varlen_attn(*own_rows, window_size=CAUSAL, **options))
     keys_PHD, values_PHD = (x.transpose(0, 1).contiguous() for x in prefix)
-    asked = {**shared, "return_aux": AuxRequest(lse=True)}
-    own_MHD, own_lse = varlen_attn(
-        q_MHD, k_MGD, v_MGD, bounds_b, bounds_b, longest, longest, window_size=CAUSAL, **asked
-    )
-    # to the one prefix, all tokens are one row
-    whole_b, prefix_b = (bounds_b.new_tensor([0, len(x)]) for x in (q_MHD, keys_PHD))
+    options["return_aux"] = AuxRequest(lse=True)
+    own_MHD, own_lse = varlen_attn(*own_rows, window_size=CAUSAL, **options)
+    # Against the single prefix, all tokens count as one row.
+    all_b, prefix_b = (bounds_b.new_tensor([0, len(x)]) for x in (q_MHD, keys_PHD))
     far_MHD, far_lse = varlen_attn(
-        q_MHD, keys_PHD, values_PHD, whole_b, prefix_b, len(q_MHD), len(keys_PHD), **asked
+        q_MHD, keys_PHD, values_PHD, all_b, prefix_b, len(q_MHD), len(keys_PHD), **options
     )
-    share = torch.sigmoid(
-        far_lse - own_lse
-    )  # [M, H] by its documentation, [H, M] by its code (torch 2.13)
+    # [M, H] according to its documentation, [H, M] according to its code (torch 2.13).
+    share = torch.sigmoid(far_lse - own_lse)
     share_MH1 = (share if share.shape == q_MHD.shape[:2] else share.T)[..., None]
     return torch.lerp(own_MHD, far_MHD, share_MH1.to(own_MHD.dtype))
 
@@ -64,24 +63,24 @@ def serves(
     dim: int,
     padded: Callable[..., torch.Tensor],
 ) -> bool:
-    """Whether `varlen_attention` computes what `padded` does. That takes (lengths, q_MHD, k_MGD, v_MGD, prefix, scaling)."""
+    """Whether `varlen_attention` computes the same as `padded`.
+
+    `padded` takes (lengths, q_MHD, k_MGD, v_MGD, prefix, scaling).
+    """
     if dtype not in SERVED.get(device.type, ()):
         return False
     try:
         with torch.inference_mode(False), torch.enable_grad():
             problem = _problem(device, dtype, heads, groups, dim, padded)
-    except torch.OutOfMemoryError:  # says nothing about the kernels
+    except torch.OutOfMemoryError:  # tells nothing about the kernels
         raise
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        NotImplementedError,
-    ) as error:  # whatever a build, a chip or a head's size makes of it
+    # The kinds of error that an unsupported build, GPU or head size raises.
+    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if problem:
         logging.getLogger(__name__).warning(
-            "variable-length attention is not used: %s. Rows are padded for attention, which takes longer",
+            "variable-length attention is not used: %s. Rows are padded for attention, which takes "
+            "longer",
             problem,
         )
     return not problem
@@ -95,14 +94,14 @@ def _problem(
     dim: int,
     padded: Callable[..., torch.Tensor],
 ) -> str | None:
-    """What is wrong with the kernels' answer to a small example, if anything."""
+    """Describes what is wrong with the kernels' result on a small example; None if nothing is."""
     lengths, random = [5, 1, 130, 33], torch.Generator().manual_seed(0)
     bounds_b = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
 
     def some(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=random).to(device, dtype)
 
-    # laid out as models give them
+    # The memory layout is the one that models produce.
     rows = [
         some(n, sum(lengths), dim).transpose(0, 1).requires_grad_() for n in (heads, groups, groups)
     ]
@@ -111,14 +110,18 @@ def _problem(
         some(sum(lengths), heads, dim),
     )
     pairs = {}
+    q_MHD, k_MGD, v_MGD = rows
+    longest, scaling = max(lengths), dim**-0.5
     for name, out_MHD in (
-        ("ours", varlen_attention(*rows, bounds_b, max(lengths), dim**-0.5)),
-        ("theirs", padded(lengths, *rows, None, dim**-0.5)),
+        ("ours", varlen_attention(q_MHD, k_MGD, v_MGD, bounds_b, longest, scaling)),
+        ("theirs", padded(lengths, *rows, None, scaling)),
     ):
         pairs[name] = [out_MHD, *torch.autograd.grad((out_MHD * weight_MHD).sum(), rows)]
     with torch.no_grad():
-        pairs["ours"].append(varlen_attention(*rows, bounds_b, max(lengths), dim**-0.5, prefix))
-        pairs["theirs"].append(padded(lengths, *rows, prefix, dim**-0.5))
+        pairs["ours"].append(
+            varlen_attention(q_MHD, k_MGD, v_MGD, bounds_b, longest, scaling, prefix)
+        )
+        pairs["theirs"].append(padded(lengths, *rows, prefix, scaling))
     for what, ours, theirs in zip(
         (
             "its answer",
@@ -128,8 +131,7 @@ def _problem(
         pairs["ours"],
         pairs["theirs"],
     ):
-        if (
-            not (ours - theirs).abs().max() <= CLOSE * theirs.abs().max()
-        ):  # false for what is not a number, too
+        # Written with `not`, so that a NaN counts as a difference.
+        if not (ours - theirs).abs().max() <= TOLERANCE * theirs.abs().max():
             return f"{what} is not that of ordinary attention"
     return None

@@ -1,6 +1,7 @@
-"""Adapters on their way to an engine: each under a number and a path that were never used before, in memory where the system allows.
+"""Hands adapters to an engine, each under a number and a path that were never used before.
 
-vLLM may answer with an older adapter's weights or cached key/values where a name, an id or a path comes back (vllm#42125, #48312).
+vLLM can answer with an older adapter's weights or cached key/values when a name, an id or a path is
+reused (vllm#42125, vllm#48312). Adapters are written to memory where the system allows it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ _PREFIX = "policyalign-adapters-"
 
 
 class AdapterVersions:
-    """A folder that is this process's for as long as it lives; those of processes that were killed are removed on the way."""
+    """A temporary folder that belongs to this process.
+
+    Creating it also removes the folders of processes that were killed.
+    """
 
     def __init__(self, parent: Path | None = None):
         parent = parent or (
@@ -29,11 +33,19 @@ class AdapterVersions:
         self._lock = _lock(self.folder)
 
     def put(self, write: Callable[[Path], object]) -> tuple[int, Path]:
-        """Makes a new folder, lets `write` fill it, and removes the ones before. Returns its number and path."""
+        """Creates a new folder, lets `write` fill it, and removes earlier ones.
+
+        Returns the folder's number and path. If `write` fails, the new folder is removed and the
+        earlier ones stay.
+        """
         self._version += 1
         path = self.folder / str(self._version)
         path.mkdir()
-        write(path)
+        try:
+            write(path)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         for old in self.folder.iterdir():
             if old.is_dir() and old != path:
                 shutil.rmtree(old)
@@ -45,7 +57,10 @@ class AdapterVersions:
 
 
 def _lock(folder: Path) -> int:
-    """Held until the file is closed, which the system does for a process however it dies. Raises OSError where another holds it."""
+    """Locks `folder`; raises OSError if another process holds the lock.
+
+    The operating system releases the lock when the process ends, however it ends.
+    """
     file = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,7 +73,7 @@ def _lock(folder: Path) -> int:
 def _remove_if_abandoned(folder: Path) -> None:
     try:
         file = _lock(folder)
-    except OSError:  # in use, or another user's
+    except OSError:  # the folder is in use, or belongs to another user
         return
     shutil.rmtree(folder, ignore_errors=True)
     os.close(file)

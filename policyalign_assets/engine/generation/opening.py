@@ -1,4 +1,4 @@
-"""Opens the engine that the settings name, and closes it."""
+"""Opens the engine that the settings name, and closes it afterwards."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from policyalign_assets.settings import ModelSettings
 
 @contextmanager
 def opened(settings: ModelSettings, loaded: LoadedModel | None = None) -> Iterator[TokenEngine]:
-    """An engine over the base model. `loaded`: the same model, where the caller needs its logits too; `transformers` then generates
-    with those weights, and vLLM makes room for them between its calls. Raises EngineUnavailable, ModelNotFound."""
+    """Opens an engine over the base model.
+
+    Pass `loaded`, the same model, if the caller also needs its logits: the `transformers` engine
+    then generates with those weights, and vLLM frees its memory between calls.
+    Raises EngineUnavailable and ModelNotFound.
+    """
     if settings.engine == "transformers":
         yield TransformersEngine(loaded or load_model(settings), settings.batch_tokens)
         return
@@ -27,6 +31,7 @@ def opened(settings: ModelSettings, loaded: LoadedModel | None = None) -> Iterat
 def opened_vllm(
     settings: ModelSettings, lora_rank: int = 1, beside_a_model: bool = False
 ) -> Iterator[VllmEngine]:
+    """Opens vLLM with room for an adapter of `lora_rank`; see `VllmEngine` for `beside_a_model`."""
     engine = VllmEngine(settings, lora_rank, beside_a_model)
     try:
         yield engine

@@ -1,7 +1,8 @@
 """Generation with Hugging Face transformers: runs anywhere, on CPU or GPU.
 
-The decoding loop is ours, because `generate` copies a shared policy into every row and decodes finished rows until the
-slowest ends; here the policy is shared and finished rows leave the batch.
+The decoding loop is our own. `generate` of transformers copies a shared policy into every row and
+keeps decoding finished rows until the slowest one ends. Here the policy is computed once, and
+finished rows leave the batch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 from policyalign_assets.engine.base import Chat, Generation, NotFinite, Progress, Sampling
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
-from policyalign_assets.engine.forward.protocol import Forward, forward_of
+from policyalign_assets.engine.choose_forward import forward_of
+from policyalign_assets.engine.forward.protocol import Forward
 from policyalign_assets.engine.forward.scoring import prompt_prefix
 from policyalign_assets.engine.forward.shared_prefix import Prefix
 from policyalign_assets.engine.loading import LoadedModel
@@ -23,12 +25,17 @@ from policyalign_assets.engine.sampling import NO_TOKEN, choose, uniforms
 
 
 class TransformersEngine:
-    """An `Engine` over a loaded model. An adapter put on `loaded.model` (PEFT) is used as it is. `forward`: of that model, where the
-    caller has one."""
+    """A `TokenEngine` over a loaded model. A PEFT adapter on `loaded.model` is used as it is.
+
+    Without `forward`, the engine makes its own and reads the model's current weights at every
+    call. A caller who passes `forward` (over the same model) owns it, and must call its `read()`
+    whenever the weights have changed.
+    """
 
     def __init__(self, loaded: LoadedModel, batch_tokens: int, forward: Forward | None = None):
         self.loaded, self.batch_tokens = loaded, batch_tokens
-        self.forward = forward or forward_of(loaded.model)
+        self._owns_forward = forward is None
+        self.forward: Forward = forward or forward_of(loaded.model)
         self.model_id, self.revision = loaded.model_id, loaded.revision
         self.tokenizer, self.device = loaded.tokenizer, loaded.device.type
 
@@ -47,55 +54,58 @@ class TransformersEngine:
         progress: Progress | None = None,
         rows: Sequence[int] | None = None,
     ) -> list[Generation]:
-        """As `generate`, from rendered prompts. Only temperature shapes the distribution: a model's own generation_config does not.
+        """Like `generate`, from rendered prompts; see `TokenEngine.generate_ids` for `rows`.
 
-        `rows`: which row of a larger batch each prompt is; its random numbers are that row's, and the same in any part of the batch.
+        Only the temperature shapes the distribution: sampling parameters in the model's own
+        generation_config are ignored, because training needs samples of the model itself.
+        Raises PromptTooLong before any work, and NotFinite.
         """
         check_lengths(prompts, sampling.max_new_tokens, self.loaded.context)
-        self.forward.read()
+        if self._owns_forward:
+            self.forward.read()
         rows = range(len(prompts)) if rows is None else rows
-        results: list[Generation | None] = [None] * len(prompts)
-        done = 0
+        results: dict[int, Generation] = {}
         with self.forward.applied():
             prefix = prompt_prefix(self.forward, prompts)
             shared = prefix.length if prefix else 0
-            todo = list(
-                by_length(
-                    [len(p) - shared + sampling.max_new_tokens for p in prompts], self.batch_tokens
-                )
-            )
+            lengths = [len(p) - shared + sampling.max_new_tokens for p in prompts]
+            todo = list(by_length(lengths, self.batch_tokens))
             while todo:
                 batch = todo.pop(0)
-                decoded = self._decoded(
+                decoded = self._decode_if_it_fits(
                     [prompts[i][shared:] for i in batch], prefix, sampling, [rows[i] for i in batch]
                 )
-                if decoded is None:  # in halves; a row's answer does not depend on its batch
+                if decoded is None:
+                    # Try again in halves. A row's answer does not depend on its batch.
                     todo[:0] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
                     continue
                 for i, tokens in zip(batch, decoded, strict=True):
                     results[i] = finished(tokens, self.loaded.end_ids, self.loaded.tokenizer)
-                done += len(batch)
                 if progress:
-                    progress(done, len(prompts))
-        return results
+                    progress(len(results), len(prompts))
+        return [results[i] for i in range(len(prompts))]
 
-    def _decoded(
+    def _decode_if_it_fits(
         self,
         suffixes: list[list[int]],
         prefix: Prefix | None,
         sampling: Sampling,
-        numbers: list[int],
+        row_numbers: list[int],
     ) -> list[list[int]] | None:
-        """As `_decode`; None where the batch does not fit into the memory, and from then on batches are half as large."""
+        """Like `_decode`; returns None if the batch does not fit into memory.
+
+        Later batches are then half as large. Raises OutOfMemoryError if a single row does not fit.
+        """
         try:
-            return self._decode(suffixes, prefix, sampling, numbers)
+            return self._decode(suffixes, prefix, sampling, row_numbers)
         except torch.OutOfMemoryError:
             if len(suffixes) == 1:
                 raise
         self.batch_tokens //= 2
-        torch.cuda.empty_cache()  # outside of `except`: the error holds on to the tensors of its frames
+        # Outside of `except`, because the error keeps the tensors of its frames alive.
+        torch.cuda.empty_cache()
         logging.getLogger(__name__).warning(
-            "out of memory: generating on with batches of %d tokens", self.batch_tokens
+            "out of memory: generation continues with batches of %d tokens", self.batch_tokens
         )
         return None
 
@@ -104,32 +114,29 @@ class TransformersEngine:
         suffixes: list[list[int]],
         prefix: Prefix | None,
         sampling: Sampling,
-        numbers: list[int],
+        row_numbers: list[int],
     ) -> list[list[int]]:
-        """Sampled tokens per row, the end token included."""
+        """Returns each row's sampled tokens, including the end token."""
         ends, device = set(self.loaded.end_ids), self.loaded.device
         decoding = self.forward.decoding(suffixes, sampling.max_new_tokens, prefix)
         out: list[list[int]] = [[] for _ in suffixes]
-        rows = list(range(len(suffixes)))  # which row of the batch each live row is
-        uniform_BT = uniforms(sampling, numbers).to(device)
+        live_rows = list(range(len(suffixes)))  # index into `out` for each row still decoding
+        uniform_BT = uniforms(sampling, row_numbers).to(device)
         logits_BV = decoding.start()
         for t in range(sampling.max_new_tokens):
             next_B = choose(logits_BV, sampling.temperature, uniform_BT[:, t])
             tokens = next_B.tolist()
             if NO_TOKEN in tokens:
                 raise NotFinite(f"model {self.model_id!r} gives logits that are not numbers")
-            for row, token in zip(rows, tokens):
+            for row, token in zip(live_rows, tokens):
                 out[row].append(token)
             live = [i for i, token in enumerate(tokens) if token not in ends]
             if not live or t + 1 == sampling.max_new_tokens:
                 break
-            if len(live) < len(rows):  # finished rows leave
+            if len(live) < len(live_rows):  # finished rows leave the batch
                 live_b = torch.tensor(live, device=device)
                 decoding.keep(live_b)
-                rows, next_B, uniform_BT = (
-                    [rows[i] for i in live],
-                    next_B[live_b],
-                    uniform_BT[live_b],
-                )
+                live_rows = [live_rows[i] for i in live]
+                next_B, uniform_BT = next_B[live_b], uniform_BT[live_b]
             logits_BV = decoding.step(next_B)
         return out

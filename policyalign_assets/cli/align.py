@@ -1,0 +1,70 @@
+"""`policyalign align`: what `dagster asset materialize` does, with progress instead of a log."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from policyalign_assets.cli.progress import RunLog
+from policyalign_assets.runtime.results import split_partition
+
+DEFINITIONS = "policyalign_assets.definitions"
+
+
+@click.command()
+@click.argument("partitions", nargs=-1, required=True, metavar="PARTITION...")
+@click.option("--log", is_flag=True, help="Print Dagster's own log instead of progress.")
+@click.pass_context
+def align(context: click.Context, partitions: tuple[str, ...], log: bool) -> None:
+    """Align the model with each PARTITION ('domain|policy'), from the policy's text to the report.
+
+    The run is a Dagster run like any other: the UI shows it, and what it made is up to date there.
+    """
+    for partition in partitions:
+        split_partition(partition)
+    if not Path("dagster.yaml").exists() and "DAGSTER_HOME" not in os.environ:
+        raise click.ClickException(
+            "there is no dagster.yaml in this folder, so results would have no history. "
+            "Fix: go to the folder of your project, or make one with `policyalign init`."
+        )
+    begun = time.monotonic()
+    if code := _materialize(["--select", "policy_catalog"], log):
+        context.exit(code)
+    for partition in partitions:
+        click.secho(f"aligning {partition}", bold=True)
+        if code := _materialize(["--select", "*", "--partition", partition], log):
+            context.exit(code)
+    click.echo(f"done in {time.monotonic() - begun:.0f} s")
+
+
+def _materialize(selection: list[str], log: bool) -> int:
+    """Runs `dagster asset materialize`. Returns its exit code, 1 for any failure."""
+    from policyalign_assets.stages.registry import STAGES
+
+    command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", DEFINITIONS]
+    environ = {**os.environ, "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore")}
+    if log:
+        return int(subprocess.run([*command, *selection], env=environ).returncode != 0)
+    lines = RunLog(click.echo, tuple(STAGES))
+    with subprocess.Popen(
+        [*command, *selection],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    ) as process:
+        assert process.stdout is not None
+        tail: list[str] = []
+        for line in process.stdout:
+            lines.feed(line.rstrip("\n"))
+            tail = [*tail, line.rstrip("\n")][-20:]
+    lines.finish()
+    if process.returncode:
+        click.secho("The run failed:", fg="red", err=True)
+        for line in (lines.errors or tail)[-20:]:
+            click.echo(f"  {line}", err=True)
+    return int(process.returncode != 0)

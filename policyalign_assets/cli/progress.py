@@ -1,0 +1,83 @@
+"""Turns the log of a run into the few lines that people read: stages, progress, time left."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+# Dagster prints: time - dagster - LEVEL - job - run - stage - message.
+_LINE = re.compile(
+    r"^\S+ \S+ \S+ - dagster - (?P<level>[A-Z]+) - \S+ - \S+ - (?:(?P<stage>\w+) - )?(?P<text>.*)$"
+)
+_DONE_OF = re.compile(r"(?P<done>\d+)/(?P<total>\d+)")
+_NOISE = ("[pipes]",)
+EVERY = 10.0  # seconds between two lines of progress of one stage
+
+
+@dataclass
+class RunLog:
+    """Feed it the lines of a run; it writes the ones that matter through `write`.
+
+    stages: the names that count as stages, in order. Lines of errors are kept in `errors`.
+    """
+
+    write: Callable[[str], None]
+    stages: tuple[str, ...]
+    clock: Callable[[], float] = time.monotonic
+    errors: list[str] = field(default_factory=list)
+    _stage: str | None = None
+    _begun: float = 0.0
+    _last: float = 0.0
+    _failing: bool = False
+
+    def feed(self, line: str) -> None:
+        match = _LINE.match(line)
+        if match is None:
+            if self._failing and line.strip():
+                self.errors.append(line)
+            return
+        self._failing = match["level"] in ("ERROR", "CRITICAL")
+        if self._failing:
+            self.errors.append(match["text"])
+            return
+        if match["stage"] in self.stages:
+            self._enter(match["stage"])
+        if match["level"] == "WARNING":
+            self.write(f"  warning: {match['text']}")
+        elif self._stage and not match["text"].startswith(_NOISE):
+            self._progress(match["text"])
+
+    def finish(self) -> None:
+        """The run has ended."""
+        self._leave()
+
+    def _enter(self, stage: str) -> None:
+        if stage == self._stage:
+            return
+        self._leave()
+        self._stage, self._begun, self._last = stage, self.clock(), self.clock()
+
+    def _leave(self) -> None:
+        if self._stage is not None:
+            self.write(f"{self._stage:24} {self.clock() - self._begun:6.0f} s")
+        self._stage = None
+
+    def _progress(self, text: str) -> None:
+        now = self.clock()
+        if now - self._last < EVERY:
+            return
+        self._last = now
+        found = _DONE_OF.search(text)
+        left = ""
+        if found and 0 < int(found["done"]) <= int(found["total"]):
+            done, total = int(found["done"]), int(found["total"])
+            seconds = (now - self._begun) * (total - done) / done
+            left = f" (about {_duration(seconds)} left in this stage)"
+        said = text.split("  ETA ")[0][:100]  # the estimate below is of the whole stage
+        self.write(f"  {self._stage}: {said}{left}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,58 @@
+"""`policyalign serve`: vLLM, with weights that were verified just before."""
+
+import os
+import shutil
+from pathlib import Path
+
+import click
+
+from policyalign_assets.engine.shipped_models import SHIPPED_MODELS
+from policyalign_assets.releases.bundle import read_record
+from policyalign_assets.releases.serving import serve_plan
+from policyalign_assets.releases.verification import trusted, verify
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--key",
+    "public_keys",
+    type=click.Path(dir_okay=False, path_type=Path),
+    multiple=True,
+    help="A public key that you trust. Can be given several times.",
+)
+@click.option(
+    "--base",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the base model, whose files are compared first.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--start", is_flag=True, help="Start vLLM, instead of printing the command.")
+def serve(
+    bundle: Path,
+    public_keys: tuple[Path, ...],
+    base: Path | None,
+    host: str,
+    port: int,
+    start: bool,
+) -> None:
+    """Verify BUNDLE, then print the command that serves it with vLLM, or start it."""
+    base = base or SHIPPED_MODELS.get(read_record(bundle).base.model_id)
+    checks = verify(bundle, list(public_keys), base)
+    if not trusted(checks):
+        failed = "; ".join(f"{c.name}: {c.detail}" for c in checks if c.passed is not True)
+        raise click.ClickException(
+            f"the bundle is not served, because it is not verified. {failed}"
+        )
+    plan = serve_plan(bundle, base, host, port)
+    click.echo(f"model name   {plan.name}  (these weights and no others)", err=True)
+    click.echo(
+        f"alias        {plan.alias}  (for clients; it moves with the next release)", err=True
+    )
+    if not start:
+        click.echo(plan.text)
+        return
+    if shutil.which("vllm") is None:
+        raise click.ClickException("vllm is not installed. Fix: pip install vllm==0.32.0.")
+    os.execvp("vllm", plan.command)

@@ -1,0 +1,188 @@
+"""The corpus of rules, its split, and the policies and requests that lessons draw from it (imports no torch).
+
+A line of the corpus is one rule in JSON: `domain`, `rule`, `violations` (requests that break it), `twins` (same topic, allowed)
+and `neighbours` (sound risky, break no such rule).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+DATA = Path(__file__).parent / "data"
+HELD_OUT_OF = ("general-agents.jsonl", "legal-financial.jsonl")
+HELD_OUT_RULES = 30
+SPLIT_SEED = 17
+
+Kind = Literal["covered", "twin", "neighbour", "uncovered"]
+
+
+class CorpusError(ValueError):
+    """A line that cannot be read. The message names the file, the line and the fix."""
+
+
+@dataclass(frozen=True)
+class CorpusRule:
+    domain: str
+    text: str
+    violations: tuple[str, ...]
+    twins: tuple[str, ...]
+    neighbours: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """`topic`: index of the rule of the policy that it is about; `broken`: of the one that it breaks. None where there is none."""
+
+    text: str
+    kind: Kind
+    topic: int | None = None
+    broken: int | None = None
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One policy and requests to answer under it. `names`: the ids of the rules, such as "C3"."""
+
+    rules: tuple[CorpusRule, ...]
+    names: tuple[str, ...]
+    title: str
+    requests: tuple[Request, ...]
+
+
+def read_corpus(file: Path) -> list[CorpusRule]:
+    """Raises CorpusError for a line that is no rule, and for a file without any."""
+    rules = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            lists = [tuple(row[key]) for key in ("violations", "twins", "neighbours")]
+            if not all(isinstance(t, str) and t.strip() for texts in lists for t in texts):
+                raise ValueError("a request that is no text")
+            rules.append(CorpusRule(str(row.get("domain", "general")), str(row["rule"]), *lists))
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorpusError(
+                f"{file}, line {number}: {type(error).__name__}: {error}. Fix: one JSON object a line with "
+                "`rule`, and lists of texts `violations`, `twins` and `neighbours`."
+            ) from error
+    if not rules:
+        raise CorpusError(f"{file} holds no rule. Fix: give a file with one JSON object a line.")
+    return rules
+
+
+def shipped_corpus(data: Path = DATA) -> tuple[list[CorpusRule], list[CorpusRule]]:
+    """(rules to train on, rules held out): a fixed draw of 30 from the two files that were written first."""
+    first, rest = [], []
+    for file in sorted(data.glob("*.jsonl")):
+        (first if file.name in HELD_OUT_OF else rest).extend(read_corpus(file))
+    order = list(range(len(first)))
+    random.Random(SPLIT_SEED).shuffle(order)
+    held = set(order[:HELD_OUT_RULES])
+    return [r for i, r in enumerate(first) if i not in held] + rest, [
+        first[i] for i in sorted(held)
+    ]
+
+
+TITLES = (
+    "Policy",
+    "Assistant policy",
+    "Company rules",
+    "Acceptable use",
+    "House rules",
+    "Safety policy",
+    "Code of conduct",
+    "Rules for the assistant",
+    "General conduct",
+    "Usage policy",
+)
+
+
+class Sampler:
+    """Draws lessons. Which lesson comes n-th depends on the seed and n alone, so that a resumed run goes on as it would have."""
+
+    def __init__(self, rules: Sequence[CorpusRule], seed: int):
+        self.rules, self.seed = list(rules), seed
+        self.by_domain: dict[str, list[CorpusRule]] = {}
+        for rule in self.rules:
+            self.by_domain.setdefault(rule.domain, []).append(rule)
+
+    def pair(
+        self, number: int, size: int, violations: int = 5, allowed: int = 3, plain: bool = False
+    ) -> tuple[Lesson, Lesson]:
+        """Two policies of `size` rules and the same violating requests under both: what one covers, the other does not.
+
+        How risky a request sounds says nothing about the answer then; only the rules do. Each policy also gets requests that
+        are about its rules but allowed. `plain`: no typos, one title.
+        """
+        rng = random.Random(f"{self.seed}:{number}")
+        drawn = self._rules(rng, 2 * size)
+        first, second = drawn[:size], drawn[size:]
+        change = (lambda text: text) if plain else (lambda text: disturbed(text, rng))
+        broken = [
+            [
+                (change(rng.choice(rules[j].violations)), j)
+                for j in (rng.randrange(size) for _ in range(violations))
+            ]
+            for rules in (first, second)
+        ]
+        lessons = []
+        for rules, own, other in ((first, *broken), (second, *broken[::-1])):
+            requests = [Request(text, "covered", j, j) for text, j in own]
+            requests += [Request(text, "uncovered") for text, _ in other]
+            for _ in range(allowed):
+                j = rng.randrange(size)
+                if rules[j].twins and (rng.random() < 0.75 or not rules[j].neighbours):
+                    requests.append(Request(change(rng.choice(rules[j].twins)), "twin", j))
+                elif rules[j].neighbours:
+                    requests.append(Request(change(rng.choice(rules[j].neighbours)), "neighbour"))
+            lessons.append(
+                Lesson(
+                    tuple(rules),
+                    names(rng, size),
+                    "Policy" if plain else rng.choice(TITLES),
+                    tuple(requests),
+                )
+            )
+        return lessons[0], lessons[1]
+
+    def _rules(self, rng: random.Random, count: int) -> list[CorpusRule]:
+        """Half of the time from one domain as far as it goes, where rules are hardest to tell apart."""
+        if rng.random() < 0.5:
+            same = self.by_domain[rng.choice(self.rules).domain]
+            drawn = rng.sample(same, min(len(same), count))
+            rest = [rule for rule in self.rules if rule not in drawn]
+            drawn += rng.sample(rest, count - len(drawn))
+            rng.shuffle(drawn)
+            return drawn
+        return rng.sample(self.rules, count)
+
+
+def names(rng: random.Random, size: int) -> tuple[str, ...]:
+    """Ids as policies use them: a letter and running numbers, numbers with gaps, or several letters."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    style, letter = rng.random(), rng.choice(letters)
+    if style < 0.5:
+        return tuple(f"{letter}{n}" for n in range(1, size + 1))
+    numbers = rng.sample(range(1, 16), size)
+    if style < 0.8:
+        return tuple(f"{letter}{n}" for n in numbers)
+    return tuple(f"{rng.choice(letters)}{n}" for n in numbers)
+
+
+def disturbed(text: str, rng: random.Random) -> str:
+    """The request as people also type it: in lower or upper case, with two letters swapped. Most stay as they are."""
+    draw = rng.random()
+    if draw < 0.06:
+        return text.lower().rstrip(".")
+    if draw < 0.09:
+        return text.upper()
+    if draw < 0.15 and len(text) > 12:
+        at = rng.randrange(1, len(text) - 2)
+        return text[:at] + text[at + 1] + text[at] + text[at + 2 :]
+    return text

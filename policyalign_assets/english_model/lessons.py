@@ -1,0 +1,197 @@
+"""What the model is taught about a lesson: which rule a request is about, which it breaks, and how to answer.
+
+Two losses. *Looking*: in some middle layers, some heads must put their attention at the end of the request on the rule that it
+is about (first heads) or that it breaks (other heads), and off the rules where there is none. *Answering*: the first answer
+token decides between a refusal, which names the rule, and an answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from policyalign_assets.engine.base import Message, chat
+from policyalign_assets.engine.chat import content_ids, render
+from policyalign_assets.english_model.corpus import Lesson
+from policyalign_assets.english_model.packed_llama import Packed, PackedLlama, Watched, pack
+
+TOPIC_HEADS, BROKEN_HEADS = (0, 1, 2), (3, 4, 5)
+REFUSAL = "Rule {name} does not allow that, so I can't help with it."
+
+
+def policy_text(rules: list[str], names: list[str], title: str) -> str:
+    """As `PolicyDocument.prompt_text` gives a policy without preamble."""
+    lines = "\n".join(f"- {name}: {rule}" for name, rule in zip(names, rules, strict=True))
+    return f"# {title}\n\n## Rules\n{lines}"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """`spans`: the tokens of each rule's line. `decision_M`: the last prompt token of each request. `rows_N`, `targets_N`:
+    supervised answer tokens (the row that predicts, and what)."""
+
+    packed: Packed
+    spans: tuple[tuple[int, int], ...]
+    decision_M: torch.Tensor
+    end_M: torch.Tensor
+    rows_N: torch.Tensor
+    targets_N: torch.Tensor
+
+
+class Encoder:
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.refuse = content_ids(tokenizer, REFUSAL.format(name="C3"))[0]
+        self.end = tokenizer.eos_token_id
+        probe = render(tokenizer, (Message("system", "x"), Message("user", "y")))
+        self._head, rest = self._around(probe, "x")
+        self._middle, self._tail = self._around(rest, "y")
+        self._memo: dict[str, list[int]] = {}
+
+    def _around(self, ids: list[int], text: str) -> tuple[list[int], list[int]]:
+        at = ids.index(content_ids(self.tokenizer, text)[0])
+        return ids[:at], ids[at + 1 :]
+
+    def prefix(self, lesson: Lesson) -> tuple[list[int], tuple[tuple[int, int], ...]]:
+        """Tokens of the system message up to the user's text (without it), and the span of each rule's line."""
+        text = policy_text([r.text for r in lesson.rules], list(lesson.names), lesson.title)
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
+        )
+        lines, at = [], 0
+        for line in text.split("\n"):
+            if line.startswith("- "):
+                lines.append((at, at + len(line) + 1))
+            at += len(line) + 1
+        spans = []
+        for start, end in lines:
+            inside = [n for n, (a, _) in enumerate(encoded.offset_mapping) if start <= a < end]
+            spans.append((len(self._head) + inside[0], len(self._head) + inside[-1] + 1))
+        return self._head + encoded.input_ids, tuple(spans)
+
+    def ids(self, text: str) -> list[int]:
+        if text not in self._memo:
+            self._memo[text] = content_ids(self.tokenizer, text)
+        return self._memo[text]
+
+    def encode(self, lesson: Lesson, whole: int = 0) -> Encoded:
+        """`whole`: how many refusals are supervised to their end; the others up to the rule's name."""
+        prefix, spans = self.prefix(lesson)
+        segments, decisions, rows, targets = [], [], [], []
+        at = len(prefix)
+        for request in lesson.requests:
+            segment = self._middle + self.ids(request.text) + self._tail
+            decisions.append(at + len(segment) - 1)
+            if request.kind == "covered" and request.broken is not None:
+                name = lesson.names[request.broken]
+                refusal = self.ids(REFUSAL.format(name=name)) + [self.end]
+                if whole:
+                    whole -= 1
+                else:
+                    refusal = refusal[: len(self.ids(f"Rule {name}"))]
+                rows += range(decisions[-1], decisions[-1] + len(refusal))
+                targets += refusal
+                segment = segment + refusal[:-1]
+            segments.append(segment)
+            at += len(segment)
+        decision_M = torch.tensor(decisions)
+        return Encoded(
+            pack(prefix, segments),
+            spans,
+            decision_M,
+            decision_M - len(self._tail) + 1,
+            torch.tensor(rows, dtype=torch.long),
+            torch.tensor(targets, dtype=torch.long),
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`refuses_M`: probability of a refusal. `named_M`: whether the most likely name is right (covered ones). `looks_*`: whether
+    the attention picks the right rule."""
+
+    loss: torch.Tensor
+    looks_topic_M: torch.Tensor
+    looks_broken_M: torch.Tensor
+    refuses_M: torch.Tensor | None = None
+    named_M: torch.Tensor | None = None
+
+
+def looking_loss(
+    encoded: Encoded, lesson: Lesson, seen: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean over layers, heads and places of -log(attention on the right rule, or on none), and the two picks [M] at the decision."""
+    size = len(lesson.rules)
+    wanted = [
+        torch.tensor([size if v is None else v for v in values]).repeat(2)
+        for values in (
+            [r.topic for r in lesson.requests],
+            [r.broken for r in lesson.requests],
+        )
+    ]
+    losses, scores = [], []
+    for log_QHT in seen:
+        rules_QHK = torch.stack(
+            [torch.logsumexp(log_QHT[:, :, a:b], -1) for a, b in encoded.spans], -1
+        )
+        none_QH1 = torch.log1p(-rules_QHK.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-5))
+        mass_QHC = torch.cat([rules_QHK, none_QH1], -1)
+        scores.append(mass_QHC.detach())
+        for head in TOPIC_HEADS:
+            losses.append(F.nll_loss(mass_QHC[:, head], wanted[0]))
+        for head in BROKEN_HEADS:
+            losses.append(F.nll_loss(mass_QHC[:, head], wanted[1]))
+    count = len(lesson.requests)
+    mean_MHC = torch.stack(scores[1:] or scores).mean(0)[:count]
+    topic_M = mean_MHC[:, list(TOPIC_HEADS)].mean(1).argmax(-1)
+    broken_M = mean_MHC[:, list(BROKEN_HEADS)].mean(1).argmax(-1)
+    return torch.stack(losses).mean(), topic_M, broken_M
+
+
+def study(
+    model: PackedLlama,
+    encoder: Encoder,
+    lesson: Lesson,
+    layers: tuple[int, ...],
+    looking: float,
+    answering: float,
+    whole: int = 0,
+) -> Outcome:
+    """One pass over a lesson. `looking`, `answering`: weights of the two losses; 0 leaves one out."""
+    encoded = encoder.encode(lesson, whole)
+    watched = Watched(
+        layers, TOPIC_HEADS + BROKEN_HEADS, torch.cat([encoded.decision_M, encoded.end_M])
+    )
+    plain_M = torch.tensor([r.kind != "covered" for r in lesson.requests])
+    rows_N = torch.cat([encoded.rows_N, encoded.decision_M]) if answering else None
+    logits_NV, seen = model.forward(encoded.packed, rows_N, watched)
+    look, topic_M, broken_M = looking_loss(encoded, lesson, seen)
+    if logits_NV is None:
+        return Outcome(looking * look, topic_M, broken_M)
+    count = len(encoded.rows_N)
+    logp_MV = F.log_softmax(logits_NV[count:], -1)
+    refuse_M = logp_MV[:, encoder.refuse]
+    allow = torch.log1p(-refuse_M[plain_M].exp().clamp(max=1 - 1e-5)).neg().sum()
+    token_N = F.cross_entropy(logits_NV[:count], encoded.targets_N, reduction="none")
+    weight_N = torch.ones(count)
+    first = {int(r) for r in encoded.decision_M}
+    weight_N[[n for n, r in enumerate(encoded.rows_N.tolist()) if r not in first]] = 0.5
+    answer = ((token_N * weight_N).sum() + allow) / len(lesson.requests)
+    right_N = logits_NV[:count].argmax(-1) == encoded.targets_N
+    named = torch.zeros(len(lesson.requests), dtype=torch.bool)
+    starts = {int(r): n for n, r in enumerate(encoded.rows_N.tolist())}
+    for m, request in enumerate(lesson.requests):
+        if request.broken is not None and request.kind == "covered":
+            n = starts[int(encoded.decision_M[m])]
+            length = len(encoder.ids(f"Rule {lesson.names[request.broken]}"))
+            named[m] = bool(right_N[n + 1 : n + length].all())
+    return Outcome(
+        looking * look + answering * answer, topic_M, broken_M, refuse_M.detach().exp(), named
+    )
+
+
+def without_policy(text: str) -> tuple[Message, ...]:
+    return chat(text)

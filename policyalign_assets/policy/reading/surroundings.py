@@ -1,0 +1,224 @@
+"""What the line above a list, a heading or a label says of the rules below it."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from policyalign_assets.policy.reading import clauses, frames
+from policyalign_assets.policy.reading import words as w
+
+
+@dataclass(frozen=True)
+class Lead:
+    """What the rules below inherit: a kind, a verb for noun phrases ("share"), a condition."""
+
+    kind: frames.FrameKind | None
+    verb: str | None = None
+    condition: str | None = None
+    action: str | None = None
+    leaf_is_condition: bool = False  # "Escalate to a person when:"
+    leaf_is_exception: bool = False  # "Never share records, except:"
+    heading: bool = False
+    template: str | None = None  # "enter SLOT into an AI tool", where the rule fills the slot
+
+
+SLOT = "slotword"
+_OPEN_END = re.compile(
+    r"\b(?:not|never|to|for|from|must|shall|should|may|can|following|these|includ\w+|are|is|prohibited|forbidden|allowed|permitted)\W*$",
+    re.IGNORECASE,
+)
+
+_PROHIBITS = re.compile(
+    r"\b(?:prohibit\w*|prohibitions?|forbidden|forbids?|disallow\w*|banned|unacceptable|impermissible|don'?ts?|do not|must ?n[o']t|may not|can ?not"
+    r"|can'?t|never|(?:not|isn't|aren't|n't) (?:be )?(?:allow\w*|permi\w+|accept\w+|do|use|share|tolerated)|off[- ]limits|red lines?|no[- ]gos?|refus(?:e|es|al|als|ed)|declin(?:e|es|ed)"
+    r"|restrictions|restricted (?:uses?|activit\w+|content|topics)|what not to|avoid|violations?|hard limits|bright lines|misuse|abuses?)\b",
+    re.IGNORECASE,
+)
+_PERMITS = re.compile(
+    r"\b(?:permitted|allowed|acceptable|permissible|permissions?|may(?: do)?|can(?: do)?|encouraged|okay|allowances?|exceptions?|exemptions?)\b",
+    re.IGNORECASE,
+)
+_REQUIRES = re.compile(
+    r"\b(?:requirements?|required|must(?: do)?|duties|duty|obligations?|do'?s|dos|do|always|responsibilit\w+|expectations?|should|shall)\b",
+    re.IGNORECASE,
+)
+_DEFINES = re.compile(
+    r"\b(?:definitions?|glossary|terms(?: used)?|terminology|meaning of terms|key terms)\b",
+    re.IGNORECASE,
+)
+_UN = re.compile(r"\b(?:dos|do'?s) and don'?ts|acceptable use(?: policy)?\b", re.IGNORECASE)
+_EXAMPLES = re.compile(
+    r"(?:(?:bad |good )?examples?|e\.g\.|violates|violation example|allowed example|note|rationale|reason|why|background|see also|source|scope|purpose)$",
+    re.IGNORECASE,
+)
+_FOLLOWING = re.compile(
+    r"(?: do| engage in| perform)?(?: any of| either of| all of| each of)? (?:the following|these|the below)(?: (?:[\w-]+ )?(?:things|ways|purposes?|activities|uses|actions|topics"
+    r"|content|types of [\w ]+|items?|cases|categories|kinds of [\w ]+|requests?|information|data|tasks))?(?: below)?$",
+    re.IGNORECASE,
+)
+_MIDDLE = re.compile(
+    r" (?:any of |either of |all of )?the following(?: (?!are\b|is\b|must\b|may\b|to\b|for\b|in\b|into\b|with\b)[\w-]+)?(?= (?:to|for|in|into|with|from|on|at|without|by|when|if)\b)",
+    re.IGNORECASE,
+)
+_CONDITION_END = re.compile(
+    r",? (?:if|when|whenever|where|in case|in the following (?:cases|situations|circumstances)|under the following (?:circumstances|conditions))$",
+    re.IGNORECASE,
+)
+_EXCEPTION_END = re.compile(
+    r"(?:,? (?:unless|except(?: for| in| when| where| if| that)?|other than|save for|apart from|only if|only when|with the following exceptions?|with these exceptions?|subject to (?:these|the following) exceptions?))$"
+    r"|^(?:the only )?(?:exceptions?|exemptions?)(?: are| include)?$",
+    re.IGNORECASE,
+)
+
+
+def heading_kind(text: str) -> frames.FrameKind | None:
+    """The kind that a heading gives to the fragments below it; None where it names a topic only."""
+    text = re.sub(r"^[\d.]+\s*", "", text.strip(" *_#:"))
+    if _UN.search(text):
+        return None
+    if _DEFINES.search(text):
+        return "define"
+    if _PROHIBITS.search(text):
+        return "prohibit"
+    if _PERMITS.search(text):
+        return "permit"
+    if _REQUIRES.search(text):
+        return "require"
+    return None
+
+
+def label_kind(label: str) -> frames.FrameKind | Literal["lead", "example"] | None:
+    """What the words before a rule's first colon are: None for a plain name ("Privacy")."""
+    if _EXAMPLES.fullmatch(label.strip()):
+        return "example"
+    if len(label.split()) <= 3:
+        bare = label.strip().lower()
+        if re.fullmatch(
+            r"(?:do|dos|do's|must|always|required?|requirements?|should|mandatory)", bare
+        ):
+            return "require"
+        if re.fullmatch(
+            r"(?:don'?ts?|do not|must not|never|prohibited|forbidden|not allowed|not permitted|disallowed|banned|should not|may not|prohibited uses?|no)",
+            bare,
+        ):
+            return "prohibit"
+        if re.fullmatch(
+            r"(?:allowed|permitted|may|can|ok|okay|acceptable|permitted uses?|allowed uses?)", bare
+        ):
+            return "permit"
+        if re.fullmatch(r"(?:definitions?)", bare):
+            return "define"
+    lead = read_lead(label)
+    open_end = lead.verb or lead.template or lead.leaf_is_condition or _OPEN_END.search(label)
+    return "lead" if lead.kind is not None and open_end and len(label.split()) > 1 else None
+
+
+def read_lead(text: str) -> Lead:
+    """Reads a line that introduces a list: "You may not use the service for:"."""
+    line = re.sub(r"\s+", " ", text).strip(" *_:.;–—-").replace("’", "'")
+    if _EXCEPTION_END.search(line):
+        inner = (
+            read_lead(_EXCEPTION_END.sub("", line))
+            if _EXCEPTION_END.sub("", line).strip()
+            else Lead(None)
+        )
+        return Lead(inner.kind, leaf_is_exception=True)
+    if _CONDITION_END.search(line):
+        main = _CONDITION_END.sub("", line)
+        if main.strip():
+            frame = _frame(main)
+            kind, action = frame if frame else ("require", None)
+            return Lead(kind, action=action, leaf_is_condition=True)
+    leading = (
+        clauses.read_leading(f"{line}, do it")
+        if re.match(r"(?:if|when|whenever|where|in case)\b", line, re.IGNORECASE)
+        else None
+    )
+    if leading is not None and leading.condition and leading.main == "do it":
+        return Lead(None, condition=leading.condition)
+    cut = clauses.read_leading(line)
+    middle = _MIDDLE.search(cut.main)
+    if middle:
+        frame = _frame(f"{cut.main[: middle.start()]} {SLOT} {cut.main[middle.end() :]}")
+        if frame and frame[1] and SLOT in frame[1]:
+            return Lead(frame[0], condition=cut.condition, template=frame[1])
+    main = _FOLLOWING.sub("", cut.main).strip(" ,:") or cut.main
+    found = _frame(main) or _frame(f"{main} x")
+    if found is None and _FOLLOWING.search(cut.main) is None and main == cut.main:
+        kind = None
+        if (
+            re.match(
+                r"(?:the )?(?:following|these|this|examples?|below|such)\b", main, re.IGNORECASE
+            )
+            or len(main.split()) <= 5
+        ):
+            kind = heading_kind(main)
+        return Lead(kind, condition=cut.condition)
+    if found is None:
+        return Lead(heading_kind(cut.main), condition=cut.condition)
+    return Lead(found[0], _last_verbs(main), cut.condition)
+
+
+def _frame(main: str) -> tuple[frames.FrameKind, str | None] | None:
+    if re.match(
+        r"(?:the following|these|prohibited|forbidden|disallowed|permitted|allowed|examples? of)\b",
+        main,
+        re.IGNORECASE,
+    ):
+        kind = heading_kind(main)
+        return (kind, None) if kind else None
+    if re.search(
+        r"(?:must|shall|should|may|can|do|does|will|is to|are to) ?(?:not|never|n't)$|\b(?:never|don't|cannot|not to|refuse to|avoid|refrain from|decline to)$",
+        main,
+        re.IGNORECASE,
+    ):
+        return "prohibit", None
+    if re.search(
+        r"\b(?:may|can|is allowed to|are allowed to|are permitted to|free to)$", main, re.IGNORECASE
+    ):
+        return "permit", None
+    if re.search(
+        r"\b(?:must|shall|should|always|need to|needs to|will|required to)$", main, re.IGNORECASE
+    ):
+        return "require", None
+    for read in (frames.forbidding_frame, frames.permitting_frame, frames.requiring_frame):
+        frame = read(main)
+        if frame is not None:
+            return frame.kind, frame.action
+    return None
+
+
+def _last_verbs(main: str) -> str | None:
+    """The verbs at the end of a line: "create or share" of "Never create or share:"."""
+    passive = re.search(r"\bbe ((?:\w+(?:, | or | and ))*\w+)$", main)
+    if passive:
+        verbs = passive[1].split(" ")
+        if all(w.is_participle(v.strip(",")) or v in w.CONJUNCTIONS for v in verbs):
+            made = " ".join(
+                v
+                if v in w.CONJUNCTIONS
+                else w.base_form(v.strip(",")) + ("," if v.endswith(",") else "")
+                for v in verbs
+            )
+            return None if made in ("use", "allow", "permit") else made
+    found = re.search(
+        r"(?:.*\b(?:not|never|don't|to|avoid|from|may|can|must|should|always|shall) |^)(.+)$",
+        main,
+        re.IGNORECASE,
+    )
+    if not found:
+        return None
+    verbs = found[1].split(" ")
+    if verbs and w.is_gerund(verbs[0]):
+        verbs = w.verb_list_to_base(found[1]).split(" ")
+    plain = [v.strip(",").lower() for v in verbs if v not in w.CONJUNCTIONS]
+    if len(plain) > 4 or not all(
+        w.is_base_verb(v) or v in ("in", "about", "on", "with") for v in plain
+    ):
+        return None
+    said = " ".join(verbs)
+    return (
+        None
+        if said.lower() in ("do", "use it", "engage", "refuse", "decline", "avoid", "be", "help")
+        else said
+    )
