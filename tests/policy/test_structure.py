@@ -145,9 +145,14 @@ def test_severity_comes_from_a_mark_a_heading_or_a_field(read) -> None:
 
 
 def test_text_that_is_no_rule_explains_and_is_kept(read) -> None:
-    policy = read("Preface.\n\n## Rules\n\n- A1: Never lie.\n\n## Why\n\nThe company lives by trust.\n")
+    policy = read(
+        "Preface.\n\n## Rules\n\n- A1: Never lie.\n\n## Why\n\nThe company lives by trust.\n"
+    )
     assert policy.preamble == "Preface."
-    assert (policy.rules[-1].kind, policy.rules[-1].text) == ("define", "The company lives by trust.")
+    assert (policy.rules[-1].kind, policy.rules[-1].text) == (
+        "define",
+        "The company lives by trust.",
+    )
 
 
 def test_language_is_noted_and_english_only_parts_say_so(read) -> None:

@@ -103,7 +103,7 @@ def label_kind(label: str) -> frames.FrameKind | Literal["lead", "example"] | No
         ):
             return "require"
         if re.fullmatch(
-            r"(?:don'?ts?|do not|must not|never|prohibited|forbidden|not allowed|not permitted|disallowed|banned|should not|may not|prohibited uses?|no)",
+            r"(?:don'?ts?|do not|must not|never|prohibited|forbidden|not allowed|not permitted|disallowed|banned|should not|may not|(?:prohibited|forbidden|banned|disallowed|unacceptable) [\w-]+|no)",
             bare,
         ):
             return "prohibit"
