@@ -154,6 +154,12 @@ class SynthesisSettings(_Section):
         False,
         description="ask the judge (judge.kind=policy) of each draft whether it fits its rule, and drop it if not",
     )
+    attribution: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="drop drafts that are gibberish or do not belong to their rule, by the "
+        "model's own likelihoods; `auto`: on, except for the bundled model, or where a judge "
+        "decides (synthesis.entailment)",
+    )
     teacher_check: bool = Field(
         False,
         description="ask the model a few direct violations first, and stop where it ignores the "
@@ -587,6 +593,14 @@ class Settings(_Section):
     gates: GateSettings = GateSettings()
     report: ReportSettings = ReportSettings()
     automation: AutomationSettings = AutomationSettings()
+
+    @property
+    def attributes_drafts(self) -> bool:
+        """Whether synthesis itself ties drafts to their rules (`synthesis.attribution`)."""
+        if self.synthesis.attribution != "auto":
+            return self.synthesis.attribution == "on"
+        foreign = self.model.id != BUNDLED or self.generator.base_url is not None
+        return foreign and not self.synthesis.entailment
 
     @model_validator(mode="after")
     def _the_bundled_model_knows_its_own_prompts_alone(self):
