@@ -37,6 +37,10 @@ COMMANDS: dict[str, Entry] = {
     ),
     "keys": Entry("policyalign_assets.cli.keys:keys", "Make the keys that sign releases."),
     "publish": Entry("policyalign_assets.cli.ledger:publish", "Declare an approved release."),
+    "release": Entry(
+        "policyalign_assets.cli.release:release", "Draft a signed release of a partition."
+    ),
+    "report": Entry("policyalign_assets.cli.report:report", "Print the report of a partition."),
     "revoke": Entry("policyalign_assets.cli.ledger:revoke", "Revoke a release, with a reason."),
     "serve": Entry("policyalign_assets.cli.serve:serve", "Serve a verified release with vLLM."),
     "verify": Entry(
