@@ -220,8 +220,8 @@ _ALL = (
         description=(
             "The evidence on one page: safety, over-refusal and capability of the four arms, with "
             "intervals, by rule and by benchmark.\n\n"
-            "The same figures are there as JSON and Parquet. Its checks are the release gates: the "
-            "checkpoint is releasable while the blocking ones pass."
+            "Its first line is the verdict: releasable or not, and why. Its checks compute the "
+            "release gates again; `release.json` exists only while all of them pass."
         ),
         group="evidence",
         kinds=frozenset({"parquet", "html"}),
@@ -234,9 +234,9 @@ _ALL = (
             "generations",
             "judgements",
         ),
-        settings=("report",),
+        settings=("report", "gates"),
         code={"report": "policyalign_assets.report.build"},
-        shaped_by={"page templates": "report/*.jinja"},
+        shaped_by={"page templates": "report/*.jinja", "labelled answers": "report/*.csv"},
     ),
 )
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}

@@ -19,7 +19,7 @@ from policyalign_assets.runtime.execution import make
 from policyalign_assets.settings import GeneratorSettings, SettingsError, load_settings
 from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.stages.interface import StageContext
-from policyalign_assets.synthesis.ladder import climb
+from policyalign_assets.synthesis.ladder import draft_with_ladder
 
 SAMPLING = Sampling(48, 0.7, 5)
 CHATS = [chat(f"request {n}", "a system message") for n in range(6)]
@@ -136,13 +136,13 @@ def test_a_provider_that_refuses_without_words_takes_the_next_step_of_the_ladder
         )
 
     with fake_judge(reply) as server:
-        (draft,) = climb(engine(server.url), ["Write one request."], SAMPLING)
+        (draft,) = draft_with_ladder(engine(server.url), ["Write one request."], SAMPLING)
     assert (draft.text, draft.step, draft.refused) == ("How do I begin?", "defensive", ("plain",))
 
 
 def test_the_ladder_leaves_out_the_prefilled_answer():
     with fake_judge(lambda *_: Reply("I cannot help with that.")) as server:
-        (draft,) = climb(engine(server.url), ["Write one request."], SAMPLING)
+        (draft,) = draft_with_ladder(engine(server.url), ["Write one request."], SAMPLING)
     assert draft.refused == ("plain", "defensive", "few_shot")
 
 
