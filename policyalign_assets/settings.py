@@ -517,8 +517,7 @@ class JudgeSettings(EndpointSettings):
         _check_endpoint(self.base_url, "judge")
         if self.deadline < self.timeout:
             raise ValueError(
-                f"judge.deadline={self.deadline:g} must not be below judge.timeout="
-                f"{self.timeout:g}"
+                f"judge.deadline={self.deadline:g} must not be below judge.timeout={self.timeout:g}"
             )
         return self
 

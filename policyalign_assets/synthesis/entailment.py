@@ -45,7 +45,8 @@ class RuleEntailment:
         ).hexdigest()[:16]
         self._user = texts["user"]
         self._system = texts["system"].format(
-            rule=harmless(rule.text), question=questions["calls_for" if kind == "duty" else "breaks"]
+            rule=harmless(rule.text),
+            question=questions["calls_for" if kind == "duty" else "breaks"],
         )
 
     def messages(self, dialogue: Dialogue) -> Messages:

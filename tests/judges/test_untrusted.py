@@ -35,7 +35,6 @@ TOKENS = [
 # fmt: on
 
 
-
 @pytest.mark.parametrize("token", [*TOKENS, "<BEGIN CONVERSATION>", "<END CONVERSATION>"])
 def test_a_control_token_becomes_text(token: str) -> None:
     for written in (token, token.upper(), f"a{token}b"):
