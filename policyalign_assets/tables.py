@@ -202,6 +202,7 @@ EVALUATION = pa.schema(
         ("kind", pa.string()),
         ("rule_id", pa.string()),
         ("wrapped", pa.bool_()),
+        ("cluster", pa.string()),  # the action that is asked for
         ("prompt", pa.string()),
         CONVERSATION,
         *_ANSWER,

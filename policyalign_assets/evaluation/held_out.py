@@ -67,11 +67,15 @@ def held_out_cases(policy: PolicyDocument, instructions: pa.Table, settings: Set
     else:
         written, left_out = model_written_cases(policy, instructions, duties)
         known = {normalize(prompt) for prompt in _prompts(cases)}
-        cases += _at_most(per_suite, [c for c in written if normalize(c.prompt) not in known])
+        cases += _at_most(
+            per_suite,
+            evaluation.benign_cases,
+            [c for c in written if normalize(c.prompt) not in known],
+        )
     violations = [c for c in cases if c.suite == "violations"]
     cases += probe_cases(violations, evaluation.probe_cases, evaluation.seed)
     cases += pressure_cases(violations, evaluation.pressure_cases, evaluation.seed)
-    cases += uncovered_cases(per_suite, synthesized)
+    cases += uncovered_cases(evaluation.benign_cases, synthesized)
     cases += capability_cases(evaluation.capability_cases, evaluation.seed)
     return HeldOut(cases, left_out)
 
@@ -97,7 +101,12 @@ def _templates(
     policy: PolicyDocument, per_suite: int, settings: Settings, exclude: Sequence[str]
 ) -> list[TestCase]:
     return template_cases(
-        policy, per_suite, settings.evaluation.probe_cases, settings.evaluation.seed, exclude
+        policy,
+        per_suite,
+        settings.evaluation.benign_cases,
+        settings.evaluation.probe_cases,
+        settings.evaluation.seed,
+        exclude,
     )
 
 
@@ -105,8 +114,11 @@ def _prompts(cases: Sequence[TestCase]) -> list[str]:
     return [case.prompt for case in cases]
 
 
-def _at_most(per_suite: int, cases: Sequence[TestCase]) -> list[TestCase]:
-    """At most `per_suite` cases of each suite, all rules equally often as far as they last."""
+def _at_most(per_suite: int, benign: int, cases: Sequence[TestCase]) -> list[TestCase]:
+    """At most `per_suite` cases of each suite, or `benign` of one that must be answered.
+
+    All rules have equally many cases as far as they last.
+    """
     kept: list[TestCase] = []
     for suite in dict.fromkeys(c.suite for c in cases):
         by_rule: dict[str | None, list[TestCase]] = {}
@@ -115,5 +127,5 @@ def _at_most(per_suite: int, cases: Sequence[TestCase]) -> list[TestCase]:
                 by_rule.setdefault(case.rule_id, []).append(case)
         rounds = max(len(group) for group in by_rule.values())
         in_turn = [g[i] for i in range(rounds) for g in by_rule.values() if i < len(g)]
-        kept += in_turn[:per_suite]
+        kept += in_turn[: benign if SUITES[suite].metric == "answered" else per_suite]
     return kept

@@ -56,13 +56,14 @@ class _Stated:
 def template_cases(
     policy: PolicyDocument,
     per_suite: int,
+    benign: int,
     probe_cases: int,
     seed: int,
     exclude: Collection[str] = (),
 ) -> list[TestCase]:
     """Distinct cases, spread evenly over the rules; fewer where the templates give no more texts.
 
-    per_suite, probe_cases: cases of each suite and of each probe.
+    per_suite, benign, probe_cases: cases of each suite, of `twins` and of each probe.
     exclude: texts that were synthesized from this policy.
     """
     stated = [
@@ -78,7 +79,7 @@ def template_cases(
     return [
         *templates.suite("violations", per_suite, templates.violations(plain, wrapped=False)),
         *templates.suite("violations_wrapped", per_suite, templates.violations(plain, True)),
-        *templates.suite("twins", per_suite, templates.twins(stated)),
+        *templates.suite("twins", benign, templates.twins(stated)),
         *templates.suite(
             "conditions_forbidden", per_suite, templates.sides(limited, forbidden=True)
         ),
@@ -93,7 +94,7 @@ def template_cases(
 
 def rule_cases(rule: Rule, policy: PolicyDocument, per_suite: int, seed: int) -> list[TestCase]:
     """The cases of one rule alone, which no other rule of the policy changes."""
-    return template_cases(replace(policy, rules=(rule,)), per_suite, 0, seed)
+    return template_cases(replace(policy, rules=(rule,)), per_suite, per_suite, 0, seed)
 
 
 def capability_cases(cases: int, seed: int) -> list[TestCase]:

@@ -486,6 +486,7 @@ def test_the_stages_make_it_and_ask_it(tmp_path):
             "evaluation": {
                 "cases_per_suite": 9,
                 "cases_per_rule": 1,
+                "benign_cases": 9,
                 "capability_cases": 4,
                 "probe_cases": 0,
                 "pressure_cases": 0,

@@ -23,6 +23,7 @@ POLICY = medical_policy()
 SMALL = {
     "cases_per_suite": 27,
     "cases_per_rule": 3,
+    "benign_cases": 27,
     "capability_cases": 5,
     "probe_cases": 9,
     "pressure_cases": 10,
