@@ -29,6 +29,10 @@ COMMANDS: dict[str, Entry] = {
         "policyalign_assets.cli.ask:ask",
         "Answer a question with the model, with the policy, and with the aligned model.",
     ),
+    "doctor": Entry(
+        "policyalign_assets.cli.doctor:doctor",
+        "Examine the configured model, judge, generator and files.",
+    ),
     "init": Entry(
         "policyalign_assets.cli.init:init", "Write the files that a folder of one's own needs."
     ),
