@@ -35,7 +35,7 @@ def lora_check(model: Any, settings: DistillationSettings) -> Finding:
             "set distillation.tuning='full', or use another model.",
         )
     layers: list[Any] = [m for m in adapted.modules() if isinstance(m, BaseTunerLayer)]
-    reached = sum(layer.get_base_layer().weight.numel() for layer in layers)
+    reached = sum(_adapted_weights(layer) for layer in layers)
     share = reached / matrices if matrices else 0.0
     if share >= LEAST_SHARE:
         return Finding("LoRA", "ok", f"LoRA adapts {share:.0%} of the matrix weights")
@@ -47,6 +47,12 @@ def lora_check(model: Any, settings: DistillationSettings) -> Finding:
         "compare the report's figures with those of a dense model, or set "
         "distillation.tuning='full'.",
     )
+
+
+def _adapted_weights(layer: Any) -> int:
+    """Weights that one adapter layer reaches: of a linear layer, or of a mixture's experts."""
+    parameter = layer.get_param() if hasattr(layer, "get_param") else layer.get_base_layer().weight
+    return int(parameter.numel())
 
 
 def _matrix_weights(model: Any) -> int:

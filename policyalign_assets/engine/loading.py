@@ -113,6 +113,7 @@ def load_model(settings: ModelSettings) -> LoadedModel:
             use_safetensors=True,
             dtype=getattr(torch, settings.dtype),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with the names
             **_source(settings),
         )
         model, report = loaded
