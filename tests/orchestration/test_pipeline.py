@@ -254,7 +254,7 @@ def test_a_wrong_input_of_a_process_fails_in_plain_words_and_is_not_tried_again(
     overrides = {
         **QUICK,
         "model": {"id": str(tmp_path / "no-such-model")},
-        "synthesis": {**QUICK["synthesis"], "heldout": 0.5},
+        "synthesis": {**QUICK["synthesis"], "heldout": 0.3},
     }
     result = materialize(
         tmp_path,

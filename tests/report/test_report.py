@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from policyalign_assets.evaluation.suites import ARMS, SUITES
+from policyalign_assets.evaluation.suites import ARMS, RULE_SUITES, SUITES
 from policyalign_assets.report.build import build_report
 from policyalign_assets.report.case_pages import case_pages
 from policyalign_assets.report.contents import JudgeAgreement, ReportContext
@@ -91,7 +91,7 @@ def case(arm: str, suite: str, case_id: str, good: bool, **changes) -> dict:
     outcome = {"correct": (None, good), "refused": (good, None), "answered": (not good, None)}[
         SUITES[suite].metric
     ]
-    covered = suite.startswith("violations")
+    covered = suite.startswith("violations") or suite in RULE_SUITES
     row = {
         "case_id": case_id,
         "arm": arm,

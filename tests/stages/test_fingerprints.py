@@ -28,6 +28,10 @@ SETTINGS = {
     "full grid": {**FOREIGN, "synthesis": {"grid": "full"}},
     "policy judge": POLICY_JUDGE,
     "phrases for flips": {**POLICY_JUDGE, "sensitivity": {"judge": "rules"}},
+    "guard, phrases for flips": {
+        "judge": {**POLICY_JUDGE["judge"], "kind": "qwen3guard"},
+        "sensitivity": {"judge": "rules"},
+    },
     "phrases for flips, bundled": {"sensitivity": {"judge": "rules"}},
     "entailment": {**FOREIGN, **POLICY_JUDGE, "synthesis": {"grid": "full", "entailment": True}},
     "qwen3guard": {"judge": {**POLICY_JUDGE["judge"], "kind": "qwen3guard"}},
@@ -316,7 +320,7 @@ def test_what_follows_an_out_of_date_stage_is_out_of_date_too():
     at = chain.index("sensitivity_scores")
     assert [s for s in chain if before[s] != after[s]] == chain[at:]
     before = fingerprints.desired("hash", settings("phrases for flips, bundled"))
-    after = fingerprints.desired("hash", settings("phrases for flips"))
+    after = fingerprints.desired("hash", settings("guard, phrases for flips"))
     assert [s for s in chain if before[s] != after[s]] == ["judgements", "benchmark_report"]
     edited = fingerprints.desired("another hash", settings("bundled"))
     assert all(before[s] != edited[s] for s in chain)
