@@ -274,3 +274,23 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not
     assert used.exists() and other.exists() and not abandoned.exists()
     living.close()
     assert list(tmp_path.iterdir()) == [other]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a lost request"), KeyboardInterrupt()])
+def test_vllm_gives_its_memory_back_when_a_call_fails(vllm, monkeypatch, error):
+    with opened(VLLM, load_model(ModelSettings())) as engine:
+        monkeypatch.setattr(FakeLLM, "generate", lambda *_, **__: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            engine.generate([chat("hello")], Sampling(3))
+        assert vllm.log[-1] == "sleep 1"
+
+
+def test_an_adapter_that_cannot_be_written_leaves_nothing(tmp_path):
+    versions = AdapterVersions(tmp_path)
+    number, path = versions.put(write)
+    with pytest.raises(OSError):
+        versions.put(lambda folder: (folder / "no" / "such").write_text("x"))
+    assert [f.name for f in versions.folder.iterdir() if f.is_dir()] == [str(number)]
+    assert (path / "adapter").exists()
+    versions.close()
+    assert not versions.folder.exists()

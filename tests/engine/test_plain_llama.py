@@ -247,3 +247,17 @@ def test_half_precision_large_models_and_adapters_that_cover_different_layers_ar
         sum(p.numel() for p in model.parameters()) - 1,
     )
     assert not is_plain(model)
+
+
+def test_the_caller_of_a_shared_forward_decides_when_weights_are_read():
+    """The trainer reads the student once a step; an engine that it lends its forward to does not."""
+    model = adapted(PLAIN["qwen2"])
+    plain, loaded = PlainLlama(model), make(PLAIN["qwen2"])
+    engine = TransformersEngine(type(loaded)(model, TOKENIZER, "tiny", "random"), 10_000, plain)
+    before = engine.generate_ids(PROMPTS, Sampling(6))
+    with torch.no_grad():
+        for p in student_parameters(model).values():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    assert engine.generate_ids(PROMPTS, Sampling(6)) == before
+    plain.read()
+    assert engine.generate_ids(PROMPTS, Sampling(6)) != before
