@@ -41,13 +41,15 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
     def judge(rule: Rule) -> Judge:
         return EndpointJudge(RuleEntailment(rule, main_kind(rule)), settings.judge, context.report)
 
-    examine(
-        settings,
-        policy_document,
-        context.data,
-        log=context.report,
-        measure_effect=settings.synthesis.teacher_check,
-    ).require()
+    # With a generator endpoint this stage needs no model; the next one examines it then.
+    if not settings.generator.base_url:
+        examine(
+            settings,
+            policy_document,
+            context.data,
+            log=context.report,
+            measure_effect=settings.synthesis.teacher_check,
+        ).require()
     with _generator(settings) as (engine, generator_setup):
         attribution = _attribution(settings, policy_document, engine)
         if attribution:

@@ -1,4 +1,7 @@
-"""A generator behind an endpoint: what it is asked, and that a fault ends the run in plain words, never in an empty draft."""
+"""A generator behind an endpoint: its requests, and faults that end the run in plain words.
+
+A fault never ends in an empty draft.
+"""
 
 import json
 import logging
@@ -197,7 +200,7 @@ def test_another_generator_redoes_synthesis_and_another_address_does_not():
 
 
 def test_the_stage_asks_the_endpoint_and_loads_no_model(tmp_path):
-    """The model named in the settings is nowhere on this machine. A rule that is done stays done when the endpoint fails."""
+    """The model of the settings is not on this machine. Finished rules survive a failure."""
     policy = medical_policy()
     broken = [True]
 
@@ -206,7 +209,8 @@ def test_the_stage_asks_the_endpoint_and_loads_no_model(tmp_path):
         if broken[0] and policy.rules[1].text in prompt:
             return Reply(status=503)
         return Reply(
-            f"How would I go about matter {abs(hash(prompt)) % 10**12} of the {len(prompt)} that my aunt keeps at the old mill?"
+            f"How would I go about matter {abs(hash(prompt)) % 10**12} of the {len(prompt)} that "
+            "my aunt keeps at the old mill?"
         )
 
     with fake_judge(reply) as server:
