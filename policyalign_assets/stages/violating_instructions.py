@@ -13,7 +13,8 @@ from policyalign_assets.engine.generation.endpoint_engine import EndpointEngine
 from policyalign_assets.engine.generation.opening import opened
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.evaluation.template_cases import own_cases
+from policyalign_assets.evaluation.case_plan import require_cases
+from policyalign_assets.evaluation.held_out import own_cases
 from policyalign_assets.files import scratch_folder, sha256_table
 from policyalign_assets.judges.endpoint import EndpointJudge
 from policyalign_assets.judges.verdict import Judge
@@ -36,6 +37,7 @@ from policyalign_assets.tables import YIELDS
 
 def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
     settings = context.settings
+    require_cases(policy_document, settings)
     firewall, references = firewall_for(settings.firewall)
 
     def judge(rule: Rule) -> Judge:
@@ -60,9 +62,7 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
             settings.synthesis,
             context.report,
             firewall,
-            (lambda rule: own_cases(policy_document, rule, settings))
-            if settings.firewall.own_cases
-            else None,
+            lambda rule: own_cases(policy_document, rule, settings),
             RuleStore(scratch_folder(context.data) / "synthesis", generator_setup),
             judge if settings.synthesis.entailment else None,
             attribution,

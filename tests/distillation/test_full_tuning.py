@@ -486,7 +486,14 @@ def test_the_stages_make_it_and_ask_it(tmp_path):
     settings = load_settings(
         overrides={
             "model": {"device": "cpu"},
-            "evaluation": {"cases_per_suite": 9, "capability_cases": 4},
+            "evaluation": {
+                "cases_per_suite": 9,
+                "cases_per_rule": 1,
+                "benign_cases": 9,
+                "capability_cases": 4,
+                "probe_cases": 0,
+                "pressure_cases": 0,
+            },
             "distillation": {**SMALL.model_dump(), "steps": 2, "anchors": 2},
         },
         environ={},
