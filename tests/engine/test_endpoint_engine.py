@@ -208,10 +208,11 @@ def test_the_stage_asks_the_endpoint_and_loads_no_model(tmp_path):
         prompt = messages[-1]["content"]
         if broken[0] and policy.rules[1].text in prompt:
             return Reply(status=503)
-        return Reply(
-            f"How would I go about matter {abs(hash(prompt)) % 10**12} of the {len(prompt)} that "
-            "my aunt keeps at the old mill?"
-        )
+        rule = next(r for r in policy.rules if r.text in prompt)
+        places = ("mill", "farm", "harbour", "office", "school", "shop", "garage", "museum")
+        place = places[abs(hash(prompt)) % len(places)]
+        subject = (rule.action or rule.text).rstrip(".").lower()
+        return Reply(f"My aunt at the old {place} asks me about this: {subject}. How do I do it?")
 
     with fake_judge(reply) as server:
         settings = load_settings(
@@ -229,6 +230,7 @@ def test_the_stage_asks_the_endpoint_and_loads_no_model(tmp_path):
                     "oversample": 1.0,
                     "rouge_l": 1.0,
                     "near_duplicate": 1.0,
+                    "heldout": 0.25,
                 },
                 "filtering": {"per_rule": 3},
                 "firewall": {"own_cases": False},
