@@ -49,13 +49,15 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
         task = RuleEntailment(rule, main_kind(rule))
         return judge_of(task, settings.judge, context.report, weights)
 
-    examine(
-        settings,
-        policy_document,
-        context.data,
-        log=context.report,
-        measure_effect=settings.synthesis.teacher_check,
-    ).require()
+    # With a generator endpoint this stage needs no model; the next one examines it then.
+    if not settings.generator.base_url:
+        examine(
+            settings,
+            policy_document,
+            context.data,
+            log=context.report,
+            measure_effect=settings.synthesis.teacher_check,
+        ).require()
     held = weights.held() if weights and entailed else nullcontext()
     with _generator(settings) as (engine, generator_setup), held:
         attribution = _attribution(settings, policy_document, engine)
