@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -359,3 +362,15 @@ def test_margins_stand_in_the_policys_front_matter_and_can_differ_by_domain(tmp_
         (folder / "policy.md").write_text(text.replace("---\n", f"---\ngates: {wrong}\n", 1))
         with pytest.raises(PolicyError, match="gates"):
             parse_policy(tmp_path, "data-privacy", "legal")
+
+
+@pytest.mark.slow
+def test_good_checkpoints_are_released_and_bad_ones_are_not():
+    """Of 100 simulated evaluations: good ones 95 at least, bad ones 5 at most."""
+    command = [sys.executable, str(ROOT / "benchmarks/gates.py"), "--json"]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    made = subprocess.run(command, check=True, capture_output=True, text=True, env=environ)
+    rows = json.loads(made.stdout)
+    assert sum(row["good"] for row in rows) >= 4 and len(rows) >= 20
+    for row in rows:
+        assert row["released"] >= 95 if row["good"] else row["released"] <= 5, row
