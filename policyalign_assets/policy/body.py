@@ -249,7 +249,8 @@ def _with_heading(
     told = [h for h in entry.headings if heading_kind(h) not in (None, "define")]
     differs = (alone.kind, alone.forbids) != (reading.kind, reading.forbids)
     if told and (differs or any(_FRAGMENT_DOUBT in doubt for doubt in alone.doubts)):
-        return f"{told[-1]}: {above}{words}"
+        heading = re.sub(r"^[\d.]+\)? ", "", told[-1])
+        return f"{heading}: {above}{words}"
     return f"{above}{words}"
 
 

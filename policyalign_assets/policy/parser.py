@@ -140,7 +140,8 @@ def _examine(
     folder = _open(policies_dir, policy_id, faults)
     if folder.header.broken and not folder.body.lines:
         return None  # the front matter is never closed: what follows is unknown
-    if folder.header.domains and domain not in folder.header.domains:
+    listed = folder.header.domains
+    if listed and domain not in listed and set(listed) <= set(DOMAINS):
         raise _not_applicable(folder, policy_id, domain)
     shared = read_body(folder.body, "shared", faults)
     if not shared.declining and shared.declining_line is None:

@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from policyalign_assets.doctor.in_context import direct_requests, in_context_effect
+from policyalign_assets.doctor.examine import examine
 from policyalign_assets.engine.base import Engine
 from policyalign_assets.engine.generation.endpoint_engine import EndpointEngine
 from policyalign_assets.engine.generation.opening import opened
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.evaluation.template_cases import own_cases
+from policyalign_assets.evaluation.case_plan import require_cases
+from policyalign_assets.evaluation.held_out import own_cases
 from policyalign_assets.files import scratch_folder, sha256_table
 from policyalign_assets.judges.endpoint import EndpointJudge
-from policyalign_assets.judges.phrases import judge_for
 from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import BUNDLED, Settings
@@ -37,13 +37,21 @@ from policyalign_assets.tables import YIELDS
 
 def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
     settings = context.settings
+    require_cases(policy_document, settings)
     firewall, references = firewall_for(settings.firewall)
 
     def judge(rule: Rule) -> Judge:
         return EndpointJudge(RuleEntailment(rule, main_kind(rule)), settings.judge, context.report)
 
-    if settings.synthesis.teacher_check:
-        _require_a_teacher(context, policy_document)
+    # With a generator endpoint this stage needs no model; the next one examines it then.
+    if not settings.generator.base_url:
+        examine(
+            settings,
+            policy_document,
+            context.data,
+            log=context.report,
+            measure_effect=settings.synthesis.teacher_check,
+        ).require()
     with _generator(settings) as (engine, generator_setup):
         attribution = _attribution(settings, policy_document, engine)
         if attribution:
@@ -54,9 +62,7 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
             settings.synthesis,
             context.report,
             firewall,
-            (lambda rule: own_cases(policy_document, rule, settings))
-            if settings.firewall.own_cases
-            else None,
+            lambda rule: own_cases(policy_document, rule, settings),
             RuleStore(scratch_folder(context.data) / "synthesis", generator_setup),
             judge if settings.synthesis.entailment else None,
             attribution,
@@ -131,17 +137,6 @@ def _attribution(settings: Settings, policy: PolicyDocument, engine: Engine) -> 
     else:
         loaded = load_model(settings.model)
     return Attribution(policy, LikelihoodScorer(loaded, settings.model.batch_tokens))
-
-
-def _require_a_teacher(context: StageContext, policy_document: PolicyDocument) -> None:
-    """Raises PolicyNotFollowed where the model ignores the policy in its prompt."""
-    requests = direct_requests(policy_document)
-    with opened(context.settings.model) as engine:
-        found = in_context_effect(
-            engine, policy_document, requests, judge_for(context.settings.model.id)
-        )
-    context.report(found.sentence)
-    found.require()
 
 
 @contextmanager

@@ -59,7 +59,7 @@ _FOLLOWING = re.compile(
     re.IGNORECASE,
 )
 _MIDDLE = re.compile(
-    r" (?:any of |either of |all of )?the following(?: (?!are\b|is\b|must\b|may\b|to\b|for\b|in\b|into\b|with\b)[\w-]+)?(?= (?:to|for|in|into|with|from|on|at|without|by|when|if)\b)",
+    r" (?:any of |either of |all of )?(?:the following|these|those)(?: (?!are\b|is\b|must\b|may\b|to\b|for\b|in\b|into\b|with\b)[\w-]+)?(?= (?:to|for|in|into|with|from|on|at|without|by|when|if)\b)",
     re.IGNORECASE,
 )
 _CONDITION_END = re.compile(
@@ -103,7 +103,7 @@ def label_kind(label: str) -> frames.FrameKind | Literal["lead", "example"] | No
         ):
             return "require"
         if re.fullmatch(
-            r"(?:don'?ts?|do not|must not|never|prohibited|forbidden|not allowed|not permitted|disallowed|banned|should not|may not|prohibited uses?|no)",
+            r"(?:don'?ts?|do not|must not|never|prohibited|forbidden|not allowed|not permitted|disallowed|banned|should not|may not|(?:prohibited|forbidden|banned|disallowed|unacceptable) [\w-]+|no)",
             bare,
         ):
             return "prohibit"
