@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from policyalign_assets.doctor.examine import examine
 from policyalign_assets.engine.base import Engine
@@ -16,7 +16,8 @@ from policyalign_assets.engine.loading import load_model
 from policyalign_assets.evaluation.case_plan import require_cases
 from policyalign_assets.evaluation.held_out import own_cases
 from policyalign_assets.files import scratch_folder, sha256_table
-from policyalign_assets.judges.endpoint import EndpointJudge
+from policyalign_assets.judges.choose import judge_of
+from policyalign_assets.judges.local import local_model
 from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.policy.author_requests import seed_requests
@@ -41,8 +42,13 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
     require_cases(policy_document, settings)
     firewall, references = firewall_for(settings.firewall)
 
+    # one model for all rules; beside the generator in memory, since drafts wait for verdicts
+    weights = local_model(settings.judge) if settings.judge.engine == "local" else None
+    entailed = settings.synthesis.entailment
+
     def judge(rule: Rule) -> Judge:
-        return EndpointJudge(RuleEntailment(rule, main_kind(rule)), settings.judge, context.report)
+        task = RuleEntailment(rule, main_kind(rule))
+        return judge_of(task, settings.judge, context.report, weights)
 
     # With a generator endpoint this stage needs no model; the next one examines it then.
     if not settings.generator.base_url:
@@ -53,7 +59,8 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
             log=context.report,
             measure_effect=settings.synthesis.teacher_check,
         ).require()
-    with _generator(settings) as (engine, generator_setup):
+    held = weights.held() if weights and entailed else nullcontext()
+    with _generator(settings) as (engine, generator_setup), held:
         attribution = _attribution(settings, policy_document, engine)
         if attribution:
             context.report(attribution.note)
@@ -65,7 +72,7 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
             firewall,
             lambda rule: own_cases(policy_document, rule, settings),
             RuleStore(scratch_folder(context.data) / "synthesis", generator_setup),
-            judge if settings.synthesis.entailment else None,
+            judge if entailed else None,
             attribution,
             lambda rule: _examples(rule, settings),
         )
