@@ -14,7 +14,7 @@ from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.responses import PromptTooLong
 from policyalign_assets.filtering.select import select_instructions
-from policyalign_assets.judges.phrases import RuleBasedJudge
+from policyalign_assets.sensitivity.flips import with_flips
 from policyalign_assets.sensitivity.score import score_instructions
 from policyalign_assets.settings import (
     DistillationSettings,
@@ -81,8 +81,9 @@ def test_they_are_scored_selected_and_trained_on_under_the_whole_policy(
     table = instructions.table.slice(0, 6)
     engine = TransformersEngine(loaded, 16_384)
     scores = score_instructions(
-        long, table, loaded, engine, RuleBasedJudge(), SensitivitySettings(max_new_tokens=8), 16_384
+        long, table, loaded, engine, SensitivitySettings(max_new_tokens=8), 16_384
     )
+    scores = with_flips(scores, RuleBasedJudge())
     assert scores.num_rows == 6
     assert all(value is not None and value > 0 for value in scores["reverse_kl"].to_pylist())
     chosen = select_instructions(table, scores, FilterSettings(per_rule=1, at_least=0))
@@ -107,7 +108,6 @@ def test_a_model_without_the_context_is_refused_before_any_work(instructions):
             instructions.table.slice(0, 2),
             short,
             TransformersEngine(short, 4096),
-            RuleBasedJudge(),
             SensitivitySettings(max_new_tokens=8),
             4096,
         )
