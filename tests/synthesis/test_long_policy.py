@@ -14,6 +14,7 @@ from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.responses import PromptTooLong
 from policyalign_assets.filtering.select import select_instructions
+from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.sensitivity.flips import with_flips
 from policyalign_assets.sensitivity.score import score_instructions
 from policyalign_assets.settings import (
