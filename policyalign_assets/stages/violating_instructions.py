@@ -23,6 +23,7 @@ from policyalign_assets.settings import BUNDLED, Settings
 from policyalign_assets.stages.coverage_facts import synthesis_coverage
 from policyalign_assets.stages.facts import Facts, nested, preview
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.stages.prompt_length import require_fit
 from policyalign_assets.synthesis.attribution import Attribution
 from policyalign_assets.synthesis.drafting import main_kind
 from policyalign_assets.synthesis.entailment import RuleEntailment
@@ -37,6 +38,9 @@ from policyalign_assets.tables import YIELDS
 
 def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
     settings = context.settings
+    # A policy that does not fit would only be found out after all synthesis.
+    tokens = require_fit(policy_document, settings.model, settings.sensitivity.max_new_tokens)
+    context.report(f"the policy has {len(policy_document.rules)} rules and {tokens} prompt tokens")
     firewall, references = firewall_for(settings.firewall)
 
     def judge(rule: Rule) -> Judge:
