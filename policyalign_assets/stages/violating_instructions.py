@@ -38,9 +38,10 @@ from policyalign_assets.tables import YIELDS
 
 def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
     settings = context.settings
-    # A policy that does not fit would only be found out after all synthesis.
-    tokens = require_fit(policy_document, settings.model, settings.sensitivity.max_new_tokens)
-    context.report(f"the policy has {len(policy_document.rules)} rules and {tokens} prompt tokens")
+    if not settings.generator.base_url:  # an endpoint writes the drafts: no model is at hand here
+        # A policy that does not fit would otherwise be found out after all synthesis.
+        tokens = require_fit(policy_document, settings.model, settings.sensitivity.max_new_tokens)
+        context.report(f"{len(policy_document.rules)} rules, {tokens} tokens as a prompt")
     firewall, references = firewall_for(settings.firewall)
 
     def judge(rule: Rule) -> Judge:
