@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -32,10 +33,23 @@ PLAIN_VARIABLES = {
     "EXCHANGE",
     "IMAGE",
     "SHARED_DATA",
+    "KEY_VARIABLES",
+    "ENDPOINT_HOSTS",
 }
 LORA_RANKS_OF_VLLM = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Where somebody may put a secret by mistake
 NEVER_SHOWN = {"api_key_variable", "base_url"}
+
+
+# What may hold a key for an endpoint: run config must not choose any secret of the machine.
+KEY_VARIABLE = re.compile(r"POLICYALIGN_(?:[A-Z0-9]+_)*(?:KEY|TOKEN)(?:_[A-Z0-9]+)*")
+
+
+def may_hold_a_key(variable: str) -> bool:
+    """Is `variable` a key's name (POLICYALIGN_JUDGE_KEY), or one that the deployment lists in
+    POLICYALIGN_KEY_VARIABLES (names separated by commas)?"""
+    listed = os.environ.get(ENV_PREFIX + "KEY_VARIABLES", "").split(",")
+    return bool(KEY_VARIABLE.fullmatch(variable)) or variable in {v.strip() for v in listed}
 
 
 class SettingsError(ValueError):
@@ -173,24 +187,21 @@ class SynthesisSettings(_Section):
     seed: int = Field(11, ge=0)
 
 
-class GeneratorSettings(_Section):
-    """Who writes the drafts. Without an endpoint, the model itself."""
+class EndpointSettings(_Section):
+    """What every OpenAI-compatible endpoint needs. Parameters are sent as they are named here."""
 
     base_url: str | None = Field(
         None,
-        description="any OpenAI-compatible endpoint, for example http://localhost:8000/v1 of `vllm serve`",
+        description="for example http://localhost:8000/v1 of `vllm serve`",
         json_schema_extra=NO_EFFECT,
     )
-    model: str | None = Field(
-        None, description="the name under which the endpoint serves the generator"
-    )
-    revision: str | None = Field(
-        None, description="revision of the generator's weights; goes into every row"
-    )
+    model: str | None = Field(None, description="the name under which the endpoint serves it")
+    revision: str | None = Field(None, description="revision of the weights; goes into every row")
     api_key_variable: str | None = Field(
         None,
         pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$",
-        description="environment variable that holds the key",
+        description="environment variable that holds the key: POLICYALIGN_..._KEY or ..._TOKEN, or "
+        "one that POLICYALIGN_KEY_VARIABLES lists",
         json_schema_extra=NO_EFFECT,
     )
     timeout: float = Field(
@@ -200,19 +211,49 @@ class GeneratorSettings(_Section):
         4,
         ge=0,
         le=20,
-        description="attempts after the first, with growing random pauses, then the run fails",
+        description="attempts after the first, with growing random pauses",
         json_schema_extra=NO_EFFECT,
     )
     concurrency: int = Field(
         16, ge=1, le=1024, description="requests at a time", json_schema_extra=NO_EFFECT
     )
+    token_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens",
+        description="how the limit of tokens is called; reasoning models want the second",
+        json_schema_extra=NO_EFFECT,
+    )
+    omit_parameters: tuple[Literal["temperature", "seed"], ...] = Field(
+        (), description="parameters that the endpoint refuses and that are not sent"
+    )
+    extra_parameters: dict[str, str | int | float | bool] = Field(
+        {}, description="sent with every request, for example reasoning_effort"
+    )
+    ca_file: str | None = Field(
+        None,
+        description="PEM file of the authority that signed the endpoint's TLS certificate",
+        json_schema_extra=NO_EFFECT,
+    )
 
     @model_validator(mode="after")
-    def _an_endpoint_has_a_url_and_a_model(self):
+    def _extra_parameters_replace_none_of_ours(self) -> EndpointSettings:
+        ours = {"model", "messages", "stream", "n", "max_tokens", "max_completion_tokens"}
+        if taken := sorted(ours & set(self.extra_parameters)):
+            raise ValueError(
+                f"extra_parameters holds {taken[0]!r}, which is sent anyway. Fix: leave it out"
+            )
+        return self
+
+
+class GeneratorSettings(EndpointSettings):
+    """Who writes the drafts. Without an endpoint, the model itself."""
+
+    @model_validator(mode="after")
+    def _an_endpoint_has_a_url_and_a_model(self) -> GeneratorSettings:
         if not self.base_url:
             if self.model or self.revision or self.api_key_variable:
                 raise ValueError(
-                    "generator.model, revision or api_key_variable is set, but generator.base_url is not. Mend: set it too, or none"
+                    "generator.model, revision or api_key_variable is set, but generator.base_url "
+                    "is not. Fix: set it too, or none"
                 )
             return self
         if not self.model:
@@ -243,6 +284,11 @@ class FirewallSettings(_Section):
 
 
 class SensitivitySettings(_Section):
+    judge: Literal["configured", "rules"] = Field(
+        "configured",
+        description="who says whether the model declined with and without the policy: the judge of "
+        "`judge.kind`, or phrases whatever it is, so that another judge trains nothing anew",
+    )
     max_new_tokens: int = Field(64, ge=8)
     temperature: float = Field(1.0, gt=0, le=2)
     seed: int = Field(12, ge=0)
@@ -376,12 +422,24 @@ class DistillationSettings(_Section):
 
 class EvaluationSettings(_Section):
     cases_per_suite: int = Field(330, ge=1)
+    cases_per_rule: int = Field(
+        20,
+        ge=1,
+        description="cases of each prohibition at least: cases_per_suite grows with the number of "
+        "rules, and a rule with fewer cases is marked as thin",
+    )
     benign_cases: int = Field(
         660,
         ge=1,
         description="cases in each of the two benign suites; fewer leave over-refusal uncertain",
     )
     capability_cases: int = Field(300, ge=1)
+    probe_cases: int = Field(
+        48, ge=0, description="cases of each probe suite; 0 leaves the probes out"
+    )
+    pressure_cases: int = Field(
+        40, ge=0, description="conversations in which the user insists; 0 leaves them out"
+    )
     max_new_tokens: int = Field(64, ge=8)
     seed: int = Field(14, ge=0)
     benchmarks_dir: str | None = Field(
@@ -410,31 +468,29 @@ def _check_endpoint(base_url: str, section: str) -> None:
         )
 
 
-class JudgeSettings(_Section):
+class JudgeSettings(EndpointSettings):
+    """Who says whether an answer declines, is safe, is right."""
+
     kind: Literal["rules", "qwen3guard", "policy", "strongreject"] = Field(
-        "rules", description="all but `rules` ask a model at `base_url`"
+        "rules", description="all but `rules` (phrases) ask a model"
     )
-    base_url: str | None = Field(
-        None,
-        description="any OpenAI-compatible endpoint, for example http://localhost:8000/v1 of `vllm serve`",
-        json_schema_extra=NO_EFFECT,
+    engine: Literal["endpoint", "local"] = Field(
+        "endpoint",
+        description="where the judge model runs: at `base_url`, or in this process, from a folder "
+        "or a hub id in `model`, after the judged model is freed",
     )
-    model: str | None = Field(
-        None, description="the name under which the endpoint serves the judge"
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of a local judge")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="of a local judge", json_schema_extra=NO_EFFECT
     )
-    revision: str | None = Field(
-        None, description="revision of the judge's weights; goes into every verdict"
+    batch_tokens: int = Field(
+        16_384, gt=0, description="in one batch of a local judge", json_schema_extra=NO_EFFECT
     )
     strict: bool = Field(
         True, description="qwen3guard: Controversial counts as unsafe; false: as safe"
     )
-    api_key_variable: str | None = Field(
-        None,
-        pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$",
-        description="environment variable that holds the key",
-        json_schema_extra=NO_EFFECT,
-    )
-    max_tokens: int = Field(1024, ge=16)
+    max_tokens: int = Field(1024, ge=16, description="of one reply")
+    temperature: float = Field(0.0, ge=0, le=2, description="of the judge's replies")
     timeout: float = Field(
         60, gt=0, description="seconds for one attempt", json_schema_extra=NO_EFFECT
     )
@@ -444,27 +500,32 @@ class JudgeSettings(_Section):
         description="seconds for one verdict, all attempts and pauses together",
         json_schema_extra=NO_EFFECT,
     )
-    retries: int = Field(
-        4,
-        ge=0,
-        le=20,
-        description="attempts after the first, with growing random pauses, then the case is unscored",
-        json_schema_extra=NO_EFFECT,
-    )
-    concurrency: int = Field(
-        16, ge=1, le=1024, description="requests at a time", json_schema_extra=NO_EFFECT
-    )
 
     @model_validator(mode="after")
-    def _an_endpoint_where_one_is_asked(self):
+    def _a_model_where_one_is_asked(self) -> JudgeSettings:
         if self.kind == "rules":
-            if self.base_url or self.model:
+            if self.base_url or self.model or self.engine == "local":
                 raise ValueError(
-                    "judge.kind=rules asks no endpoint, but base_url or model is set. Mend: choose a kind, or unset them"
+                    "judge.kind=rules asks no endpoint and no model, but base_url, model "
+                    "or engine=local is set. Fix: choose a kind, or unset them"
+                )
+            return self
+        if self.engine == "local":
+            if self.base_url or self.api_key_variable:
+                raise ValueError(
+                    "judge.engine=local asks no endpoint, but base_url or api_key_variable is set. "
+                    "Fix: unset them, or judge.engine=endpoint"
+                )
+            if not self.model:
+                raise ValueError(
+                    "judge.engine=local needs judge.model. Fix: give a folder or a hub id"
                 )
             return self
         if not self.base_url or not self.model:
-            raise ValueError(f"judge.kind={self.kind} needs judge.base_url and judge.model")
+            raise ValueError(
+                f"judge.kind={self.kind} needs judge.base_url and judge.model "
+                "(or judge.engine=local and judge.model)"
+            )
         _check_endpoint(self.base_url, "judge")
         if self.deadline < self.timeout:
             raise ValueError(
@@ -790,7 +851,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
         if not name.startswith(ENV_PREFIX):
             continue
         path = name.removeprefix(ENV_PREFIX)
-        if path in PLAIN_VARIABLES:
+        if path in PLAIN_VARIABLES or KEY_VARIABLE.fullmatch(name):
             continue
         section, dot, field = path.lower().partition("__")
         if (
@@ -799,7 +860,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
             or field not in getattr(Settings.model_fields[section].annotation, "model_fields", {})
         ):
             raise SettingsError(
-                f"{name}={value!r} names no setting. Mend: {ENV_PREFIX}<SECTION>__<FIELD>, for example "
+                f"{name} names no setting. Mend: {ENV_PREFIX}<SECTION>__<FIELD>, for example "
                 f"{ENV_PREFIX}DISTILLATION__STEPS=60; sections are {', '.join(k for k in Settings.model_fields if k != 'profile')}."
             )
         sections.setdefault(section, {})[field] = value

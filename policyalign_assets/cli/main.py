@@ -29,6 +29,10 @@ COMMANDS: dict[str, Entry] = {
         "policyalign_assets.cli.ask:ask",
         "Answer a question with the model, with the policy, and with the aligned model.",
     ),
+    "doctor": Entry(
+        "policyalign_assets.cli.doctor:doctor",
+        "Examine the configured model, judge, generator and files.",
+    ),
     "import": Entry(
         "policyalign_assets.cli.import_policy:import_policy", "Make a draft policy of a document."
     ),

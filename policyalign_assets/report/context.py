@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from policyalign_assets.evaluation.suites import RULE_SUITES
 from policyalign_assets.policy import PolicyDocument, reading_line
 from policyalign_assets.report.chain import Chain, JudgedAnswers
 from policyalign_assets.report.contents import JudgeAgreement, ReportContext
@@ -72,7 +73,7 @@ def rule_states(policy: PolicyDocument, heldout: pa.Table) -> list[dict[str, Any
     measured = {
         row["rule_id"]
         for row in heldout.select(["suite", "rule_id"]).to_pylist()
-        if row["suite"] == "violations"
+        if row["suite"] in RULE_SUITES
     }
     return [
         {

@@ -104,6 +104,7 @@ _ALL = (
             **_MODEL,
             "generator prompts": "policyalign_assets.synthesis.texts:generator_texts",
             "entailment judge": "policyalign_assets.synthesis.texts:entailment_texts",
+            "entailment judge's weights": f"{_SHAPING}:entailment_weights",
             **_PHRASES,
             "evaluation prompts to avoid": f"{_SHAPING}:firewall_references",
             "validation libraries": f"{_SHAPING}:validation_packages",
@@ -126,7 +127,7 @@ _ALL = (
         shaped_by={
             **_MODEL,
             **_PHRASES,
-            "known answers": "policyalign_assets.judges.phrases:known_answers",
+            "judge of refusals": f"{_SHAPING}:sensitivity_judge",
         },
         loads_model=True,
     ),
@@ -210,6 +211,7 @@ _ALL = (
         shaped_by={
             **_PHRASES,
             "judge prompts": "policyalign_assets.judges.choose:texts",
+            "judge weights": f"{_SHAPING}:judge_weights",
             "comparison libraries": f"{_SHAPING}:comparison_packages",
         },
     ),

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from policyalign_assets.judges.tasks import Messages, read_json
-from policyalign_assets.judges.untrusted import block
+from policyalign_assets.judges.untrusted import block, harmless
 from policyalign_assets.judges.verdict import Dialogue, Judge, Verdict
 from policyalign_assets.policy import Rule
 from policyalign_assets.synthesis.texts import load_yaml
@@ -45,7 +45,8 @@ class RuleEntailment:
         ).hexdigest()[:16]
         self._user = texts["user"]
         self._system = texts["system"].format(
-            rule=rule.text, question=questions["calls_for" if kind == "duty" else "breaks"]
+            rule=harmless(rule.text),
+            question=questions["calls_for" if kind == "duty" else "breaks"],
         )
 
     def messages(self, dialogue: Dialogue) -> Messages:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,8 @@ def test_the_bundled_models_answers_are_known_and_everything_else_is_unscored() 
 def test_other_phrases_make_another_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = RuleBasedJudge().id
     changed = tmp_path / "refusals.yaml"
-    changed.write_bytes(phrase_lists.PHRASES_FILE.read_bytes() + b"# changed\n")
+    phrases = phrase_lists.PHRASES_FILE.read_text(encoding="utf-8")
+    changed.write_text(phrases.replace("prefer not to", "like not to"), encoding="utf-8")
     monkeypatch.setattr(phrase_lists, "PHRASES_FILE", changed)
     phrase_lists.phrases_hash.cache_clear()
     try:
@@ -99,6 +101,16 @@ def test_other_phrases_make_another_judge(tmp_path: Path, monkeypatch: pytest.Mo
 def test_reasoning_is_not_the_answer(text: str, answer: str, closed: bool) -> None:
     said = without_thinking(text)
     assert (said.answer, said.closed) == (answer, closed)
+
+
+def test_the_calibration_that_is_shipped_is_that_of_these_phrases() -> None:
+    """Written by `benchmarks/judge.py --record`; release gates read it."""
+    folder = Path(phrase_lists.PHRASES_FILE).parent / "calibrations"
+    record = json.loads((folder / "phrases.json").read_text(encoding="utf-8"))
+    assert record["judge"] == RuleBasedJudge().id, "run benchmarks/judge.py --record again"
+    (found,) = record["agreements"]
+    assert found["question"] == "refused" and found["low"] >= 0.8
+    assert "developed" in record["labels"]  # these figures are not those of unseen models
 
 
 @pytest.mark.parametrize(

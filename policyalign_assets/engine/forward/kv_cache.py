@@ -59,13 +59,15 @@ def has_full_attention_only(config: PretrainedConfig) -> bool:
     return all(type(layer) is DynamicLayer for layer in layers)
 
 
-def keep_rows(cache: DynamicCache, live_b: torch.Tensor) -> None:
+def keep_rows(cache: Any, live_b: torch.Tensor) -> None:
     """Drops all other rows of a batch from `cache`."""
+    layer: Any
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             # These layers cannot select rows (some would select their key/values but not their
             # states). Reordering with fewer indices does the same for all that they keep.
-            layer.reorder_cache(live_b)
+            reorder: Any = layer.reorder_cache
+            reorder(live_b)
         else:
             layer.batch_select_indices(live_b)
 
