@@ -17,6 +17,7 @@ from typing import Any
 Row = dict[str, Any]
 
 MAX_BYTES = 512 * 2**20  # of a file, and of what it holds when unpacked
+MAX_FIELD = 131_072  # characters of one cell
 MAX_ROWS = 500_000
 MAX_LINE = 8 * 2**20  # characters of one row of JSON Lines
 _BATCH = 64  # rows of a Parquet file that are decoded at a time
@@ -61,6 +62,12 @@ def _csv(file: Path) -> Iterator[Row]:
         for number, row in enumerate(reader, 1):
             if None in row or None in row.values():
                 raise NotRun(f"row {number} of {file.name} has not {len(header)} columns")
+            # csv's own limit is one of the process, which another reader may have raised
+            if any(len(value) > MAX_FIELD for value in row.values()):
+                raise NotRun(
+                    f"{file.name} cannot be read: a field of row {number} has more than "
+                    f"{MAX_FIELD} characters"
+                )
             yield row
 
 

@@ -252,9 +252,14 @@ def _rule_figure(rule: Mapping[str, Any], rows: dict[str, list[Row]], cells: Cel
         why_not = "no case was scored"
     about = (rule["rule_id"], rule["text"], rule["kind"])
     if why_not:
-        return RuleFigure(*about, why_not, most < FEW_CASES, {})
+        return RuleFigure(*about, why_not, most < FEW_CASES, {}, reading=rule.get("reading", ""))
     return RuleFigure(
-        *about, None, most < FEW_CASES, refused, _change_of_rule(cells, rule["rule_id"])
+        *about,
+        None,
+        most < FEW_CASES,
+        refused,
+        _change_of_rule(cells, rule["rule_id"]),
+        reading=rule.get("reading", ""),
     )
 
 

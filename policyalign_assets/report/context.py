@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from policyalign_assets.evaluation.suites import RULE_SUITES
-from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.policy import PolicyDocument, reading_line
 from policyalign_assets.report.chain import Chain, JudgedAnswers
 from policyalign_assets.report.contents import JudgeAgreement, ReportContext
 from policyalign_assets.settings import BUNDLED, Settings
@@ -80,6 +80,7 @@ def rule_states(policy: PolicyDocument, heldout: pa.Table) -> list[dict[str, Any
             "rule_id": rule.rule_id,
             "text": rule.text,
             "kind": rule.kind,
+            "reading": reading_line(rule),
             "measured": rule.rule_id in measured,
             "why_not": ""
             if rule.rule_id in measured

@@ -20,12 +20,13 @@ from policyalign_assets.judges.choose import judge_of
 from policyalign_assets.judges.local import local_model
 from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument, Rule
+from policyalign_assets.policy.author_requests import seed_requests
 from policyalign_assets.settings import BUNDLED, Settings
 from policyalign_assets.stages.coverage_facts import synthesis_coverage
 from policyalign_assets.stages.facts import Facts, nested, preview
 from policyalign_assets.stages.interface import StageContext, StageResult
 from policyalign_assets.synthesis.attribution import Attribution
-from policyalign_assets.synthesis.drafting import main_kind
+from policyalign_assets.synthesis.drafting import Examples, main_kind
 from policyalign_assets.synthesis.entailment import RuleEntailment
 from policyalign_assets.synthesis.firewall import firewall_for
 from policyalign_assets.synthesis.likelihood import LikelihoodScorer
@@ -73,6 +74,7 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
             RuleStore(scratch_folder(context.data) / "synthesis", generator_setup),
             judge if entailed else None,
             attribution,
+            lambda rule: _examples(rule, settings),
         )
     tied = attribution.note if attribution else None
     yields = {rule_id: vars(counts) for rule_id, counts in made.yields.items()}
@@ -94,6 +96,12 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
             "preview": preview(table, ("rule_id", "kind", "text")),
         },
     )
+
+
+def _examples(rule: Rule, settings: Settings) -> Examples:
+    """The author's requests that are not held out; evaluation splits them with the same seed."""
+    seeds = seed_requests(rule, settings.evaluation.seed)
+    return Examples(seeds.violates, seeds.allowed)
 
 
 def _totals(yields: list[RuleYield]) -> Facts:
