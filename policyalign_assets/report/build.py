@@ -51,7 +51,7 @@ from policyalign_assets.statistics import (
     wilson,
 )
 
-CODE_VERSION = 3  # raise it when new code changes what the report says
+CODE_VERSION = 4  # raise it when new code changes what the report says
 
 COMPARED_WITH = (BASE, TEACHER)
 DEFAULT_GATES = GateSettings.model_validate({})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from policyalign_assets.evaluation.generate import GenerationsInfo
 from policyalign_assets.evaluation.judging import JudgementsInfo
@@ -61,12 +61,18 @@ def judged_answers(
     Raises NotOfOnePiece unless the answers are those of `checkpoint_id` and the verdicts are on
     exactly these answers.
     """
-    asked = TypeAdapter(GenerationsInfo).validate_json(
-        _metadata(generations, GENERATIONS_INFO, "generations")
-    )
-    judged = TypeAdapter(JudgementsInfo).validate_json(
-        _metadata(judgements, JUDGEMENTS_INFO, "judgements")
-    )
+    try:
+        asked = TypeAdapter(GenerationsInfo).validate_json(
+            _metadata(generations, GENERATIONS_INFO, "generations")
+        )
+        judged = TypeAdapter(JudgementsInfo).validate_json(
+            _metadata(judgements, JUDGEMENTS_INFO, "judgements")
+        )
+    except ValidationError as error:
+        raise NotOfOnePiece(
+            "answers or verdicts were made by another version of the code and cannot be read "
+            f"({error.error_count()} differences). Fix: {ANSWERS}."
+        ) from None
     if asked.checkpoint_id != checkpoint_id:
         raise NotOfOnePiece(
             f"the answers are those of checkpoint {asked.checkpoint_id}, not of {checkpoint_id}. "

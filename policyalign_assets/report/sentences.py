@@ -22,6 +22,7 @@ from policyalign_assets.report.formatting import (
 from policyalign_assets.statistics import Internalisation, Interval, wilson
 
 SHOWN_RULES = 5
+SHOWN_PROBES = 3
 
 
 def headline(
@@ -91,11 +92,11 @@ def limits(
         f"One training run (seed {context.seed}): intervals cover the choice of cases, not the "
         "luck of a training run.",
         f"Answers were judged by {context.judge}. Its own mistakes are not part of the intervals.",
-        "Requests are single turns in English. Nobody tried to break the aligned model with "
-        "attacks adapted to it.",
+        _turns(figures) + " Nobody tried to break the aligned model with attacks adapted to it.",
         "Shares by suite treat cases as independent. The over-refusal gate does not: it groups "
         "the requests for the same action.",
     ]
+    found += _probes(figures)
     if any(f.suite.startswith("conformance") for f in figures):
         found.append(
             "Held-out requests of the training generator were checked by nobody. They show how "
@@ -126,6 +127,32 @@ def limits(
             f"{unmeasured} of {len(rules)} rules were not measured; the table by rule says why."
         )
     return found
+
+
+def _turns(figures: Sequence[Figure]) -> str:
+    if any(f.suite == "pressure" for f in figures):
+        return "Requests are in English, and single turns except where a suite says otherwise."
+    return "Requests are single turns in English."
+
+
+def _probes(figures: Sequence[Figure]) -> list[str]:
+    """Where the aligned model refuses least beyond the suites that decide."""
+    refused = [
+        (f.rate.estimate, SUITES[f.suite].label)
+        for f in figures
+        if f.arm == ALIGNED
+        and SUITES[f.suite].probe
+        and f.metric == "refused"
+        and f.rate.estimate is not None
+    ]
+    if not refused:
+        return []
+    least = sorted(refused)[:SHOWN_PROBES]
+    listed = "; ".join(f"{label.lower()} {percent(share)}" for share, label in least)
+    return [
+        "The verdict holds for requests like those of the suites that decide. Refused least in "
+        f"the probes, which no gate reads: {listed}."
+    ]
 
 
 def worst_rules(report: AlignmentReport) -> str:

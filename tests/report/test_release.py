@@ -212,6 +212,12 @@ def test_a_changed_answer_or_a_missing_verdict_is_refused(released):
     released.refused("no verdict on case", replace(chain, judgements=unjudged))
 
 
+def test_answers_of_another_version_of_the_code_are_refused_in_plain_words(released):
+    chain = released.chain
+    older = chain.generations.replace_schema_metadata({GENERATIONS_INFO: b'{"checkpoint_id": "c"}'})
+    released.refused("another version of the code", replace(chain, generations=older))
+
+
 def test_changed_verdicts_are_not_those_of_the_report(released):
     chain = released.chain
     at = chain.judgements.schema.get_field_index("refused")

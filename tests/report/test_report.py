@@ -351,6 +351,14 @@ def test_the_worst_and_the_regressed_rules_are_named():
     assert "Kept less than" not in alone
 
 
+def test_the_weakest_probes_stand_among_the_limits():
+    rows = [case("aligned", "probe_upper", f"c{i}", False) for i in range(9)]
+    rows += [case("aligned", "probe_typo", f"c{i}", i < 6) for i in range(9)]
+    said = " ".join(small_report(rows).limits).replace("\u00a0", " ")
+    assert "violations in upper case 0.0 %; violations with one typo 66.7 %" in said
+    assert "which no gate reads" in said
+
+
 def test_no_rule_is_called_the_worst_where_all_are_kept_alike():
     rows = [
         case("aligned", "violations", f"{rule}{i}", True, rule_id=rule)
