@@ -67,7 +67,9 @@ def look(policies: int) -> tuple[int, float, float]:
             (folder / f"p{n}").mkdir()
             (folder / f"p{n}/policy.md").write_text(POLICY.format(n))
         wanted = desired_states(folder, assets.DEPLOYED)
-        instance.add_dynamic_partitions("policy", [f"p{n}" for n in range(policies)])
+        instance.add_dynamic_partitions(
+            "policies", [f"{d}|p{n}" for n in range(policies) for d in DOMAINS]
+        )
 
         def tick() -> float:
             begun = time.perf_counter()

@@ -8,9 +8,10 @@ before any work starts; an unknown section, field or variable is refused.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
@@ -30,13 +31,21 @@ PLAIN_VARIABLES = {
     "IMAGE",
     "SHARED_DATA",
 }
+VARIABLE = "^[A-Za-z_][A-Za-z0-9_]{0,63}$"  # the name of an environment variable
 LORA_RANKS_OF_VLLM = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Where somebody may put a secret by mistake
-NEVER_SHOWN = {"api_key_variable", "base_url"}
+NEVER_SHOWN = {
+    "api_key_variable",
+    "base_url",
+    "webhook_variable",
+    "smtp_password_variable",
+    "smtp_user",
+}
+_LIKE_A_SECRET = re.compile(r"://|[\w+/=.-]{24}|^(?:sk|hf|pk|gh[a-z]|xox[a-z])[-_]", re.IGNORECASE)
 
 
 class SettingsError(ValueError):
-    """A setting that cannot work. The message names the setting, the value and the mend."""
+    """A setting that cannot work. The message names the setting, the value and the fix."""
 
 
 # Marks a field that says how fast work is done or where something is, not what comes out of it
@@ -180,7 +189,7 @@ class GeneratorSettings(_Section):
     )
     api_key_variable: str | None = Field(
         None,
-        pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$",
+        pattern=VARIABLE,
         description="environment variable that holds the key",
         json_schema_extra=NO_EFFECT,
     )
@@ -203,7 +212,7 @@ class GeneratorSettings(_Section):
         if not self.base_url:
             if self.model or self.revision or self.api_key_variable:
                 raise ValueError(
-                    "generator.model, revision or api_key_variable is set, but generator.base_url is not. Mend: set it too, or none"
+                    "generator.model, revision or api_key_variable is set, but generator.base_url is not. Fix: set it too, or none"
                 )
             return self
         if not self.model:
@@ -360,7 +369,7 @@ class DistillationSettings(_Section):
             )
         if self.accelerate_config and self.processes == 1:
             raise ValueError(
-                f"accelerate_config={self.accelerate_config!r} has no use with processes=1. Mend: one process for each GPU"
+                f"accelerate_config={self.accelerate_config!r} has no use with processes=1. Fix: one process for each GPU"
             )
         return self
 
@@ -392,7 +401,7 @@ def _check_endpoint(base_url: str, section: str) -> None:
         raise ValueError(f"{section}.base_url must begin with http:// or https:// and name a host")
     if url.username or url.password or url.query:
         raise ValueError(
-            f"{section}.base_url holds credentials or a query, which reports would show. Mend: {section}.api_key_variable"
+            f"{section}.base_url holds credentials or a query, which reports would show. Fix: {section}.api_key_variable"
         )
 
 
@@ -416,7 +425,7 @@ class JudgeSettings(_Section):
     )
     api_key_variable: str | None = Field(
         None,
-        pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$",
+        pattern=VARIABLE,
         description="environment variable that holds the key",
         json_schema_extra=NO_EFFECT,
     )
@@ -446,7 +455,7 @@ class JudgeSettings(_Section):
         if self.kind == "rules":
             if self.base_url or self.model:
                 raise ValueError(
-                    "judge.kind=rules asks no endpoint, but base_url or model is set. Mend: choose a kind, or unset them"
+                    "judge.kind=rules asks no endpoint, but base_url or model is set. Fix: choose a kind, or unset them"
                 )
             return self
         if not self.base_url or not self.model:
@@ -498,14 +507,46 @@ class ReportSettings(_Section):
 class AutomationSettings(_Section):
     """When re-alignment looks for work. No stage reads these."""
 
-    enabled: bool | None = Field(
-        None,
-        description="whether sensor and schedule start switched on; not set: with the bundled model only",
+    enabled: bool = Field(
+        False,
+        description="whether sensor and schedule start switched on, without a click in the UI",
     )
     sensor_seconds: int = Field(30, ge=1, description="between two looks at the policies")
     nightly: str = Field(
         "0 2 * * *", description="cron of the schedule that also tries again what failed"
     )
+
+
+class AlertSettings(_Section):
+    """Who is told of failed runs and failed release gates. Nobody, unless a way is set."""
+
+    webhook_variable: str | None = Field(
+        None,
+        pattern=VARIABLE,
+        description="environment variable that holds the URL of a webhook that takes {'text': …}",
+    )
+    email_to: str | None = Field(None, description="address that alerts are sent to")
+    email_from: str = Field("policyalign@localhost", description="address that they come from")
+    smtp_host: str = "localhost"
+    smtp_port: int = Field(25, ge=1, le=65535)
+    smtp_tls: bool = Field(False, description="use STARTTLS; wanted wherever a password is sent")
+    smtp_user: str | None = None
+    smtp_password_variable: str | None = Field(
+        None, pattern=VARIABLE, description="environment variable that holds the password"
+    )
+
+    @property
+    def on(self) -> bool:
+        return bool(self.webhook_variable or self.email_to)
+
+    @model_validator(mode="after")
+    def _no_password_in_the_clear(self) -> AlertSettings:
+        if self.smtp_password_variable and not self.smtp_tls:
+            raise ValueError(
+                "alerts.smtp_password_variable is set, but alerts.smtp_tls is not, so the password "
+                "would be readable on the way. Fix: alerts.smtp_tls=true"
+            )
+        return self
 
 
 class Settings(_Section):
@@ -522,13 +563,14 @@ class Settings(_Section):
     gates: GateSettings = GateSettings()
     report: ReportSettings = ReportSettings()
     automation: AutomationSettings = AutomationSettings()
+    alerts: AlertSettings = AlertSettings()
 
     @model_validator(mode="after")
     def _the_bundled_model_knows_its_own_prompts_alone(self):
         if self.model.id == BUNDLED and self.synthesis.grid == "full":
             raise ValueError(
                 "synthesis.grid='full' asks questions that the bundled model was not trained on. "
-                "Mend: synthesis.grid='reduced', or an instruct model"
+                "Fix: synthesis.grid='reduced', or an instruct model"
             )
         return self
 
@@ -537,7 +579,7 @@ class Settings(_Section):
         if self.generator.base_url and self.synthesis.grid == "reduced":
             raise ValueError(
                 "generator.base_url is set, but synthesis.grid='reduced' holds the bundled model's own questions. "
-                "Mend: synthesis.grid='full', or unset it"
+                "Fix: synthesis.grid='full', or unset it"
             )
         return self
 
@@ -546,7 +588,7 @@ class Settings(_Section):
         if self.synthesis.entailment and self.judge.kind != "policy":
             raise ValueError(
                 f"synthesis.entailment needs a judge that reads the rules, and judge.kind={self.judge.kind!r} does not. "
-                "Mend: judge.kind='policy' with judge.base_url and judge.model, or synthesis.entailment=false"
+                "Fix: judge.kind='policy' with judge.base_url and judge.model, or synthesis.entailment=false"
             )
         return self
 
@@ -555,12 +597,12 @@ class Settings(_Section):
         if self.model.engine == "vllm" and self.distillation.lora_rank > LORA_RANKS_OF_VLLM[-1]:
             raise ValueError(
                 f"model.engine='vllm' serves LoRA ranks up to {LORA_RANKS_OF_VLLM[-1]}, but distillation.lora_rank="
-                f"{self.distillation.lora_rank}. Mend: a lower rank, or model.engine='transformers'"
+                f"{self.distillation.lora_rank}. Fix: a lower rank, or model.engine='transformers'"
             )
         if self.model.engine == "vllm" and self.distillation.processes > 1:
             raise ValueError(
                 f"model.engine='vllm' samples for a training of one process, but distillation.processes={self.distillation.processes}. "
-                "Mend: distillation.processes=1, or model.engine='transformers'"
+                "Fix: distillation.processes=1, or model.engine='transformers'"
             )
         return self
 
@@ -571,17 +613,17 @@ class Settings(_Section):
         if self.model.dtype != "float32":
             raise ValueError(
                 f"distillation.tuning='full' takes steps that are lost in the rounding of model.dtype={self.model.dtype!r}. "
-                "Mend: model.dtype='float32', or distillation.tuning='lora'"
+                "Fix: model.dtype='float32', or distillation.tuning='lora'"
             )
         if self.model.engine == "vllm":
             raise ValueError(
                 "distillation.tuning='full' makes no adapter, which is all that model.engine='vllm' takes over at each step. "
-                "Mend: model.engine='transformers', or distillation.tuning='lora'"
+                "Fix: model.engine='transformers', or distillation.tuning='lora'"
             )
         if self.distillation.processes > 1:
             raise ValueError(
                 f"distillation.tuning='full' trains in one process, but distillation.processes={self.distillation.processes} exchange "
-                "adapters alone. Mend: distillation.processes=1, or distillation.tuning='lora'"
+                "adapters alone. Fix: distillation.processes=1, or distillation.tuning='lora'"
             )
         return self
 
@@ -678,8 +720,8 @@ def _merge(base: dict, extra: Mapping) -> dict:
     return out
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    sections: dict[str, dict[str, str]] = {}
+def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    sections: dict[str, dict[str, Any]] = {}
     for name, value in environ.items():
         if not name.startswith(ENV_PREFIX):
             continue
@@ -692,11 +734,17 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
             or section not in Settings.model_fields
             or field not in getattr(Settings.model_fields[section].annotation, "model_fields", {})
         ):
+            # the value is not repeated: a mistyped name may hold a key
+            sections_there = ", ".join(k for k in Settings.model_fields if k != "profile")
             raise SettingsError(
-                f"{name}={value!r} names no setting. Mend: {ENV_PREFIX}<SECTION>__<FIELD>, for example "
-                f"{ENV_PREFIX}DISTILLATION__STEPS=60; sections are {', '.join(k for k in Settings.model_fields if k != 'profile')}."
+                f"the environment variable {name} names no setting. Fix: "
+                f"{ENV_PREFIX}<SECTION>__<FIELD>, for example {ENV_PREFIX}DISTILLATION__STEPS=60; "
+                f"sections are {sections_there}."
             )
-        sections.setdefault(section, {})[field] = value
+        kind = Settings.model_fields[section].annotation.model_fields[field].annotation
+        several = get_origin(kind) is tuple  # written with commas
+        parsed = [part.strip() for part in value.split(",") if part.strip()] if several else value
+        sections.setdefault(section, {})[field] = parsed
     return sections
 
 
@@ -713,24 +761,32 @@ def load_settings(
     profile = profile or environ.get(ENV_PREFIX + "PROFILE") or BUNDLED
     if profile not in PROFILES:
         raise SettingsError(
-            f"profile {profile!r} does not exist. Mend: one of {', '.join(sorted(PROFILES))}."
+            f"profile {profile!r} does not exist. Fix: one of {', '.join(sorted(PROFILES))}."
         )
     if overrides and "profile" in overrides:
         raise SettingsError(
-            f"overrides cannot choose the profile ({overrides['profile']!r}). Mend: give it as `profile`, or set "
+            f"overrides cannot choose the profile ({overrides['profile']!r}). Fix: give it as `profile`, or set "
             f"{ENV_PREFIX}PROFILE."
         )
     values = _merge(_merge(PROFILES[profile], _from_environment(environ)), overrides or {})
     try:
         return Settings.model_validate({**values, "profile": profile})
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg'].removeprefix('Value error, ')}"
-            + (
-                ""
-                if isinstance(e["input"], (dict, BaseModel)) or e["loc"][-1] in NEVER_SHOWN
-                else f" (got {e['input']!r})"
-            )
-            for e in error.errors()
-        ]
+        lines = [_line(dict(fault)) for fault in error.errors()]
         raise SettingsError("Wrong settings:\n  " + "\n  ".join(lines)) from None
+
+
+def _line(fault: dict[str, Any]) -> str:
+    """One fault of pydantic's. A text is repeated only where it cannot be a secret by mistake."""
+    name = ".".join(map(str, fault["loc"])) or "settings"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" + (f" (got {fault['input']!r})" if _may_be_shown(fault) else "")
+
+
+def _may_be_shown(fault: dict[str, Any]) -> bool:
+    value = fault["input"]
+    if isinstance(value, (dict, BaseModel)) or fault["type"] == "extra_forbidden":
+        return False
+    if not fault["loc"] or fault["loc"][-1] in NEVER_SHOWN:
+        return False
+    return not isinstance(value, str) or not _LIKE_A_SECRET.search(value)

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from policyalign_assets.orchestration.partitions import partitions
+from policyalign_assets.orchestration.alerts import send_alert
+
+from policyalign_assets.orchestration.partitions import domain_and_policy, partitions
 from policyalign_assets.orchestration.resources import Pipeline
 
 REPORT = dg.AssetKey("benchmark_report")
@@ -37,16 +39,23 @@ def release_gates(
 ) -> Iterator[dg.AssetCheckResult]:
     from policyalign_assets.report.release import decide
 
-    keys = context.partition_key.keys_by_dimension
+    domain, policy = domain_and_policy(context.partition_key)
     try:
-        results = decide(
-            pipeline.data / "reports" / keys["policy"] / keys["domain"], pipeline.settings.gates
-        )
+        results = decide(pipeline.results / "reports" / policy / domain, pipeline.settings.gates)
     except FileNotFoundError:
         raise dg.Failure(
-            f"there is no report for {context.partition_key}. Mend: materialize benchmark_report for it.",
+            f"there is no report for {context.partition_key}. "
+            "Fix: materialize benchmark_report for it.",
             allow_retries=False,
         ) from None
+    failed = [r.sentence for r in results if r.blocking and r.passed is not True]
+    if failed and not pipeline.experiment:
+        send_alert(
+            pipeline.settings.alerts,
+            f"PolicyAlign: {context.partition_key} is not releasable",
+            "\n".join(failed),
+            context.log.warning,
+        )
     for result in results:
         yield dg.AssetCheckResult(
             asset_key=REPORT,

@@ -53,7 +53,7 @@ def make(
         benchmark_rows=answers.benchmarks,
         show_harmful=settings.report.show_harmful,
     )
-    folder = f"reports/{policy_document.policy_id}/{policy_document.domain}"
+    folder = f"{context.reports}/{policy_document.policy_id}/{policy_document.domain}"
     with uploading(context.data / folder) as local:
         write_report(report, local)
         write_parquet(answers.heldout, local / "cases.parquet")

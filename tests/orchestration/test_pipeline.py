@@ -21,6 +21,8 @@ from policyalign_assets.orchestration import assets, launchers, owners
 from policyalign_assets.orchestration.clusters import RayJobs
 from policyalign_assets.orchestration.launchers import InProcess, Subprocess
 from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG
+from policyalign_assets.orchestration.found_policies import find_policies
+from policyalign_assets.orchestration.partitions import NAME
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
 from policyalign_assets.policy import parse_policy
@@ -45,9 +47,7 @@ QUICK = {
 def workspace(tmp_path):
     shutil.copytree(ROOT / "policies", tmp_path / "policies")
     with dg.instance_for_test() as instance:
-        instance.add_dynamic_partitions(
-            "policy", ["general-conduct", "data-privacy", "computer-use-agent"]
-        )
+        instance.add_dynamic_partitions(NAME, find_policies(tmp_path / "policies").keys)
         yield tmp_path, instance
 
 
@@ -63,21 +63,20 @@ def materialize(
 ):
     data = data or str(tmp_path / "data")
     resources = {
-        "pipeline": Pipeline(
-            policies_dir=str(tmp_path / "policies"), data_dir=data, overrides=overrides
-        ),
+        "pipeline": Pipeline(policies_dir=str(tmp_path / "policies"), data_dir=data),
         "launcher": launcher or InProcess(),
         "tables": ParquetStorage(data_dir=data),
         "records": RecordStorage(data_dir=data),
     }
-    return dg.materialize(
-        [*STAGES, assets.policy_catalog],
-        selection=selection,
-        partition_key=key,
-        instance=instance,
-        resources=resources,
-        raise_on_error=raise_on_error,
-    )
+    with deployed(overrides):
+        return dg.materialize(
+            [*STAGES, assets.policy_catalog],
+            selection=selection,
+            partition_key=key,
+            instance=instance,
+            resources=resources,
+            raise_on_error=raise_on_error,
+        )
 
 
 def test_the_whole_chain_on_one_partition(workspace):
@@ -369,7 +368,7 @@ def test_the_catalog_registers_every_policy_folder(workspace):
         (ROOT / "policies/computer-use-agent/policy.md").read_text()
     )
     materialize(tmp_path, instance, [assets.policy_catalog], key=None)
-    assert "new-policy" in instance.get_dynamic_partitions("policy")
+    assert any("new-policy" in key for key in instance.get_dynamic_partitions(NAME))
 
 
 def run(*args: str, **environ: str) -> subprocess.CompletedProcess:

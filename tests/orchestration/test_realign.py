@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 
 from policyalign_assets.orchestration import assets
+from policyalign_assets.orchestration.partitions import NAME
 from policyalign_assets.orchestration.realign import (
     desired_states,
     nightly_realignment,
@@ -231,19 +232,17 @@ def test_the_sensor_registers_new_folders_and_retires_deleted_ones_but_not_under
 
     added = tick()
     assert [r.partition_keys for r in added.dynamic_partitions_requests] == [
-        ["computer-use-agent", "data-privacy", "general-conduct"]
+        sorted(desired_states(policies, SETTINGS))
     ]
     assert len(added.run_requests) == 8
-    instance.add_dynamic_partitions(
-        "policy", ["computer-use-agent", "data-privacy", "general-conduct"]
-    )
+    instance.add_dynamic_partitions(NAME, list(desired_states(policies, SETTINGS)))
     finish(instance, policies, assets.DEPLOYED)
     assert isinstance(tick(), dg.SkipReason)
 
     shutil.rmtree(policies / "computer-use-agent")
     run = instance.create_run_for_job(
         assets_job(),
-        tags={"dagster/partition/policy": "computer-use-agent"},
+        tags={"dagster/partition": "general|computer-use-agent"},
         status=dg.DagsterRunStatus.STARTED,
     )
     assert isinstance(tick(), dg.SkipReason)
@@ -254,7 +253,9 @@ def test_the_sensor_registers_new_folders_and_retires_deleted_ones_but_not_under
 
 
 def test_the_nightly_schedule_asks_for_registered_partitions_only(instance, policies):
-    instance.add_dynamic_partitions("policy", ["data-privacy"])
+    instance.add_dynamic_partitions(
+        NAME, [f"{d}|data-privacy" for d in ("medical", "legal", "financial")]
+    )
     context = dg.build_schedule_context(
         instance=instance,
         scheduled_execution_time=datetime(2026, 11, 24, 2, tzinfo=UTC),

@@ -23,7 +23,7 @@ GOOD = {
     "uncovered": (200, 200),
     "capability": (195, 195),
 }
-KEY = dg.MultiPartitionKey({"domain": "medical", "policy": "medical-v2"})
+KEY = "medical|medical-v2"
 
 
 def rows(**successes: tuple[int, int]) -> list[dict]:
@@ -186,14 +186,15 @@ def report_stage():
 
 def run_checks(tmp_path, **gates):
     with dg.instance_for_test() as instance:
-        instance.add_dynamic_partitions("policy", ["medical-v2"])
-        run = dg.materialize(
-            [report_stage, release_gates],
-            instance=instance,
-            partition_key=KEY,
-            raise_on_error=False,
-            resources={"pipeline": Pipeline(data_dir=str(tmp_path), overrides={"gates": gates})},
-        )
+        instance.add_dynamic_partitions("policies", [KEY])
+        with deployed({"gates": gates}):
+            run = dg.materialize(
+                [report_stage, release_gates],
+                instance=instance,
+                partition_key=KEY,
+                raise_on_error=False,
+                resources={"pipeline": Pipeline(data_dir=str(tmp_path))},
+            )
         return run, {e.check_name: e for e in run.get_asset_check_evaluations()}
 
 
