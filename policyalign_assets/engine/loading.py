@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from policyalign_assets.engine.checks import check_folder, check_loadable, check_weights
 from policyalign_assets.engine.cpu.memory import keep_freed_memory
 from policyalign_assets.engine.derived_models import sources_of
 from policyalign_assets.engine.gguf import materialized
@@ -104,13 +105,18 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     if device == "cpu":
         keep_freed_memory()
     with _errors_name_the_model(settings):
+        check_folder(settings.id)
         tokenizer = _tokenizer(settings)
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        check_loadable(AutoConfig.from_pretrained(model_path(settings), **_source(settings)))
+        model: Any
+        model, report = AutoModelForCausalLM.from_pretrained(
             model_path(settings),
             use_safetensors=True,
             dtype=getattr(torch, settings.dtype),
+            output_loading_info=True,
             **_source(settings),
         )
+        check_weights(report)
     model = model.to(device).eval()
     return LoadedModel(model, tokenizer, settings.id, _revision(settings, model.config))
 
@@ -121,6 +127,7 @@ def describe(settings: ModelSettings) -> ModelDescription:
     Raises ModelNotFound as `load_model` does.
     """
     with _errors_name_the_model(settings):
+        check_folder(settings.id)
         tokenizer = _tokenizer(settings)
         config = AutoConfig.from_pretrained(model_path(settings), **_source(settings))
         try:
@@ -136,7 +143,8 @@ def describe(settings: ModelSettings) -> ModelDescription:
 
 
 def _context(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    return getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    text_config = config.get_text_config()
+    return getattr(text_config, "max_position_embeddings", None) or tokenizer.model_max_length
 
 
 def _source(settings: ModelSettings) -> dict[str, Any]:
@@ -148,7 +156,16 @@ def _source(settings: ModelSettings) -> dict[str, Any]:
 
 
 def _tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(model_path(settings), **_source(settings))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_path(settings), **_source(settings))
+    except ValueError as error:
+        if "tiktoken" in str(error) or "sentencepiece" in str(error).lower():
+            raise ValueError(
+                "its tokenizer comes as tokenizer.model alone, which cannot be read here. Save it "
+                "as tokenizer.json with AutoTokenizer(...).save_pretrained, or pip install "
+                "sentencepiece protobuf."
+            ) from error
+        raise
     # From a folder without tokenizer files, transformers makes a tokenizer that knows no token.
     if not tokenizer("a", add_special_tokens=False).input_ids:
         raise ValueError("its tokenizer has no vocabulary.")
@@ -176,9 +193,11 @@ def _errors_name_the_model(settings: ModelSettings) -> Iterator[None]:
     # SafetensorError: a damaged file, or a Git LFS pointer instead of the weights.
     # ImportError: a package that this kind of file needs is missing.
     except (OSError, ImportError, ValueError, SafetensorError) as error:
+        if isinstance(error, ModelNotFound):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFound(
-            f"model.id={settings.id!r} cannot be loaded: {reason} Fix: give a folder that "
+            f"model.id={settings.id!r} cannot be loaded: {reason.rstrip('.')}. Fix: give a folder that "
             "holds config.json, a tokenizer and *.safetensors, or a hub id that this machine can "
             "reach."
         ) from error

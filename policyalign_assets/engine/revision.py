@@ -6,15 +6,11 @@ from pathlib import Path
 
 from policyalign_assets.files import sha256_files
 
-_DECIDING = (
-    "*.safetensors",
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "chat_template*",
-)
+# Files that describe a model without changing what it computes. Every other file counts, because
+# libraries read some files (an adapter, a vocabulary) merely because they exist.
+_DESCRIPTIONS = ("README.md", "LICENSE", "LICENSE.txt", "NOTICE", "card.json", ".gitattributes")
 
 
 def local_revision(folder: Path) -> str:
-    """Hash of the files that decide how a model behaves; its card and licence may change."""
-    return sha256_files(folder, _DECIDING)[:16]
+    """Hash of all files directly in `folder`, except its model card and licence."""
+    return sha256_files(folder, but=_DESCRIPTIONS)[:16]

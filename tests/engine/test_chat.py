@@ -115,13 +115,14 @@ def test_without_a_chat_template_nothing_is_rendered():
         render(tiny_tokenizer(None, "<e>", ["<p>", "<e>"]), chat("hello"))
 
 
-def test_a_template_that_drops_a_message_is_refused():
-    """A policy that the template leaves out must not go unnoticed."""
-    only_user = "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] + '<e>' }}{% endif %}{% endfor %}"
+def test_a_policy_that_the_template_leaves_out_goes_into_the_user_turn():
+    only_user = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] + '<e>' }}{% endif %}"
+        "{% endfor %}"
+    )
     tokenizer = tiny_tokenizer(only_user, "<e>", ["<p>", "<e>"])
-    assert render(tokenizer, chat("hello"))
-    with pytest.raises(NoChatTemplate, match="system"):
-        render(tokenizer, chat("hello", "a policy"))
+    ids = render(tokenizer, chat("hello", "the policy"))
+    assert tokenizer.decode(ids) == "the policy\n\nhello<e>"
 
 
 def test_added_tokens_that_are_not_special_stay_text_too():

@@ -38,7 +38,7 @@ SETTINGS = {
 
 
 def settings(name: str) -> Settings:
-    return load_settings(overrides=SETTINGS[name], environ={})
+    return load_settings("bundled", SETTINGS[name], environ={})
 
 
 def forget() -> None:

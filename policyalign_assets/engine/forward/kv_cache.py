@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, PretrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 
 class RoomyLayer(DynamicLayer):
@@ -45,6 +45,29 @@ class RoomyLayer(DynamicLayer):
         keys, values = self._keys[:, :, : self.length], self._values[:, :, : self.length]
         self.keys, self.values = keys, values
         return keys, values
+
+
+def keeps_recurrent_state(config: PretrainedConfig) -> bool:
+    """Whether some layers keep a recurrent or convolutional state instead of key/values."""
+    layers = DynamicCache(config=config).layers
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+
+
+def has_full_attention_only(config: PretrainedConfig) -> bool:
+    """Whether every layer keeps plain key/values of all tokens."""
+    layers = DynamicCache(config=config).layers
+    return all(type(layer) is DynamicLayer for layer in layers)
+
+
+def keep_rows(cache: DynamicCache, live_b: torch.Tensor) -> None:
+    """Drops all other rows of a batch from `cache`."""
+    for layer in cache.layers:
+        if isinstance(layer, LinearAttentionCacheLayerMixin):
+            # These layers cannot select rows (some would select their key/values but not their
+            # states). Reordering with fewer indices does the same for all that they keep.
+            layer.reorder_cache(live_b)
+        else:
+            layer.batch_select_indices(live_b)
 
 
 def roomy_cache(config: PretrainedConfig, room: int) -> DynamicCache:

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 
 from policyalign_assets.engine.forward.folded import Folded, fold, using
-from policyalign_assets.engine.forward.kv_cache import roomy_cache
+from policyalign_assets.engine.forward.kv_cache import (
+    keep_rows,
+    keeps_recurrent_state,
+    roomy_cache,
+)
 from policyalign_assets.engine.forward.packed_rows import Rows, packed, packed_tokens
 from policyalign_assets.engine.forward.padding import Padding
 from policyalign_assets.engine.forward.protocol import Decoding
@@ -71,20 +75,37 @@ class ModelForward:
         return hidden_MD.index_select(0, keep_M)
 
     def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
-        config = self.model.config.get_text_config()
         logits_MV = self._backbone.get_output_embeddings()(hidden_MD)
-        # Granite, Cohere and Gemma 2 scale or cap their logits after the head.
-        scale = (getattr(config, "logit_scale", None) or 1) / (
-            getattr(config, "logits_scaling", None) or 1
-        )
+        scale, cap = logit_scale_and_cap(self.model.config.get_text_config())
         logits_MV = logits_MV if scale == 1 else logits_MV.float() * scale
-        cap = getattr(config, "final_logit_softcapping", None)
         return cap * torch.tanh(logits_MV.float() / cap) if cap else logits_MV
 
     def decoding(
         self, suffixes: Sequence[Sequence[int]], room: int, prefix: Prefix | None = None
     ) -> Decoding:
+        lengths = {len(s) for s in suffixes}
+        if prefix is None and len(lengths) > 1 and keeps_recurrent_state(self.model.config):
+            return _GroupedDecoding(self.model, suffixes, room)
         return _ModelDecoding(self.model, suffixes, room, prefix)
+
+
+def logit_scale_and_cap(config: Any) -> tuple[float, float | None]:
+    """What a model does to its logits after the head: a factor, then a soft cap.
+
+    The model doctor compares the result with the model's own logits, so that a model of another
+    kind is refused instead of scored wrongly.
+    """
+    scale = getattr(config, "logit_scale", None) or 1  # Cohere
+    scale *= getattr(config, "lm_head_multiplier", None) or 1  # Falcon-H1
+    scaling = getattr(config, "logits_scaling", None) or 1
+    # HyperCLOVA X multiplies by the setting by which Granite and MiniCPM3 divide.
+    multiplies = getattr(config, "model_type", "").startswith("hyperclovax")
+    scale = scale * scaling if multiplies else scale / scaling
+    # Gemma, and RecurrentGemma under another name.
+    cap = getattr(config, "final_logit_softcapping", None) or getattr(
+        config, "logits_soft_cap", None
+    )
+    return scale, cap
 
 
 class _ModelDecoding:
@@ -123,5 +144,45 @@ class _ModelDecoding:
         return self.start()
 
     def keep(self, live_b: torch.Tensor) -> None:
-        self._cache.batch_select_indices(live_b)
+        keep_rows(self._cache, live_b)
         self._mask_BT, self._positions_BT = self._mask_BT[live_b], self._positions_BT[live_b]
+
+
+class _GroupedDecoding:
+    """Decodes rows of different lengths in groups of equal length, so that none is padded.
+
+    Padding would enter the state of recurrent layers, which cannot be masked as attention can.
+    """
+
+    def __init__(self, model: Any, suffixes: Sequence[Sequence[int]], room: int):
+        by_length: dict[int, list[int]] = {}
+        for row, suffix in enumerate(suffixes):
+            by_length.setdefault(len(suffix), []).append(row)
+        self._device = model.device
+        self._groups: list[tuple[list[int], _ModelDecoding]] = [
+            (rows, _ModelDecoding(model, [suffixes[r] for r in rows], room, None))
+            for rows in by_length.values()
+        ]
+
+    def start(self) -> torch.Tensor:
+        return self._in_order([decoding.start() for _, decoding in self._groups])
+
+    def step(self, ids_B: torch.Tensor) -> torch.Tensor:
+        return self._in_order([decoding.step(ids_B[rows]) for rows, decoding in self._groups])
+
+    def keep(self, live_b: torch.Tensor) -> None:
+        new_place = {row: place for place, row in enumerate(live_b.tolist())}
+        remaining = []
+        for rows, decoding in self._groups:
+            live = [i for i, row in enumerate(rows) if row in new_place]
+            if not live:
+                continue
+            if len(live) < len(rows):
+                decoding.keep(torch.tensor(live, device=self._device))
+            remaining.append(([new_place[rows[i]] for i in live], decoding))
+        self._groups = remaining
+
+    def _in_order(self, logits: list[torch.Tensor]) -> torch.Tensor:
+        """Joins the groups' logits in the order of the batch's rows: logits_BV."""
+        places = [row for rows, _ in self._groups for row in rows]
+        return torch.cat(logits)[torch.tensor(places, device=self._device).argsort()]

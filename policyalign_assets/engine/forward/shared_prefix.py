@@ -19,6 +19,8 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import eager_mask
 
+from policyalign_assets.engine.forward.kv_cache import has_full_attention_only
+
 NAME = "policyalign_shared_prefix"
 MIN_SHARED = 16  # a common prefix of fewer tokens is not worth sharing
 
@@ -45,6 +47,11 @@ def can_share(model: Any) -> bool:
         return False
     # The attention of a multimodal model reads another configuration than `model.config`.
     if config.get_text_config() is not config:
+        return False
+    if not has_full_attention_only(config):
+        return False
+    # Multi-head latent attention (DeepSeek, MiniCPM3): keys and values have different sizes.
+    if getattr(config, "kv_lora_rank", None) or getattr(config, "v_head_dim", None):
         return False
     types = getattr(config, "layer_types", None)
     full = (
