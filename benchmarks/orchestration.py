@@ -21,6 +21,7 @@ import dagster as dg
 from policyalign_assets.orchestration import assets
 from policyalign_assets.orchestration.realign import desired_states, policy_changes
 from policyalign_assets.orchestration.resources import Pipeline
+from policyalign_assets.policy import DOMAINS
 from policyalign_assets.stages import fingerprints
 
 POLICY = """---
@@ -73,11 +74,10 @@ def look(policies: int) -> tuple[int, float, float]:
 
         def tick() -> float:
             begun = time.perf_counter()
-            policy_changes(
-                dg.build_sensor_context(
-                    instance=instance, resources={"pipeline": Pipeline(policies_dir=name)}
-                )
-            )
+            with dg.build_sensor_context(
+                instance=instance, resources={"pipeline": Pipeline(policies_dir=name)}
+            ) as context:
+                policy_changes(context)
             return time.perf_counter() - begun
 
         fresh = tick()

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import dagster as dg
 
 from policyalign_assets.orchestration.alerts import send_alert
-
 from policyalign_assets.orchestration.partitions import domain_and_policy, partitions
 from policyalign_assets.orchestration.resources import Pipeline
 

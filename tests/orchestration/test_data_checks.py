@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pyarrow as pa
 import pytest
+from helpers import deployed
 
 from policyalign_assets.orchestration import data_checks
 from policyalign_assets.orchestration.partitions import NAME, partitions

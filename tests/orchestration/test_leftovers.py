@@ -89,6 +89,8 @@ def folders(tmp_path):
         ):
             (tmp_path / "data" / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "data" / file).write_text(text)
+    for board in ("leaderboard.html", "leaderboard.parquet"):  # of all policies, also of those gone
+        (tmp_path / "data/reports" / board).write_text("")
     (tmp_path / "policies/kept").mkdir(parents=True)
     shutil.copy(ROOT / "policies/general-conduct/policy.md", tmp_path / "policies/kept/policy.md")
     return tmp_path
@@ -118,6 +120,8 @@ def test_pruning_removes_what_retired_policies_left_and_nothing_else(instance, f
     assert left == {
         "assets/policy_document/medical/kept.json",
         "reports/kept/medical/report.html",
+        "reports/leaderboard.html",
+        "reports/leaderboard.parquet",
         "checkpoints/of-kept/checkpoint.json",
     }
     assert instance.get_run_by_id(runs["gone"]) is None and instance.get_run_by_id(runs["kept"])

@@ -13,15 +13,16 @@ import dagster as dg
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+from helpers import deployed
 from test_report import Page
 
 from policyalign_assets import definitions
 from policyalign_assets.files import location
 from policyalign_assets.orchestration import assets, launchers, owners
 from policyalign_assets.orchestration.clusters import RayJobs
+from policyalign_assets.orchestration.found_policies import find_policies
 from policyalign_assets.orchestration.launchers import InProcess, Subprocess
 from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG
-from policyalign_assets.orchestration.found_policies import find_policies
 from policyalign_assets.orchestration.partitions import NAME
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage

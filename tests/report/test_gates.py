@@ -5,6 +5,7 @@ import json
 
 import dagster as dg
 import pytest
+from helpers import deployed
 from test_report import CONTEXT, case, small_report, table, unscored
 
 from policyalign_assets.orchestration.partitions import partitions
