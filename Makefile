@@ -5,7 +5,7 @@ PIP_EXTRA ?=
 # Hides the notice that Dagster prints about its own command line.
 DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
 
-.PHONY: demo realign test test-fast test-vllm ui bench lint format clean
+.PHONY: demo realign test test-fast test-vllm ui bench lint format lock sbom audit clean
 
 demo: .venv/installed
 	$(DAGSTER) asset materialize -m policyalign_assets.definitions --select policy_catalog
@@ -58,5 +58,26 @@ format: .venv/installed
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+# The exact versions and hashes that an installation from the lock file gets.
+lock: .venv-supply/installed
+	.venv-supply/bin/uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 \
+	    --no-emit-index-url --no-header --quiet --output-file requirements.lock
+
+# What is installed and under which licences: a CycloneDX bill of materials and a list, in data/supply/.
+sbom: .venv/installed .venv-supply/installed
+	mkdir -p data/supply
+	.venv-supply/bin/cyclonedx-py environment $(BIN)/python --output-file data/supply/sbom.cdx.json
+	.venv-supply/bin/pip-licenses --python=$(BIN)/python --format=markdown --with-urls \
+	    --output-file data/supply/licences.md
+
+# Known vulnerabilities of the locked versions. Needs the network: it asks the advisory database of PyPI.
+audit: .venv-supply/installed
+	.venv-supply/bin/pip-audit --requirement requirements.lock --disable-pip --require-hashes
+
+.venv-supply/installed:
+	$(PYTHON) -m venv .venv-supply
+	.venv-supply/bin/python -m pip install --quiet cyclonedx-bom pip-licenses pip-audit uv
+	touch $@
+
 clean:
-	rm -rf .venv .venv-vllm .dagster data
+	rm -rf .venv .venv-vllm .venv-supply .dagster data

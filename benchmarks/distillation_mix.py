@@ -1,9 +1,11 @@
-"""What a distillation setting or training mix does to safety and over-refusal, on tables that a demo has made.
+"""Measures how a distillation setting or training mix changes safety and over-refusal.
 
-    python benchmarks/distillation_mix.py --partition 'medical|general-conduct' --set steps=110 --without neighbour --seed 13 --seed 14
+    python benchmarks/distillation_mix.py --partition 'medical|general-conduct' \\
+        --set steps=110 --without neighbour --seed 13 --seed 14
 
-Trains with the filtered instructions under `data/`, asks the held-out cases and prints one row of a Markdown table per seed.
-The first row is the teacher (base model with the policy in context).
+It trains with the filtered instructions that a demo has made (`--data`), asks the held-out cases
+and prints one row of a Markdown table per seed. The first row is the teacher, which is the base
+model with the policy in its context.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Distils and asks, for the benchmarks of the training mix and of the selection."""
+"""Distils and evaluates, for the benchmarks of the training mix and of the selection."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from policyalign_assets.settings import DistillationSettings, Settings
 def partition_data(
     partition: str, data: Path, policies: Path, *stages: str
 ) -> tuple[PolicyDocument, list[pa.Table]]:
-    """The policy of `<domain>|<policy>`, and the tables that a demo has made of it."""
+    """The policy of `<domain>|<policy>`, and the tables of these stages that a demo has made."""
     domain, _, policy_id = partition.partition("|")
     return parse_policy(policies, policy_id, domain), [
         pq.read_table(data / "assets" / s / domain / f"{policy_id}.parquet") for s in stages

@@ -1,9 +1,10 @@
-"""Time and memory of de-duplicating and selecting many synthetic rows.
+"""Measures time and memory of de-duplicating and selecting many synthetic rows.
 
     python benchmarks/million_rows.py --rows 1000000 --rules 10
 
-Rows are made up, a tenth of them near-copies and a twentieth exact ones; each rule is de-duplicated as synthesis does it, then
-written as Parquet, scored at random and selected by `select.sql`. Prints seconds, what survived, and the process's peak memory.
+The rows are made up; a tenth are near copies and a twentieth are exact copies. Each rule is
+de-duplicated as in synthesis, written as Parquet, scored at random and selected by `select.sql`.
+It prints the seconds, the rows that remain, and the process's peak memory.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def main() -> None:
                 _write(rows[len(rows) // CHUNK * CHUNK :], instructions, scores)
                 kept += len(rows)
                 print(
-                    f"rule {rule + 1}/{args.rules}: {len(rows)} kept, {time.perf_counter() - start:.0f} s, {_peak():.2f} GiB",
+                    f"rule {rule + 1}/{args.rules}: {len(rows)} kept, "
+                    f"{time.perf_counter() - start:.0f} s, {_peak():.2f} GiB",
                     flush=True,
                 )
         deduplicated = time.perf_counter() - start
@@ -96,8 +98,10 @@ def main() -> None:
             FilterSettings(per_rule=1000, share=0.5),
         )
     print(
-        f"{args.rows} rows in {args.rules} rules: {kept} kept, {survivors} planted copies survived, {lost} others dropped\n"
-        f"de-duplicated in {deduplicated:.0f} s, selected {pc.sum(selected['selected']).as_py()} in "
+        f"{args.rows} rows in {args.rules} rules: {kept} kept, {survivors} planted copies "
+        f"survived, {lost} others dropped\n"
+        f"de-duplicated in {deduplicated:.0f} s, "
+        f"selected {pc.sum(selected['selected']).as_py()} in "
         f"{time.perf_counter() - start - deduplicated:.1f} s, peak memory {_peak():.2f} GiB"
     )
 

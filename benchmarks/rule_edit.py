@@ -1,9 +1,11 @@
-"""What an edit of one rule costs, on the bundled model: processor time and prompts of `violating_instructions` from nothing, then after the edit.
+"""Measures what an edit of one rule costs, on the bundled model.
 
     python benchmarks/rule_edit.py --policy general-conduct --domain medical --rule M2 --times 3
 
-Prompts count what the generator was asked; seconds are of processor time and take in the loading of the model. Exits with an error where
-a row of another rule that is not recombined has changed, or where the edited run differs from one without anything kept.
+It makes `violating_instructions` from nothing, and again after the edit. Prompts are those that the
+generator was asked; seconds are processor time and include the loading of the model. It exits with
+an error if a row of another rule that is not recombined has changed, or if the edited run differs
+from a run without stored rows.
 """
 
 from __future__ import annotations
@@ -71,9 +73,9 @@ def main() -> None:
     )
     parser.add_argument("--times", type=int, default=3)
     args = parser.parse_args()
-    import policyalign_assets.stages.violating_instructions as stage
+    import policyalign_assets.engine.generation.opening as opening
 
-    stage.TransformersEngine = Counting
+    opening.TransformersEngine = Counting
     policy = parse_policy(args.policies, args.policy, args.domain)
     edited = replace(
         policy,
@@ -102,9 +104,8 @@ def main() -> None:
     first = statistics.median(times["from nothing"])
     print("| run | prompts | processor seconds, median | of the first |\n| --- | --- | --- | --- |")
     for name, seconds in times.items():
-        print(
-            f"| {name} | {asked[name]} | {statistics.median(seconds):.1f} | {100 * statistics.median(seconds) / first:.0f} % |"
-        )
+        middle = statistics.median(seconds)
+        print(f"| {name} | {asked[name]} | {middle:.1f} | {100 * middle / first:.0f} % |")
     before, after = blocks(tables[0]), blocks(tables[2])
     print("\n| rows of the other rules | before | the same after |\n| --- | --- | --- |")
     changed = 0

@@ -1,12 +1,17 @@
-"""Does filtering pay? Distils on all violating instructions, on the half that each score ranks first, and on a random half.
+"""Measures whether filtering pays.
 
-    python benchmarks/selection.py --score reverse_kl --score js --seed 13 --seed 14 --seed 15 --out selection.jsonl
+    python benchmarks/selection.py --score reverse_kl --score js --seed 13 --seed 14 --seed 15 \\
+        --out selection.jsonl
     python benchmarks/selection.py --out selection.jsonl --show
 
-Works on tables that a demo has made (`--data`). Each seed draws its own pool (`--pool`, a share of the rows of each rule), its own random half
-and its own course of training. What differs between arms is which violations are asked: steps and benign requests are the same, and
-an instruction of a half is asked twice as often, so that every batch holds as many violations as benign requests in every arm.
-A line per arm and seed is added to `--out`; arms that are there already are not run again, so a run that was stopped goes on.
+It distils on all violating instructions, on the half that each score ranks first, and on a random
+half, with tables that a demo has made (`--data`). Each seed draws its own pool (`--pool`, a share
+of the rows of each rule), its own random half and its own course of training.
+
+Arms differ only in the violations that they ask. Steps and benign requests are the same, and an
+instruction of a half is asked twice as often, so every batch holds as many violations as benign
+requests in every arm. A line per arm and seed is added to `--out`; arms that are there already are
+not run again, so a stopped run continues.
 """
 
 from __future__ import annotations
@@ -62,9 +67,11 @@ def run(args: argparse.Namespace) -> None:
                 continue
             used = {"per_rule": settings.synthesis.per_rule, "seed": seed, "at_least": 0}
             used |= {} if arm == ALL else {"score": arm, "share": 0.5}
+            drawn = pool(instructions, args.pool, seed)
+            known = pc.is_in(scores["instruction_id"], value_set=drawn["instruction_id"])
             chosen = select_instructions(
-                pool(instructions, args.pool, seed),
-                scores,
+                drawn,
+                scores.filter(known),
                 settings.filtering.model_copy(update=used),
             )
             chosen = chosen.filter(chosen["selected"])
@@ -93,8 +100,8 @@ def run(args: argparse.Namespace) -> None:
             with args.out.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(row) + "\n")
             print(
-                f"{arm}, seed {seed}: {percent(row['safe'].values())} refused, {percent(row['answered'].values())} answered, "
-                f"{row['seconds']} s",
+                f"{arm}, seed {seed}: {percent(row['safe'].values())} refused, "
+                f"{percent(row['answered'].values())} answered, {row['seconds']} s",
                 flush=True,
             )
 
@@ -108,14 +115,19 @@ def read(file: Path) -> list[dict]:
 
 
 def show(rows: list[dict]) -> None:
-    """A table for each setting. Intervals are over cases; all seeds ask the same ones, so a difference redraws them as clusters."""
+    """Prints a table for each setting.
+
+    Intervals are over cases. All seeds ask the same cases, so a difference redraws them as
+    clusters.
+    """
     settings = defaultdict(lambda: defaultdict(dict))
     for r in rows:
         settings[r["partition"], r["pool"], r["steps"]][r["arm"]][r["seed"]] = r
     for (partition, share, steps), arms in settings.items():
         print(f"\n{partition}, a pool of {100 * share:.0f} % of the rows, {steps} steps\n")
         print(
-            "| arm | seeds | violations refused (95 %) | benign answered | minus all (95 %; each seed) | minus random (95 %; each seed) |"
+            "| arm | seeds | violations refused (95 %) | benign answered "
+            "| minus all (95 %; each seed) | minus random (95 %; each seed) |"
         )
         print("|" + " --- |" * 6)
         for arm, by_seed in sorted(
@@ -135,7 +147,10 @@ def show(rows: list[dict]) -> None:
 
 
 def compared(reference: dict[int, dict], arm: dict[int, dict]) -> str:
-    """Difference over the seeds that both have: in points, its interval over cases, and that of each seed by itself."""
+    """Difference over the seeds that both arms have, in points.
+
+    With its interval over cases, and the difference of each seed by itself.
+    """
     seeds = [s for s in arm if s in reference]
     if not seeds:
         return ""

@@ -42,7 +42,6 @@ from policyalign_assets.engine.cpu.memory import keep_freed_memory
 from policyalign_assets.engine.forward.scoring import prompt_prefix, response_hidden
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import LoadedModel
-from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.sensitivity.divergences import token_divergences
 from policyalign_assets.sensitivity.score import score_instructions
 from policyalign_assets.settings import DistillationSettings, SensitivitySettings
@@ -338,7 +337,7 @@ def scoring(a: argparse.Namespace) -> list[Line]:
     settings = SensitivitySettings(max_new_tokens=a.response)
 
     def ours():
-        score_instructions(policy, table, loaded, engine, RuleBasedJudge(), settings, BATCH_TOKENS)
+        score_instructions(policy, table, loaded, engine, settings, BATCH_TOKENS)
 
     @torch.inference_mode()
     def naive():

@@ -197,6 +197,7 @@ EVALUATION = pa.schema(
         ("kind", pa.string()),
         ("rule_id", pa.string()),
         ("wrapped", pa.bool_()),
+        ("cluster", pa.string()),  # the action that is asked for
         ("prompt", pa.string()),
         *_ANSWER,
         *_FINDINGS,

@@ -19,7 +19,7 @@ from policyalign_assets.orchestration.launchers import Launcher, run_guarded
 from policyalign_assets.records import Checkpoint, ReportRecord
 from policyalign_assets.stages.facts import image
 from policyalign_assets.stages.interface import StageResult
-from policyalign_assets.synthesis.drafting import RuleYield
+from policyalign_assets.synthesis.yields import RuleYield
 from policyalign_assets.tables import GENERATIONS, INSTRUCTIONS, JUDGEMENTS, SENSITIVITY, YIELDS
 
 # a training launcher: it starts a worker in a session of its own, and both ignore every polite signal

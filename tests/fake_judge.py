@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ class Reply:
     seconds: float = 0.0  # before the first byte
     finish: str = "stop"
     kind: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class FakeJudge:
@@ -67,12 +69,16 @@ class FakeJudge:
         handler.send_response(reply.status)
         handler.send_header("Content-Type", reply.kind)
         handler.send_header("Content-Length", str(len(body)))
+        for name, value in reply.headers:
+            handler.send_header(name, value)
         handler.end_headers()
         handler.wfile.write(body)
 
 
 @contextmanager
-def fake_judge(reply: Callable[[list[dict], int], Reply]) -> Iterator[FakeJudge]:
+def fake_judge(
+    reply: Callable[[list[dict], int], Reply], tls: ssl.SSLContext | None = None
+) -> Iterator[FakeJudge]:
     fake = FakeJudge(reply)
 
     class Handler(BaseHTTPRequestHandler):
@@ -85,8 +91,10 @@ def fake_judge(reply: Callable[[list[dict], int], Reply]) -> Iterator[FakeJudge]
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if tls:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    fake.url = f"http://127.0.0.1:{server.server_port}/v1"
+    fake.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}/v1"
     try:
         yield fake
     finally:

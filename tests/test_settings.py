@@ -138,7 +138,7 @@ def test_every_wrong_value_is_named_at_once():
 )
 def test_an_unknown_variable_is_refused_by_name(name):
     message = refusal(**{f"POLICYALIGN_{name}": "5"})
-    assert f"POLICYALIGN_{name}" in message and "'5'" in message
+    assert f"POLICYALIGN_{name}" in message and "'5'" not in message  # it may be a secret
 
 
 def test_a_wrong_value_in_a_variable_is_refused_by_name_and_value():

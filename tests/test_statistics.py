@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from policyalign_assets.statistics import (
+    clustered_share,
     graded_difference,
     holm,
     internalisation,
@@ -86,48 +87,110 @@ def test_internalisation_by_hand():
     base = [False] * 100
     teacher = [True] * 80 + [False] * 20
     aligned = [True] * 60 + [False] * 40
-    result = internalisation(base, teacher, aligned, seed=1)
+    result = internalisation(base, teacher, aligned)
     assert result.estimate == pytest.approx(60 / 80)
-    assert 0.6 < result.low < 0.75 < result.high < 0.9
+    assert 0.6 < result.low < 0.75 < result.high < 0.92
     assert result.gain.difference == pytest.approx(0.8)
 
 
-def test_internalisation_agrees_with_a_plain_bootstrap():
+@pytest.mark.parametrize("n", [34, 330])
+@pytest.mark.parametrize("true", [0.999, 0.99, 0.95])
+def test_internalisations_interval_covers_the_truth_near_1(n, true):
+    """By simulation; the percentile bootstrap covered 28 % of the time at 0.999."""
+    rng = np.random.default_rng(int(1000 * true) + n)
+    covered = []
+    for _ in range(400):
+        base, teacher = rng.random(n) < 0.01, rng.random(n) < 0.985
+        aligned = rng.random(n) < 0.01 + true * 0.975
+        result = internalisation(base, teacher, aligned)
+        if result.estimate is not None:
+            covered.append(result.low <= true <= result.high)
+    assert len(covered) > 350 and np.mean(covered) >= 0.94
+
+
+def test_internalisation_by_mover_without_correlation():
+    """Donner and Zou (2012): the limits solve (top - R bottom)^2 = distances, here by a search."""
+    base, teacher, aligned = [False] * 200, [True] * 200, [True] * 150 + [False] * 50
+    result = internalisation(base, teacher, aligned)
+    gain, effect = paired_difference(base, teacher), paired_difference(base, aligned)
+    for limit, a, b in (
+        (result.low, effect.difference - effect.low, gain.high - gain.difference),
+        (result.high, effect.high - effect.difference, gain.difference - gain.low),
+    ):
+        left = (effect.difference - limit * gain.difference) ** 2
+        assert left == pytest.approx(a**2 + (limit * b) ** 2)
+
+
+def test_internalisation_is_withheld_where_its_interval_says_nothing():
     rng = np.random.default_rng(0)
-    base, teacher, aligned = rng.random(200) < 0.3, rng.random(200) < 0.9, rng.random(200) < 0.7
-    ratios = []
-    for _ in range(4000):
-        drawn = rng.integers(0, 200, 200)
-        b, t, a = base[drawn].mean(), teacher[drawn].mean(), aligned[drawn].mean()
-        ratios.append((a - b) / (t - b))
-    result = internalisation(base, teacher, aligned, seed=5)
-    assert (result.low, result.high) == pytest.approx(
-        tuple(np.quantile(ratios, [0.025, 0.975])), abs=0.02
+    arms = [rng.random(40) < share for share in (0.2, 0.7, 0.5)]
+    result = internalisation(*arms)
+    assert result.estimate is None and "wider than 0.5" in result.withheld
+
+
+# ---- clusters ------------------------------------------------------------------------------------
+def test_cases_that_are_clusters_of_their_own_change_nothing():
+    rng = np.random.default_rng(1)
+    a, b = rng.random(200) < 0.3, rng.random(200) < 0.4
+    alone = paired_difference(a, b, range(200))
+    plain = paired_difference(a, b)
+    assert (alone.low, alone.high) == pytest.approx((plain.low, plain.high))
+    share, usual = clustered_share(a, range(200)), wilson(int(a.sum()), 200)
+    assert (share.low, share.high) == pytest.approx((usual.low, usual.high))
+
+
+def test_copies_count_as_one_case():
+    rng = np.random.default_rng(2)
+    a, b = rng.random(100) < 0.3, rng.random(100) < 0.5
+    single = paired_difference(a, b)
+    copied = paired_difference(np.repeat(a, 10), np.repeat(b, 10), np.repeat(range(100), 10))
+    assert copied.high - copied.low == pytest.approx(single.high - single.low, rel=0.1)
+    share = clustered_share(np.repeat(a, 10), np.repeat(range(100), 10))
+    assert share.high - share.low == pytest.approx(
+        wilson(int(a.sum()), 100).high - wilson(int(a.sum()), 100).low, rel=0.1
     )
 
 
-def test_internalisation_depends_on_its_seed_alone():
-    rng = np.random.default_rng(0)
-    arms = [rng.random(150) < share for share in (0.1, 0.9, 0.7)]
-    assert internalisation(*arms, seed=3) == internalisation(*arms, seed=3)
-    assert internalisation(*arms, seed=3) != internalisation(*arms, seed=4)
+def test_clustered_intervals_cover_where_independent_ones_do_not():
+    rng = np.random.default_rng(3)
+    clusters = np.repeat(range(60), 10)
+    covered = {"clustered": [], "independent": []}
+    for _ in range(300):
+        rate = np.repeat(rng.beta(0.3 * 4, 0.7 * 4, 60), 10)  # intra-cluster correlation 0.2
+        hit = rng.random(600) < rate
+        for name, interval in (
+            ("clustered", clustered_share(hit, clusters)),
+            ("independent", wilson(int(hit.sum()), 600)),
+        ):
+            covered[name].append(interval.low <= 0.3 <= interval.high)
+    assert np.mean(covered["clustered"]) > 0.92 and np.mean(covered["independent"]) < 0.85
+
+
+def test_one_cluster_says_next_to_nothing():
+    share = clustered_share([True] * 50 + [False] * 50, ["same"] * 100)
+    assert share.high - share.low > 0.7 and share.clusters == 1
+
+
+def test_clusters_must_match_the_cases():
+    with pytest.raises(ValueError, match="2 cases have 3 clusters"):
+        clustered_share([True, False], [1, 2, 3])
 
 
 @pytest.mark.parametrize(
     "base, teacher, reason",
     [
-        ([True] * 20, [True] * 20, "no sure effect"),
-        ([True, False] * 10, [True, True] * 2 + [True, False] * 8, "no sure effect"),
+        ([True] * 20, [True] * 20, "no clear effect"),
+        ([True, False] * 10, [True, True] * 2 + [True, False] * 8, "no clear effect"),
         (
             [True] * 20,
             [False] * 20,
-            "no sure effect",
+            "no clear effect",
         ),  # a policy that makes the model refuse less has no share to internalise
         ([], [], "no case"),
     ],
 )
 def test_internalisation_is_withheld_without_a_sure_gain(base, teacher, reason):
-    result = internalisation(base, teacher, teacher, seed=1)
+    result = internalisation(base, teacher, teacher)
     assert result.estimate is result.low is result.high is None
     assert reason in result.withheld
 

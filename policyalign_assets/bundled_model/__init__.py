@@ -1,1 +1,1 @@
-"""The small model that ships with the project: the recipe that trained it, its weights and their evaluation."""
+"""The model that ships with the project: its recipe, its weights and their evaluation."""

@@ -1,4 +1,7 @@
-"""Trains the bundled model's byte-level BPE tokenizer (any text can be encoded; no unknown token exists)."""
+"""Trains the bundled model's byte-level BPE tokenizer.
+
+It can encode any text, so there is no unknown token.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,21 @@ from policyalign_assets.world.world import World, lexicon
 SYSTEM, USER, ASSISTANT, END, PAD = "<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"
 CONTROL_TOKENS = (PAD, END, SYSTEM, USER, ASSISTANT)
 
-# Content is inserted as it is: `policyalign_assets.engine.chat` neutralises control tokens in it before rendering.
+# Content is inserted unchanged: `policyalign_assets.engine.chat` neutralises its control tokens.
 CHAT_TEMPLATE = (
     "{%- for m in messages -%}"
-    "{%- if m['role'] not in ('system', 'user', 'assistant') -%}{{ raise_exception('unknown role: ' + m['role']) }}{%- endif -%}"
+    "{%- if m['role'] not in ('system', 'user', 'assistant') -%}"
+    "{{ raise_exception('unknown role: ' + m['role']) }}{%- endif -%}"
     "{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
 )
 
 
 def corpus(reserved: frozenset[str], seed: int, n: int = 3000) -> Iterable[str]:
-    """World text in proportion to its use, then each training word in equal share, so that rare words get a token too."""
+    """Text of the world in proportion to its use, then every training word equally often.
+
+    The second part gives rare words tokens of their own too.
+    """
     world = World(random.Random(seed), "train", reserved, invented=0.05)
     for _ in range(n):
         policy = world.policy(world.rng.randint(1, 10))
@@ -50,8 +57,11 @@ def corpus(reserved: frozenset[str], seed: int, n: int = 3000) -> Iterable[str]:
 def train_tokenizer(
     reserved: frozenset[str], vocab_size: int = 3072, seed: int = 0
 ) -> Qwen2Tokenizer:
-    """Splits text as every Qwen2 tokenizer does (digits one by one, so that arithmetic is learnable): what `AutoTokenizer`
-    builds for this architecture from the saved files is then the very same tokenizer."""
+    """A tokenizer that splits text as every Qwen2 tokenizer does.
+
+    So `AutoTokenizer` builds the same tokenizer from the saved files. Digits are split one by one,
+    which makes arithmetic learnable.
+    """
     vocab = {
         token: i
         for i, token in enumerate((*CONTROL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())))
@@ -70,10 +80,10 @@ def train_tokenizer(
 
 
 def make_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Qwen2Tokenizer:
-    # unk_token is never produced; left out, it would become an id beyond the model's embedding
+    # unk_token is never produced. Without it, it would be an id beyond the model's embedding.
     tokenizer = Qwen2Tokenizer(
         vocab=vocab,
-        merges=merges,
+        merges=merges,  # type: ignore[arg-type]  # the annotation lacks the form that it accepts
         unk_token=PAD,
         eos_token=END,
         pad_token=PAD,

@@ -1,17 +1,21 @@
-"""Trains the bundled model from nothing: `python -m policyalign_assets.bundled_model.train --out DIR --minutes 100`.
+"""Trains the bundled model from nothing.
 
-How it learns to read a policy (each choice was needed; see `../../docs/bundled-model.md`):
+Usage: `python -m policyalign_assets.bundled_model.train --out DIR --minutes 100`. Each of these
+choices was needed to make it learn to read a policy (see `../../docs/bundled-model.md`):
 
-* Dense signal. Each policy is encoded once and a dozen requests are answered against it (the policy's key/values are
-  shared in one forward pass), so a step holds ~10 decisions per 1,000 tokens instead of ~3.
-* Curriculum on the number of rules: one rule until 95 % of fresh decisions are right, then one more, up to 12.
-* As many uncovered as covered requests, the uncovered ones sharing an object, a verb, or one word with some rule, so
-  that no shortcut ("a policy is there and this sounds bad") is right more than half of the time.
-* Attention heads that look at the previous one to four tokens exist from the first step (set through the query and key
-  biases of layer 0), and later layers start with W_q = W_k (similar tokens attend to each other, after Trockman & Kolter,
-  arXiv 2305.09828). Both are starting values only; everything is trained.
-* 4 % refusals without a policy, so that the base model puts some probability on declining, as real models do. (On its own
-  samples a student gets no gradient towards an answer of probability zero: with 1 %, distillation left whole rules behind.)
+* Dense signal. Each policy is encoded once, and a dozen requests are answered against it with the
+  policy's keys and values shared in one forward pass. So a step holds about 10 decisions per 1,000
+  tokens instead of about 3.
+* A curriculum on the number of rules: one rule until fresh decisions are right, then one more, up
+  to 12.
+* As many uncovered as covered requests. Uncovered ones share an object, a verb or one word with a
+  rule, so no shortcut ("a policy is there and this sounds bad") is right more than half the time.
+* Attention heads that look at the previous one to four tokens exist from the first step (set by the
+  query and key biases of layer 0). Later layers start with W_q = W_k, so that similar tokens attend
+  to each other (after Trockman & Kolter, arXiv 2305.09828). Both are only starting values.
+* 4 % refusals without a policy, so that the base model gives some probability to declining, as real
+  models do. On its own samples a student gets no gradient towards an answer of probability zero:
+  with 1 %, distillation left whole rules behind.
 """
 
 from __future__ import annotations
@@ -68,7 +72,7 @@ class TrainConfig:
 def build_model(cfg: TrainConfig, pad_id: int, end_id: int) -> Qwen2ForCausalLM:
     torch.manual_seed(cfg.seed)
     model = Qwen2ForCausalLM(
-        Qwen2Config(
+        Qwen2Config(  # type: ignore[call-arg]  # further options go to its base class
             vocab_size=cfg.vocab,
             hidden_size=cfg.hidden,
             num_hidden_layers=cfg.layers,
@@ -97,7 +101,8 @@ def build_model(cfg: TrainConfig, pad_id: int, end_id: int) -> Qwen2ForCausalLM:
         for i, layer in enumerate(model.model.layers):
             attn = layer.self_attn
             if i == 0:
-                # q = u rotated by -offset against k = u: under RoPE the score is largest `offset` tokens back
+                # q is u rotated by -offset and k is u. Under RoPE the score is then
+                # largest `offset` tokens back.
                 for head, offset in zip(range(cfg.heads), (1, 1, 2, 2, 3, 4)):
                     rows = slice(head * head_dim, (head + 1) * head_dim)
                     attn.q_proj.weight[rows] *= 0.1
@@ -162,12 +167,11 @@ class Sampler:
     def free(self) -> Case:
         w, x = self.world, self.world.rng.random()
         if x < 0.18:
-            case = w.ask("no_policy", w.action())
-            return (
-                case
-                if w.rng.random() > NOISE
-                else Case("noise", case.request, w.answer(case.action, True), case.action)
-            )
+            action = w.action()
+            case = w.ask("no_policy", action)
+            if w.rng.random() > NOISE:
+                return case
+            return Case("noise", case.request, w.answer(action, True), action)
         if x < 0.50:
             return w.capability(arithmetic=0.45)  # lookups are the harder half
         return (
@@ -192,7 +196,7 @@ class Sampler:
         return prefixes, exchanges, free, covered, decided
 
     def n_for(self, n_rules: int) -> int:
-        """Mostly the current stage, sometimes fewer rules, so that earlier stages are not forgotten."""
+        """Mostly the current stage, sometimes fewer rules, so that earlier stages stay learned."""
         return n_rules if self.world.rng.random() < 0.6 else self.world.rng.randint(1, n_rules)
 
 
@@ -205,7 +209,7 @@ def suffix_tensors(sampler: Sampler, exchanges):
 def answer_loss(
     model, hidden_NSD: torch.Tensor, labels_NS: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sum of answer cross-entropies, number of answer tokens, and logits_MV at the M answer positions."""
+    """Sum of the answers' cross-entropies, number of answer tokens, and their logits_MV."""
     h, y = hidden_NSD[:, :-1], labels_NS[:, 1:]
     keep = y != IGNORE
     logits_MV = model.lm_head(h[keep]).float()
@@ -213,7 +217,10 @@ def answer_loss(
 
 
 def forward_groups(model, sampler: Sampler, prefixes, exchanges, queries: int):
-    """One forward pass over shared policy prefixes and their requests. Returns (loss sum, tokens, logits_MV, labels_NS)."""
+    """One forward pass over shared policy prefixes and their requests.
+
+    Returns (sum of losses, tokens, logits_MV, labels_NS).
+    """
     pad = sampler.ids[PAD]
     prefix_GP = sampler.pad(prefixes, pad)
     length_G = torch.tensor([len(p) for p in prefixes])
@@ -247,9 +254,10 @@ def decision_accuracy(
     refusal_starts: torch.Tensor,
     decided_N: torch.Tensor,
 ) -> tuple[float, float]:
-    """Share of rows (covered, uncovered) that refuse (more than half of the probability) exactly when they should.
+    """Share of right decisions to refuse, among covered and among uncovered rows.
 
-    The decision is the token after the first full stop of the answer, which ends the repeated action.
+    The decision is the token after the answer's first full stop, which ends the repeated action. A
+    row refuses where more than half of the probability is on tokens that start a refusal.
     """
     y = labels_NS[:, 1:]
     keep = y != IGNORE
@@ -258,10 +266,11 @@ def decision_accuracy(
     decision_N = ((y == sentence_end) & keep).int().argmax(1) + 1
     refused = refusal.gather(1, decision_N[:, None].clamp(max=y.shape[1] - 1))[:, 0] > 0.5
     right = refused == covered_N
-    return tuple(
+    covered, uncovered = (
         right[rows].float().mean().item() if rows.any() else 1.0
         for rows in (decided_N & covered_N, decided_N & ~covered_N)
     )
+    return covered, uncovered
 
 
 def train(
@@ -313,7 +322,7 @@ def train(
             for g in opt.param_groups:
                 g["lr"] = lr * scale
         prefixes, exchanges, free, covered, decided = sampler.batch(state["n_rules"])
-        # fp32: on CPUs without AMX, bf16 matrix products and SDPA's bf16 backward are slower (measured: 0.6x)
+        # float32: on CPUs without AMX, bfloat16 is slower (measured: 0.6x)
         loss_g, n_g, logits_MV, labels = forward_groups(
             model, sampler, prefixes, exchanges, cfg.queries
         )
@@ -348,8 +357,9 @@ def train(
         if state["step"] % 20 == 0:
             speed = (state["tokens"] - tokens0) / (time.monotonic() - start)
             log(
-                f"step {state['step']:5d}  {elapsed:5.1f} min  rules {state['n_rules']:2d}  loss {loss_ema:.4f}  "
-                f"covered {cov_ema:.3f}  uncovered {unc_ema:.3f}  {speed:,.0f} tok/s"
+                f"step {state['step']:5d}  {elapsed:5.1f} min  rules {state['n_rules']:2d}  "
+                f"loss {loss_ema:.4f}  covered {cov_ema:.3f}  uncovered {unc_ema:.3f}  "
+                f"{speed:,.0f} tok/s"
             )
         if state["step"] % 250 == 0:
             save(model, tok, out, state)
@@ -360,7 +370,8 @@ def save(model, tok, out: Path, state: dict) -> None:
     """Writes bf16 safetensors, tokenizer and training state into `out`."""
     out.mkdir(parents=True, exist_ok=True)
     weights = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items()}
-    copy = Qwen2ForCausalLM(model.config).to(torch.bfloat16)
+    copy = Qwen2ForCausalLM(model.config)
+    copy.bfloat16()
     copy.load_state_dict(weights)
     copy.generation_config.eos_token_id, copy.generation_config.pad_token_id = (
         model.config.eos_token_id,

@@ -29,11 +29,22 @@ COMMANDS: dict[str, Entry] = {
         "policyalign_assets.cli.ask:ask",
         "Answer a question with the model, with the policy, and with the aligned model.",
     ),
+    "doctor": Entry(
+        "policyalign_assets.cli.doctor:doctor",
+        "Examine the configured model, judge, generator and files.",
+    ),
+    "import": Entry(
+        "policyalign_assets.cli.import_policy:import_policy", "Make a draft policy of a document."
+    ),
     "init": Entry(
         "policyalign_assets.cli.init:init", "Write the files that a folder of one's own needs."
     ),
     "keys": Entry("policyalign_assets.cli.keys:keys", "Make the keys that sign releases."),
     "publish": Entry("policyalign_assets.cli.ledger:publish", "Declare an approved release."),
+    "release": Entry(
+        "policyalign_assets.cli.release:release", "Draft a signed release of a partition."
+    ),
+    "report": Entry("policyalign_assets.cli.report:report", "Print the report of a partition."),
     "revoke": Entry("policyalign_assets.cli.ledger:revoke", "Revoke a release, with a reason."),
     "serve": Entry("policyalign_assets.cli.serve:serve", "Serve a verified release with vLLM."),
     "verify": Entry(

@@ -24,6 +24,9 @@ from transformers import PreTrainedModel
 from policyalign_assets.settings import DistillationSettings
 
 STUDENT, EMA = "default", "ema"
+# PEFT refuses these layers of Mamba blocks, whose fused kernels would bypass an adapter.
+_MAMBA_MODULES = ["out_proj", "conv1d"]
+_MAMBA_MODEL_TYPES = ("falcon_h1", "nemotron_h")
 
 
 def add_adapters(base: PreTrainedModel, settings: DistillationSettings) -> PeftModel:
@@ -35,6 +38,7 @@ def add_adapters(base: PreTrainedModel, settings: DistillationSettings) -> PeftM
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         target_modules="all-linear",
+        exclude_modules=_MAMBA_MODULES if _has_mamba_layers(base) else None,
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(settings.seed)  # A starts random, B at zero
@@ -45,6 +49,10 @@ def add_adapters(base: PreTrainedModel, settings: DistillationSettings) -> PeftM
             ema.copy_(student)
     activate_student(model)
     return model
+
+
+def _has_mamba_layers(base: PreTrainedModel) -> bool:
+    return base.config.model_type in _MAMBA_MODEL_TYPES
 
 
 def student_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:

@@ -42,7 +42,8 @@ class Budget:
                 first = str(error).splitlines()[0].rstrip(".")
                 if not self._may_halve:
                     raise DistillationFailed(
-                        f"micro-batches of {self.tokens} tokens do not fit into the memory of each GPU: "
+                        f"micro-batches of {self.tokens} tokens do not fit into the memory of "
+                        "each GPU: "
                         f"{first}. Fix: lower distillation.micro_batch_tokens, which FSDP2 cannot "
                         "do by itself."
                     ) from None

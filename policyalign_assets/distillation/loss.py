@@ -3,7 +3,7 @@
 The reverse KL runs over the student's own k most likely tokens (paper section on distillation;
 `kl_penalty` in the release's fork of verl):
 
-    L = mean over response tokens of  sum over v in top-k(student) of  p_s(v) (log p_s(v) - log p_t(v))
+    L = mean over tokens of  sum over v in top-k(student) of  p_s(v) (log p_s(v) - log p_t(v))
 
 The probabilities are those over the whole vocabulary. They are not renormalised over the top k:
 renormalising would lose the information that the teacher rejects these tokens. L is close to the

@@ -42,7 +42,8 @@ class InContextEffect:
         """Whether enough is refused, by the upper 95 % bound; None where no answer could be scored."""
         if not self.asked:
             return None
-        return wilson(self.refused_with, self.asked).high >= LEAST_FOLLOWED
+        high = wilson(self.refused_with, self.asked).high
+        return high is not None and high >= LEAST_FOLLOWED
 
     @property
     def sentence(self) -> str:

@@ -26,8 +26,7 @@ def check_folder(model_id: str) -> None:
     if (path / "adapter_config.json").is_file():
         raise ValueError(
             "its folder holds adapter_config.json, so transformers would load another base model "
-            "and put this adapter on it. Merge the adapter into its base model and save the result, "
-            "or remove that file"
+            "and put this adapter on it. Merge the adapter into its base model and save the result"
         )
 
 

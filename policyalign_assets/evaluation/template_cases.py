@@ -87,8 +87,8 @@ def build_cases(
     return [
         *distinct("violations", n, violations(False)),
         *distinct("violations_wrapped", n, violations(True)),
-        *distinct("twins", n, uncovered(("twin",))),
-        *distinct("uncovered", n, uncovered(kinds)),
+        *distinct("twins", settings.benign_cases, uncovered(("twin",))),
+        *distinct("uncovered", settings.benign_cases, uncovered(kinds)),
         *distinct("capability", settings.capability_cases, capability()),
     ]
 

@@ -1,0 +1,1 @@
+"""Policy-Sensitive Filtering: keeps the instructions where the policy shifts the model most."""

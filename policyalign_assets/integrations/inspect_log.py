@@ -1,7 +1,10 @@
-"""A report's judged answers as inspect-ai logs: `python -m policyalign_assets.integrations.inspect_log 'medical|general-conduct' logs/`.
+"""A report's judged answers as inspect-ai logs.
 
-`inspect view --log-dir logs/` then shows every request, answer and verdict, one log per suite or benchmark and arm. The shares
-are those of the report. Logs hold harmful text in full: keep them as the cases are kept.
+    python -m policyalign_assets.integrations.inspect_log 'medical|general-conduct' logs/
+
+`inspect view --log-dir logs/` then shows every request, answer and verdict, in one log per suite
+or benchmark and arm. The shares are those of the report. Logs hold harmful text in full: protect
+them like the cases.
 """
 
 from __future__ import annotations
@@ -11,12 +14,16 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
 from policyalign_assets.evaluation.suites import BENCHMARK_METRICS, SUITES, success
+from policyalign_assets.report.folders import current_report
 from policyalign_assets.statistics import wilson
+
+if TYPE_CHECKING:
+    from inspect_ai.log import EvalLog
 
 Row = dict[str, Any]
 NO_TEXT = "(the benchmark's authors ask that no plain text of it be passed on)"
@@ -38,7 +45,10 @@ _FINDINGS = (
 
 
 def write_logs(folder: Path, out: Path) -> list[Path]:
-    """From the report in `folder`; one .eval file per suite or benchmark part and arm. Raises FileNotFoundError without a report."""
+    """Writes one .eval file per suite or benchmark part and arm, from the report in `folder`.
+
+    Raises FileNotFoundError where there is no report.
+    """
     from inspect_ai.log import write_eval_log
 
     header = json.loads((folder / "report.json").read_text(encoding="utf-8"))["header"]
@@ -63,7 +73,7 @@ def _parts(folder: Path) -> Iterator[tuple[str, str, str, list[Row]]]:
     return ((*key, rows) for key, rows in groups.items())
 
 
-def _log(task: str, arm: str, metric: str, rows: list[Row], header: dict[str, Any]):
+def _log(task: str, arm: str, metric: str, rows: list[Row], header: dict[str, Any]) -> EvalLog:
     from inspect_ai.log import (
         EvalConfig,
         EvalDataset,
@@ -146,19 +156,19 @@ def _log(task: str, arm: str, metric: str, rows: list[Row], header: dict[str, An
 def main() -> None:
     if len(sys.argv) != 3 or "|" not in sys.argv[1]:
         sys.exit(
-            "usage: python -m policyalign_assets.integrations.inspect_log '<domain>|<policy>' <folder for the logs>"
+            "usage: python -m policyalign_assets.integrations.inspect_log "
+            "'<domain>|<policy>' <folder for the logs>"
         )
     domain, _, policy = sys.argv[1].partition("|")
     try:
-        written = write_logs(
-            Path(os.environ.get("POLICYALIGN_DATA_DIR", "data")) / "reports" / policy / domain,
-            Path(sys.argv[2]),
-        )
+        data = Path(os.environ.get("POLICYALIGN_DATA_DIR", "data"))
+        written = write_logs(Path(str(current_report(data, domain, policy))), Path(sys.argv[2]))
     except ModuleNotFoundError:
-        sys.exit("inspect-ai is not installed. Mend: pip install 'policyalign-assets[eval]'")
+        sys.exit("inspect-ai is not installed. Fix: pip install 'policyalign-assets[eval]'")
     except FileNotFoundError as error:
         sys.exit(
-            f"No report for {sys.argv[1]!r}: {error.filename} does not exist. Mend: materialize benchmark_report for this partition."
+            f"No report for {sys.argv[1]!r}: {error.filename} does not exist. "
+            "Fix: materialize benchmark_report for this partition."
         )
     print(f"{len(written)} logs. Look at them with: inspect view --log-dir {sys.argv[2]}")
 

@@ -1,10 +1,13 @@
-"""The same tests as tasks of inspect-ai, for models that this pipeline did not align and for whoever works with inspect already.
+"""The suites and benchmarks as tasks of inspect-ai, also for models that were aligned elsewhere.
 
-    inspect eval policyalign_assets/suite -T partition='medical|general-conduct' -T suite=violations --model vllm/<model>:<adapter>
-    inspect eval policyalign_assets/benchmark -T partition='medical|general-conduct' -T benchmark=xstest --model vllm/<model>
+    inspect eval policyalign_assets/suite -T partition='medical|general-conduct' \\
+        -T suite=violations --model vllm/<model>:<adapter>
+    inspect eval policyalign_assets/benchmark -T partition='medical|general-conduct' \\
+        -T benchmark=xstest --model vllm/<model>
 
-The requests are those of the partition's `generations`, or of a benchmark in the manifest; the verdicts are those of the judge in
-the settings (POLICYALIGN_JUDGE__KIND, …); an answer that it could not score is unscored in inspect too. Needs the extra `eval`.
+The requests are those of the partition's `generations`, or of a benchmark in the manifest. The
+judge of the settings (POLICYALIGN_JUDGE__KIND and so on) gives the verdicts. An answer that it
+could not score is unscored in inspect too. Needs the extra `eval`.
 """
 
 from __future__ import annotations
@@ -36,7 +39,11 @@ from policyalign_assets.tables import GENERATIONS
 
 @task
 def suite(partition: str, suite: str = "violations", policy_in_prompt: bool = False) -> Task:
-    """A suite of held-out cases. Raises FileNotFoundError where the partition has no answers yet, ValueError for an unknown suite."""
+    """A suite of held-out cases.
+
+    Raises FileNotFoundError where the partition has no answers yet, ValueError for an unknown
+    suite.
+    """
     domain, _, policy_id = partition.partition("|")
     file = (
         location(os.environ.get("POLICYALIGN_DATA_DIR", "data"))
@@ -48,7 +55,8 @@ def suite(partition: str, suite: str = "violations", policy_in_prompt: bool = Fa
     rows = [row for row in asked if row["suite"] == suite and row["arm"] == "base"]
     if not rows:
         raise ValueError(
-            f"{partition} has no suite {suite!r}. Mend: one of {', '.join(sorted({r['suite'] for r in asked if r['suite']}))}."
+            f"{partition} has no suite {suite!r}. "
+            f"Fix: one of {', '.join(sorted({r['suite'] for r in asked if r['suite']}))}."
         )
     return _task(suite, SUITES[suite].metric, rows, partition, policy_in_prompt)
 
@@ -57,16 +65,21 @@ def suite(partition: str, suite: str = "violations", policy_in_prompt: bool = Fa
 def benchmark(
     partition: str, benchmark: str, kind: str = "harmful", policy_in_prompt: bool = False
 ) -> Task:
-    """The cases of one kind (harmful, benign or question) of a public benchmark. Raises NotRun with the reason where it cannot be read."""
+    """The cases of one kind (harmful, benign or question) of a public benchmark.
+
+    Raises NotRun with the reason where it cannot be read.
+    """
     settings = load_settings()
     entry = next((b for b in manifest() if b.id == benchmark), None)
     if entry is None:
         raise NotRun(
-            f"the manifest lists no benchmark {benchmark!r}. Mend: one of {', '.join(b.id for b in manifest())}"
+            f"the manifest lists no benchmark {benchmark!r}. "
+            f"Fix: one of {', '.join(b.id for b in manifest())}"
         )
     if entry.scoring == "likelihood":
         raise NotRun(
-            "its questions are asked through lm-eval, which compares the likelihood of the choices; a chat does not show it"
+            "its questions are asked through lm-eval, which compares the likelihood of the "
+            "choices; a chat does not show it"
         )
     folder = settings.evaluation.benchmarks_dir
     loaded = load(entry, Path(folder) if folder else None, settings.evaluation.benchmarks_from_hub)
@@ -130,13 +143,13 @@ def _task(
 
 
 def _judges(settings: Settings, policy: PolicyDocument) -> tuple[Judge, Judge | None]:
-    # another model is judged: the known answers of the bundled one mean nothing here
+    # Another model is judged here, so the bundled model's known answers do not apply.
     return make_judge(settings.judge, "", policy), make_correctness_judge(settings.judge)
 
 
 @scorer(metrics=[accuracy(), ci_wilson()])
 def verdict(metric: str, judge: Judge, correctness: Judge | None) -> Scorer:
-    """1 where the answer is a success in `metric` (refused, answered or correct), as in the reports."""
+    """1 where the answer is a success in `metric`, which is counted as in the reports."""
 
     async def score(state: TaskState, target: Target) -> Score:
         said = state.output.completion.strip()

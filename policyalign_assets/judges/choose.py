@@ -5,45 +5,76 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from policyalign_assets.judges.endpoint import EndpointJudge
+from policyalign_assets.judges.local import EngineJudge, LocalModel, local_model
 from policyalign_assets.judges.phrases import judge_for, known_answers
-from policyalign_assets.judges.tasks import Correctness, PolicyJudge, Qwen3Guard, StrongRejectRubric
-from policyalign_assets.judges.verdict import Judge
+from policyalign_assets.judges.tasks import (
+    Correctness,
+    PolicyJudge,
+    Qwen3Guard,
+    StrongRejectRubric,
+    Task,
+)
+from policyalign_assets.judges.verdict import Dialogue, Judge
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import JudgeSettings, Settings
+
+Report = Callable[[str], None]
+PROBE = Dialogue(
+    "How long does an egg have to boil?", "Eight minutes in boiling water make it hard."
+)
 
 
 def make_judge(
     settings: JudgeSettings,
     model_id: str,
     policy: PolicyDocument,
-    report: Callable[[str], None] = lambda _: None,
+    report: Report = lambda _: None,
 ) -> Judge:
-    """`model_id`: whose answers are judged; the rule-based judge knows those of the bundled model. Raises SettingsError."""
+    """`model_id`: whose answers are judged; the phrase judge knows those of the bundled model.
+
+    Raises SettingsError.
+    """
     match settings.kind:
         case "rules":
             return judge_for(model_id)
         case "qwen3guard":
-            return EndpointJudge(Qwen3Guard(settings.strict), settings, report)
+            return judge_of(Qwen3Guard(settings.strict), settings, report)
         case "policy":
-            return EndpointJudge(PolicyJudge(policy), settings, report)
+            return judge_of(PolicyJudge(policy), settings, report)
         case "strongreject":
-            return EndpointJudge(StrongRejectRubric(), settings, report)
+            return judge_of(StrongRejectRubric(), settings, report)
 
 
 def make_correctness_judge(
-    settings: JudgeSettings, report: Callable[[str], None] = lambda _: None
+    settings: JudgeSettings, report: Report = lambda _: None
 ) -> Judge | None:
-    """Of free answers to questions; None where the configured judge is not a model that writes JSON."""
-    return (
-        EndpointJudge(Correctness(), settings, report)
-        if settings.kind in ("policy", "strongreject")
-        else None
-    )
+    """Of free answers to questions; None where the configured judge writes no JSON."""
+    if settings.kind not in ("policy", "strongreject"):
+        return None
+    return judge_of(Correctness(), settings, report)
+
+
+def judge_of(
+    task: Task,
+    settings: JudgeSettings,
+    report: Report = lambda _: None,
+    model: LocalModel | None = None,
+) -> Judge:
+    """A judge model for `task`, at the endpoint or in this process. `model`: already made, so
+    that several tasks share the weights of a local judge. Raises SettingsError."""
+    if settings.engine == "local":
+        return EngineJudge(task, settings, model or local_model(settings), report)
+    return EndpointJudge(task, settings, report)
+
+
+def probe(judge: Judge) -> str | None:
+    """Asks the judge about one harmless answer. The reason why it cannot judge, or None."""
+    return judge.judge_all([PROBE])[0].reason
 
 
 def templates(settings: JudgeSettings) -> dict[str, str]:
     """{what is asked: hash of its prompt template}; empty where nothing is asked."""
-    asked = {
+    asked: dict[str, tuple[type[Task], ...]] = {
         "qwen3guard": (Qwen3Guard,),
         "policy": (PolicyJudge, Correctness),
         "strongreject": (StrongRejectRubric, Correctness),

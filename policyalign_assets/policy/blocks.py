@@ -32,6 +32,9 @@ _ITEM_LINE = re.compile(
 )
 
 
+_NUMBERED = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3})+")
+
+
 @dataclass
 class Entry:
     """One item, table cell or paragraph, at line `index` of the text."""
@@ -58,7 +61,10 @@ class Outline:
 def read_outline(source: Source, faults: list[Fault]) -> Outline:
     """Adds to `faults` only what stands in fields below rules; any Markdown has an outline."""
     reader = _Reader(source, faults)
-    reader.blocks(SyntaxTreeNode(_MARKDOWN.parse(source.text)).children, ())
+    nodes = SyntaxTreeNode(_MARKDOWN.parse(source.text)).children
+    # Several headings of level 1 are chapters, and none of them is the title.
+    reader.titled = sum(node.type == "heading" and node.tag == "h1" for node in nodes) == 1
+    reader.blocks(nodes, ())
     return reader.outline
 
 
@@ -67,6 +73,7 @@ class _Reader:
         self.source, self.faults = source, faults
         self.outline = Outline()
         self.headings: list[tuple[int, str]] = []
+        self.titled = True
 
     def blocks(self, nodes: list[SyntaxTreeNode], leads: tuple[str, ...]) -> None:
         """Reads blocks that follow each other; a paragraph before a list may introduce it."""
@@ -95,7 +102,7 @@ class _Reader:
         self.outline.heading_lines.setdefault(text, index)
         while self.headings and self.headings[-1][0] >= level:
             self.headings.pop()
-        if level == 1 and not self.outline.title and not self.outline.entries:
+        if level == 1 and self.titled and not self.outline.entries:
             self.outline.title = text
             return
         self.headings.append((level, text))
@@ -128,7 +135,8 @@ class _Reader:
         elif head:
             self._add(Entry(head, index, form="prose"), leads)
         for text, offset in items:
-            self._add(Entry(text, index + offset), (*leads, lead) if lead else leads)
+            form = "prose" if _NUMBERED.match(text) else "item"
+            self._add(Entry(text, index + offset, form=form), (*leads, lead) if lead else leads)
         last = items[-1][0]
         return last if last.endswith(":") else None
 
@@ -147,6 +155,8 @@ class _Reader:
         nested = [child for child in item.children if child.type in _LISTS]
         raw = "\n".join(_content(child) for child in paragraphs)
         head, lines = _split_lines(raw)
+        if not head and lines:
+            (head, _), lines = lines[0], lines[1:]
         text = head or collapse(raw)
         fields = Fields()
         leaves = [
@@ -156,9 +166,9 @@ class _Reader:
         for other in item.children:
             if other.type == "table":
                 self._table(other, (*leads, text))
-        if not leaves and not (head and lines):
+        if not leaves and not (lines and introduces(text)):
             self._add(Entry(text, index, fields=fields), leads)
-            for line, offset in lines if not head else []:
+            for line, offset in lines:
                 self._add(Entry(line, index + offset), leads)
             return
         self._parent(text, index, fields, leads, leaves, lines)
@@ -265,7 +275,7 @@ def _split_lines(text: str) -> tuple[str, list[tuple[str, int]]]:
     items: list[tuple[list[str], int]] = []
     for offset, line in enumerate(text.split("\n")):
         found = _ITEM_LINE.fullmatch(line.strip())
-        if found and (offset or found["mark"]) and not (offset == 0 and found["mark"] == "–"):
+        if found and not (offset == 0 and found["mark"] == "–"):
             items.append(([found["text"] if found["mark"] else line.strip()], offset))
         elif items:
             items[-1][0].append(line)

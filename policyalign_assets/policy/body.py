@@ -11,6 +11,7 @@ from policyalign_assets.policy.fields import heading_severity, near_field, split
 from policyalign_assets.policy.ids import derived_id, split_id
 from policyalign_assets.policy.model import Rule, RuleKind, RuleSource, Severity, collapse
 from policyalign_assets.policy.reading.reader import Reading, Surroundings, read_rule
+from policyalign_assets.policy.reading.sentences import sentences
 from policyalign_assets.policy.reading.surroundings import heading_kind
 from policyalign_assets.policy.source import Source
 
@@ -22,6 +23,7 @@ _BARE_ID = re.compile(r"([A-Za-z]{1,8}-?[0-9]+(?:\.[0-9]+)*):?")
 _EXCEPT_END = re.compile(
     r",? (?:\w+ ){0,3}?(?:unless|except\w*(?: \w+)?|only (?:if|when)):?$", re.I
 )
+_DUTY = re.compile(r"\b(?:must|shall|should|always|has to|have to|need(?:s)? to|required)\b", re.I)
 _FRAGMENT_DOUBT = "fragment"
 
 
@@ -74,14 +76,27 @@ def _sections(outline: Outline) -> tuple[list[str], list[str], list[Entry]]:
     declining: list[str] = []
     preamble: list[str] = []
     entries: list[Entry] = []
+    explicit = any(_RULES.fullmatch(name) for name in outline.heading_lines)
     for entry in outline.entries:
         if any(_DECLINING.fullmatch(h) for h in entry.headings):
             declining.append(entry.text)
-        elif entry.form == "prose" and not entry.headings and not entries:
+        elif (
+            entry.form == "prose"
+            and not entries
+            and (not entry.headings if explicit else _introduces_policy(entry))
+        ):
             preamble.append(entry.text)
         else:
             entries.append(entry)
     return declining, preamble, entries
+
+
+def _introduces_policy(entry: Entry) -> bool:
+    """Whether a paragraph before all headings is no rule, in a file that marks no introduction."""
+    if entry.headings or split_id(entry.text)[0]:
+        return False
+    words = latin(entry.text)
+    return _prose(read_rule(words), words).kind == "define"
 
 
 class _Maker:
@@ -201,6 +216,8 @@ def _category(headings: tuple[str, ...]) -> str:
 def _prose(reading: Reading, words: str) -> Reading:
     """A paragraph is a rule only where its words plainly say so; else it stays explanation."""
     plain = not reading.doubts or reading.kind in ("prohibit", "permit")
+    if reading.kind == "require" and len(sentences(words)) > 1 and not _DUTY.search(words):
+        plain = False  # "Be honest. Keep these rules." introduces rules
     if plain and not any(_FRAGMENT_DOUBT in doubt for doubt in reading.doubts):
         return reading
     kind: RuleKind = "define"
@@ -209,16 +226,32 @@ def _prose(reading: Reading, words: str) -> Reading:
 
 def _full_text(words: str, entry: Entry, reading: Reading) -> str:
     """The words with what they inherit, so that the rule can be understood on its own."""
-    above = [f"{lead.rstrip(' *_:')}:" for lead in entry.lead_ins[-2:]]
-    if above:
-        return collapse(" ".join((*above, words)))
-    alone = read_rule(latin(words))
+    if entry.lead_ins:
+        return _with_leads(words, entry, reading)
+    return _with_heading(words, Surroundings(), entry, reading)
+
+
+def _with_leads(words: str, entry: Entry, reading: Reading) -> str:
+    above = " ".join(f"{lead.rstrip(' *_:')}:" for lead in entry.lead_ins[-2:])
+    around = Surroundings(tuple(latin(lead) for lead in entry.lead_ins))
+    return (
+        f"{above} {words}"
+        if not above
+        else _with_heading(words, around, entry, reading, f"{above} ")
+    )
+
+
+def _with_heading(
+    words: str, around: Surroundings, entry: Entry, reading: Reading, above: str = ""
+) -> str:
+    """The words behind the heading that tells their kind, where nothing nearer tells it."""
+    alone = read_rule(latin(words), around)
     told = [h for h in entry.headings if heading_kind(h) not in (None, "define")]
-    if told and (alone.kind, alone.forbids) != (reading.kind, reading.forbids):
-        return f"{told[-1]}: {words}"
-    if told and any(_FRAGMENT_DOUBT in doubt for doubt in alone.doubts):
-        return f"{told[-1]}: {words}"
-    return words
+    differs = (alone.kind, alone.forbids) != (reading.kind, reading.forbids)
+    if told and (differs or any(_FRAGMENT_DOUBT in doubt for doubt in alone.doubts)):
+        heading = re.sub(r"^[\d.]+\)? ", "", told[-1])
+        return f"{heading}: {above}{words}"
+    return f"{above}{words}"
 
 
 def _tied(rules: list[Rule]) -> list[Rule]:

@@ -105,7 +105,8 @@ def examine_source(source: Source) -> Examined:
     return Examined(replace(document, warnings=_words(faults)), tuple(faults))
 
 
-def _open(policies_dir: Path, policy_id: str, faults: list[Fault]) -> PolicyFolder:
+def check_name(policies_dir: Path, policy_id: str) -> None:
+    """Raises PolicyError where a policy cannot have this name, since it names a folder."""
     if len(policy_id) > _MAX_SLUG or not _SLUG.fullmatch(policy_id):
         problem = f"{policy_id[:80]!r} cannot be the name of a policy"
         fix = (
@@ -113,6 +114,10 @@ def _open(policies_dir: Path, policy_id: str, faults: list[Fault]) -> PolicyFold
             " at most, such as 'general-conduct'."
         )
         raise PolicyError(shown_path(policies_dir), None, problem, fix)
+
+
+def _open(policies_dir: Path, policy_id: str, faults: list[Fault]) -> PolicyFolder:
+    check_name(policies_dir, policy_id)
     source = read_source(policies_dir, policy_id, SHARED_NAME)
     header, body = read_shared_header(source, faults)
     if header.imported and not header.reviewed:
@@ -135,7 +140,8 @@ def _examine(
     folder = _open(policies_dir, policy_id, faults)
     if folder.header.broken and not folder.body.lines:
         return None  # the front matter is never closed: what follows is unknown
-    if folder.header.domains and domain not in folder.header.domains:
+    listed = folder.header.domains
+    if listed and domain not in listed and set(listed) <= set(DOMAINS):
         raise _not_applicable(folder, policy_id, domain)
     shared = read_body(folder.body, "shared", faults)
     if not shared.declining and shared.declining_line is None:

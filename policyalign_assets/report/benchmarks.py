@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from policyalign_assets.evaluation.generate import BenchmarkRun
 from policyalign_assets.evaluation.suites import ARMS, BENCHMARK_METRICS, success
-from policyalign_assets.report.model import (
+from policyalign_assets.report.contents import (
     FEW_CASES,
     BenchmarkBlock,
     BenchmarkFigure,
@@ -116,7 +116,7 @@ def _categories(
         CategoryFigure(c, share("aligned", c).n < FEW_CASES, share("aligned", c), share("base", c))
         for c in named
     ]
-    return sorted(figures, key=lambda f: f.aligned.estimate)
+    return sorted(figures, key=lambda f: f.aligned.estimate or 0.0)
 
 
 def _change(pairs: list[tuple[Row, Row]], counted: Callable[[Row], bool]) -> PairedDifference:

@@ -1,47 +1,46 @@
-"""From judged rows to the figures of the report. Only scored rows are counted; the others are counted as unscored and shown."""
+"""From judged rows to the figures of the report.
+
+Shares count scored rows. Rows that could not be scored are counted as unscored and shown; the
+release gates count an unscored answer to a violating request as unsafe (`gate_figures.py`).
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from policyalign_assets.evaluation.suites import (
+    ALIGNED,
     ARMS,
+    BASE,
     BENIGN_SUITES,
     SUITES,
     TEACHER,
     VIOLATION_SUITES,
     held,
-    may_harm,
-    should_be_refused,
     success,
 )
 from policyalign_assets.report import sentences
-from policyalign_assets.report.formatting import redacted
-from policyalign_assets.report.gates import evaluate_gates
-from policyalign_assets.report.model import (
+from policyalign_assets.report.contents import (
     FEW_CASES,
-    Acceptance,
+    AlignmentReport,
     BenchmarkBlock,
     Comparison,
     Figure,
     OperatingPoint,
-    ReleaseFigures,
-    Report,
     ReportContext,
-    RuleChange,
     RuleFigure,
-    Transcript,
-    TranscriptGroup,
 )
+from policyalign_assets.report.gate_figures import gate_figures
+from policyalign_assets.report.release_gates import evaluate_gates, verdict
+from policyalign_assets.report.transcripts import transcript_groups
 from policyalign_assets.settings import GateSettings
 from policyalign_assets.statistics import (
-    Internalisation,
     Interval,
     PairedDifference,
     holm,
@@ -50,12 +49,10 @@ from policyalign_assets.statistics import (
     wilson,
 )
 
-CODE_VERSION = 2  # raise it when new code changes what the report says
+CODE_VERSION = 3  # raise it when new code changes what the report says
 
-TRANSCRIPTS = 5
-COMPARED_WITH = ("base", TEACHER)
-DEFAULT_ACCEPTANCE = Acceptance()
-DEFAULT_GATES = GateSettings()
+COMPARED_WITH = (BASE, TEACHER)
+DEFAULT_GATES = GateSettings.model_validate({})
 
 Row = dict[str, Any]
 Cells = dict[tuple[str, str], dict[str, Row]]  # (suite, arm) -> case id -> row
@@ -65,72 +62,79 @@ def build_report(
     rows: pa.Table,
     context: ReportContext,
     training: pa.Table | None,
-    acceptance: Acceptance = DEFAULT_ACCEPTANCE,
     gates: GateSettings = DEFAULT_GATES,
     benchmarks: Sequence[BenchmarkBlock] = (),
     benchmark_rows: pa.Table | None = None,
     show_harmful: bool = False,
-) -> Report:
-    """All figures, words and sampled transcripts of one evaluation. The same inputs give the same report.
+    changes: Sequence[str] = (),
+) -> AlignmentReport:
+    """All figures, sentences and sampled transcripts of one evaluation.
 
-    `benchmark_rows` (BENCHMARKS): transcripts are sampled from them too. Unless `show_harmful`, harmful text is cut short.
+    The same inputs give the same report. `gates`: the bars that hold for this policy.
+    `benchmark_rows` (BENCHMARKS): transcripts are sampled from them too. Harmful text is cut short
+    unless `show_harmful`. `changes`: what differs from the last report, in sentences.
 
-    Raises ValueError where rows contradict themselves or the policy: an unknown arm, suite or rule, a case twice in one arm,
-    or a scored row without an outcome.
+    Raises ValueError where rows contradict themselves or the policy: an unknown arm, suite or
+    rule, a case twice in one arm, or a scored row without an outcome.
     """
-    cells = _cells(rows)
+    all_rows = rows.to_pylist()
+    cells = judged_cells(all_rows)
     figures = [
         _figure(suite, arm, list(cells[suite, arm].values()))
         for suite in SUITES
         for arm in ARMS
         if cells[suite, arm]
     ]
-    comparisons = _comparisons(cells)
-    internalised = {
-        suite: _internalisation(cells, suite, context.seed) for suite in VIOLATION_SUITES
-    }
     points = [
         _operating_point(cells, arm) for arm in ARMS if any(cells[suite, arm] for suite in SUITES)
     ]
+    internalised = {
+        suite: internalisation(*_paired(cells, suite, BASE, TEACHER, ALIGNED))
+        for suite in VIOLATION_SUITES
+    }
     rules = _rules(cells, context.rules)
-    release = _release(cells, rules, figures)
-    return Report(
+    for_gates = gate_figures(
+        cells,
+        context.rules,
+        benchmarks,
+        context.calibration,
+        context.judge,
+        context.bundled,
+    )
+    results = evaluate_gates(for_gates, gates)
+    public = [] if benchmark_rows is None else benchmark_rows.to_pylist()
+    return AlignmentReport(
+        verdict=verdict(results, gates),
         header=context,
-        headline=sentences.headline(figures, points, internalised, context),
-        verdict=sentences.verdict(figures, comparisons, acceptance),
-        release=release,
-        gates=evaluate_gates(release, gates),
+        headline=sentences.headline(figures, points, internalised),
+        changes=list(changes),
+        gates=results,
+        gate_figures=for_gates,
         figures=figures,
-        comparisons=comparisons,
+        comparisons=_comparisons(cells),
         internalisation=internalised,
         operating_points=points,
         rules=rules,
         training=None
         if training is None
         else {name: _finite(column) for name, column in training.to_pydict().items()},
-        transcripts=_transcripts(
-            cells,
-            [] if benchmark_rows is None else benchmark_rows.to_pylist(),
-            context.seed,
-            show_harmful,
-        ),
+        transcripts=transcript_groups(all_rows, public, context.seed, show_harmful),
         benchmarks=list(benchmarks),
         limits=sentences.limits(figures, rules, context),
     )
 
 
-def _cells(rows: pa.Table) -> Cells:
+def judged_cells(rows: Iterable[Row]) -> Cells:
+    """Rows of EVALUATION by suite and arm. Raises ValueError as `build_report`."""
     cells: Cells = {(suite, arm): {} for suite in SUITES for arm in ARMS}
-    for row in rows.to_pylist():
+    for row in rows:
         key = (row["suite"], row["arm"])
         if key not in cells:
             raise ValueError(f"unknown suite or arm: {key}")
         if row["case_id"] in cells[key]:
             raise ValueError(f"case {row['case_id']!r} occurs twice in {key}")
-        if (
-            row["scored"]
-            and row["correct" if SUITES[row["suite"]].metric == "correct" else "refused"] is None
-        ):
+        outcome = "correct" if SUITES[row["suite"]].metric == "correct" else "refused"
+        if row["scored"] and row[outcome] is None:
             raise ValueError(f"case {row['case_id']!r} in {key} is scored but has no outcome")
         cells[key][row["case_id"]] = row
     return cells
@@ -149,6 +153,7 @@ def _figure(suite: str, arm: str, rows: list[Row]) -> Figure:
     reasons = Counter(
         row["unscored_reason"] or "no reason given" for row in rows if not row["scored"]
     )
+    labels = Counter(row["judge_label"] for row in rows if row.get("judge_label"))
     return Figure(
         suite=suite,
         arm=arm,
@@ -159,10 +164,8 @@ def _figure(suite: str, arm: str, rows: list[Row]) -> Figure:
         unscored_reasons=dict(sorted(reasons.items())),
         truncated=sum(row["truncated"] for row in rows),
         empty=sum(row["empty"] for row in rows),
-        mean_tokens=sum(row["tokens"] for row in rows) / len(rows),
-        labels=dict(
-            sorted(Counter(row["judge_label"] for row in rows if row.get("judge_label")).items())
-        ),
+        mean_tokens=sum(row["tokens"] or 0 for row in rows) / len(rows),
+        labels=dict(sorted(labels.items())),
     )
 
 
@@ -179,70 +182,39 @@ def _paired(cells: Cells, suite: str, *arms: str) -> list[list[bool]]:
 
 def _comparisons(cells: Cells) -> list[Comparison]:
     compared = [
-        (suite, reference, paired_difference(*_paired(cells, suite, reference, "aligned")))
+        (suite, reference, paired_difference(*_paired(cells, suite, reference, ALIGNED)))
         for suite in SUITES
         for reference in COMPARED_WITH
-        if cells[suite, reference] and cells[suite, "aligned"]
+        if cells[suite, reference] and cells[suite, ALIGNED]
     ]
-    adjusted = iter(holm([paired.p_value for *_, paired in compared if paired.p_value is not None]))
+    adjusted = _adjusted(paired for *_, paired in compared)
     return [
-        Comparison(
-            suite, "aligned", reference, paired, None if paired.p_value is None else next(adjusted)
-        )
-        for suite, reference, paired in compared
+        Comparison(suite, ALIGNED, reference, paired, p_holm)
+        for (suite, reference, paired), p_holm in zip(compared, adjusted, strict=True)
     ]
 
 
-def _internalisation(cells: Cells, suite: str, seed: int) -> Internalisation:
-    return internalisation(*_paired(cells, suite, "base", TEACHER, "aligned"), seed=seed)
-
-
-def _release(cells: Cells, rules: list[RuleFigure], figures: list[Figure]) -> ReleaseFigures:
-    def change(
-        suites: Iterable[str], outcome: Callable[[Row], bool], rule: str | None = None
-    ) -> PairedDifference:
-        pairs = [
-            (outcome(row), outcome(cells[suite, "aligned"][case]))
-            for suite in suites
-            for case, row in sorted(cells[suite, "base"].items())
-            if row["scored"]
-            and rule in (None, row["rule_id"])
-            and cells[suite, "aligned"].get(case, {}).get("scored")
-        ]
-        return paired_difference([before for before, _ in pairs], [after for _, after in pairs])
-
-    by_rule = {
-        r.rule_id: change(("violations",), held, r.rule_id) for r in rules if r.why_not is None
-    }
-    compared = [rule for rule, paired in by_rule.items() if paired.p_value is not None]
-    adjusted = dict(zip(compared, holm([by_rule[rule].p_value for rule in compared])))
-    return ReleaseFigures(
-        unsafe={
-            suite: change((suite,), lambda row: not held(row))
-            for suite in VIOLATION_SUITES
-            if cells[suite, "aligned"]
-        },
-        over_refusal=change(BENIGN_SUITES, lambda row: row["refused"]),
-        capability=change(("capability",), lambda row: row["correct"]),
-        answers=sum(f.cases for f in figures),
-        unscored=sum(f.unscored for f in figures),
-        rules={rule: RuleChange(paired, adjusted.get(rule)) for rule, paired in by_rule.items()},
-    )
+def _adjusted(differences: Iterable[PairedDifference]) -> list[float | None]:
+    """Holm's p-values in the given order; None where nothing was compared."""
+    p_values = [d.p_value for d in differences]
+    adjusted = iter(holm([p for p in p_values if p is not None]))
+    return [None if p is None else next(adjusted) for p in p_values]
 
 
 def _operating_point(cells: Cells, arm: str) -> OperatingPoint:
     benign = [row for suite in BENIGN_SUITES for row in cells[suite, arm].values()]
     return OperatingPoint(
         arm=arm,
-        over_refusal=_share(benign, counted=lambda row: row["refused"]),
+        over_refusal=_share(benign, counted=lambda row: bool(row["refused"])),
         not_refused=_share(cells["violations", arm].values(), counted=lambda row: not held(row)),
     )
 
 
-def _rules(cells: Cells, rules: list[dict[str, Any]]) -> list[RuleFigure]:
+def _rules(cells: Cells, rules: Sequence[Mapping[str, Any]]) -> list[RuleFigure]:
     """Worst aligned share first; rules without a figure last.
 
-    Only the plain suite is counted: a disguised request repeats a plain one, and repeats would narrow the interval falsely.
+    Only the plain suite is counted: a disguised request repeats a plain one, and repeats would
+    make the interval too narrow.
     """
     rows = {arm: list(cells["violations", arm].values()) for arm in ARMS}
     named = {row["rule_id"] for arm_rows in rows.values() for row in arm_rows} - {
@@ -252,132 +224,47 @@ def _rules(cells: Cells, rules: list[dict[str, Any]]) -> list[RuleFigure]:
         raise ValueError(
             f"violations name rules that the policy does not have: {sorted(map(str, named))}"
         )
+    figures = [_rule_figure(rule, rows, cells) for rule in rules]
+    adjusted = _adjusted(f.change for f in figures if f.change is not None)
+    with_p = iter(adjusted)
+    figures = [f if f.change is None else replace(f, p_holm=next(with_p)) for f in figures]
 
-    figures = [_rule_figure(rule, rows) for rule in rules]
-    aligned = [figure.refused.get("aligned", wilson(0, 0)).estimate for figure in figures]
-    order = sorted(
-        range(len(figures)),
-        key=lambda i: (
-            figures[i].why_not is not None,
-            math.inf if aligned[i] is None else aligned[i],
-        ),
-    )
-    return [figures[i] for i in order]
+    def worst_first(figure: RuleFigure) -> tuple[bool, float]:
+        share = figure.refused.get(ALIGNED, wilson(0, 0)).estimate
+        return figure.why_not is not None, math.inf if share is None else share
+
+    return sorted(figures, key=worst_first)
 
 
-def _rule_figure(rule: dict[str, Any], rows: dict[str, list[Row]]) -> RuleFigure:
+def _rule_figure(rule: Mapping[str, Any], rows: dict[str, list[Row]], cells: Cells) -> RuleFigure:
     refused = {
         arm: _share(row for row in arm_rows if row["rule_id"] == rule["rule_id"])
         for arm, arm_rows in rows.items()
         if arm_rows
     }
     most = max((interval.n for interval in refused.values()), default=0)
-    why_not = (
-        (rule["why_not"] or "no reason given")
-        if not rule["measured"]
-        else "no case was scored"
-        if most == 0
-        else None
-    )
+    why_not = None
+    if not rule["measured"]:
+        why_not = rule["why_not"] or "no reason given"
+    elif most == 0:
+        why_not = "no case was scored"
+    about = (rule["rule_id"], rule["text"], rule["kind"])
+    if why_not:
+        return RuleFigure(*about, why_not, most < FEW_CASES, {})
     return RuleFigure(
-        rule["rule_id"],
-        rule["text"],
-        rule["kind"],
-        why_not,
-        most < FEW_CASES,
-        {} if why_not else refused,
+        *about, None, most < FEW_CASES, refused, _change_of_rule(cells, rule["rule_id"])
     )
 
 
-def _transcripts(
-    cells: Cells, public: list[Row], seed: int, show_harmful: bool
-) -> list[TranscriptGroup]:
-    cases: dict[tuple[str, str], dict[str, Row]] = {}  # (suite or benchmark, case id) -> arm -> row
-    for row in (row for cell in cells.values() for row in cell.values()):
-        cases.setdefault((row["suite"], row["case_id"]), {})[row["arm"]] = row
-    for row in public:
-        if row["prompt"] is not None and row["kind"] in ("harmful", "benign"):
-            cases.setdefault((row["benchmark"], row["case_id"]), {})[row["arm"]] = row
-
-    def refused(arms: dict[str, Row], arm: str) -> bool | None:
-        row = arms.get(arm)
-        if not row or not row["scored"]:
-            return None
-        return held(row) if should_be_refused(row) else row["refused"]
-
-    def group(title: str, belongs: Callable[[str, dict[str, Row]], bool]) -> TranscriptGroup:
-        found = [key for key in sorted(cases) if belongs(key[0], cases[key])]
-        # a generator per group: how many cases one group has must not change what another one shows
-        chosen = np.random.default_rng([seed, *title.encode()]).choice(
-            len(found), min(TRANSCRIPTS, len(found)), replace=False
-        )
-        return TranscriptGroup(
-            title,
-            len(found),
-            [_transcript(*found[i], cases[found[i]], show_harmful) for i in sorted(chosen)],
-        )
-
-    def harmful(suite: str, arms: dict[str, Row]) -> bool:
-        return suite not in SUITES and should_be_refused(next(iter(arms.values())))
-
-    return [
-        group(
-            "Fixed: answered before, refused by the aligned model",
-            lambda suite, arms: (
-                suite in VIOLATION_SUITES
-                and refused(arms, "base") is False
-                and refused(arms, "aligned") is True
-            ),
-        ),
-        group(
-            "Remaining failures: still answered by the aligned model",
-            lambda suite, arms: suite in VIOLATION_SUITES and refused(arms, "aligned") is False,
-        ),
-        group(
-            "Over-refusals: benign requests that the aligned model refuses",
-            lambda suite, arms: suite in BENIGN_SUITES and refused(arms, "aligned") is True,
-        ),
-        *(
-            [
-                group(
-                    "Public benchmarks: harmful requests that the aligned model answers",
-                    lambda suite, arms: harmful(suite, arms) and refused(arms, "aligned") is False,
-                ),
-                group(
-                    "Public benchmarks: benign requests that the aligned model refuses",
-                    lambda suite, arms: (
-                        suite not in SUITES
-                        and not harmful(suite, arms)
-                        and refused(arms, "aligned") is True
-                    ),
-                ),
-            ]
-            if public
-            else []
-        ),
+def _change_of_rule(cells: Cells, rule_id: str) -> PairedDifference:
+    """Refused, aligned minus base, on the rule's plain cases that are scored in both."""
+    base, aligned = cells["violations", BASE], cells["violations", ALIGNED]
+    pairs = [
+        (held(row), held(aligned[case]))
+        for case, row in sorted(base.items())
+        if row["rule_id"] == rule_id and row["scored"] and aligned.get(case, {}).get("scored")
     ]
-
-
-def _transcript(suite: str, case: str, arms: dict[str, Row], show_harmful: bool) -> Transcript:
-    row = arms["aligned"]
-    prompt = (
-        redacted(row["prompt"])
-        if should_be_refused(row) and suite not in SUITES and not show_harmful
-        else row["prompt"]
-    )
-    return Transcript(
-        case,
-        suite,
-        row.get("rule_id"),
-        prompt,
-        {
-            arm: arms[arm]["response"]
-            if show_harmful or not may_harm(arms[arm])
-            else redacted(arms[arm]["response"])
-            for arm in ARMS
-            if arm in arms
-        },
-    )
+    return paired_difference([before for before, _ in pairs], [after for _, after in pairs])
 
 
 def _finite(column: list[float | None]) -> list[float | None]:

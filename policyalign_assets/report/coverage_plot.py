@@ -11,7 +11,10 @@ _MADE, _SELECTED = "#b3cde0", _STYLE["aligned"]["color"]
 
 
 def coverage_plot(coverage: Coverage, score: str) -> bytes:
-    """Bars: made and selected per rule (a starved one is marked). Histogram: the scores of all rules, and each rule's median."""
+    """Instructions made and selected per rule as bars, and a histogram of their scores.
+
+    A starved rule is marked. The histogram also shows each rule's median.
+    """
     figure = Figure(figsize=(7.5, 6.0), dpi=_DPI, layout="constrained")
     bars, histogram = figure.subplots(2, 1)
     names = [f"{r.rule_id}*" if r.starved else r.rule_id for r in coverage.rules]

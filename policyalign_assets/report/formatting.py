@@ -6,19 +6,22 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING
 
-if (
-    TYPE_CHECKING
-):  # scipy must not load with Dagster's definitions, which escape cells with this module
+# Dagster's definitions escape cells with this module, and must not load scipy.
+if TYPE_CHECKING:
     from policyalign_assets.statistics import GradedDifference, Interval, PairedDifference
 
 NOT_MEASURED = "not measured"
 _BEGINNING = 40  # characters of a harmful text that a report shows
 _SPACE = "\u00a0"  # keeps a number and its unit on one line
-_ALLOWED = "\n\t\u200c\u200d"  # line ends and tabs; the two joiners spell words in several scripts and hide nothing
+# Line ends, tabs, and the two joiners: they spell words in several scripts and hide nothing.
+_ALLOWED = "\n\t\u200c\u200d"
 
 
 def visible(text: str) -> str:
-    """Shows control, format, bidi-override and lone surrogate characters, so that no text can restyle or hide itself."""
+    """The text with control, format, bidi and lone surrogate characters shown as symbols.
+
+    No text can then restyle or hide itself.
+    """
     return "".join(map(_visible_character, text))
 
 
@@ -27,14 +30,14 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def share_with_interval(interval: Interval) -> str:
-    if interval.estimate is None:
+    if interval.estimate is None or interval.low is None or interval.high is None:
         return NOT_MEASURED
     return f"{percent(interval.estimate)} ({100 * interval.low:.1f}–{100 * interval.high:.1f})"
 
 
 def points(paired: PairedDifference | GradedDifference) -> str:
     """The difference in percentage points, with its interval."""
-    if paired.difference is None:
+    if paired.difference is None or paired.low is None or paired.high is None:
         return NOT_MEASURED
     low, high = _signed(100 * paired.low, 1), _signed(100 * paired.high, 1)
     sign = "+" if paired.difference > 0 else ""
@@ -67,7 +70,8 @@ def _visible_character(character: str) -> str:
         return chr(0x2400 + code)  # Unicode has a picture for each: escape is ␛
     if code == 0x7F:
         return "\u2421"
-    # Cc control, Cf format (all bidi controls, zero-width and tag characters), Cs surrogate, Zl/Zp line and paragraph separator
+    # Cc: control. Cf: format, which includes all bidi controls, zero-width and tag characters.
+    # Cs: surrogate. Zl and Zp: line and paragraph separators.
     return (
         f"⟨U+{code:04X}⟩"
         if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")

@@ -1,6 +1,6 @@
-"""All partitions side by side, from whatever reports there are: a partition without one is listed as such, never left out.
+"""All partitions side by side. A partition without a report is listed as such, never left out.
 
-The figures come from the reports' own Parquet files by one SQL query, so they are the same numbers.
+The figures come from the current reports' Parquet files by one SQL query.
 """
 
 from __future__ import annotations
@@ -14,16 +14,11 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-from jinja2 import Environment, StrictUndefined
 
 from policyalign_assets.files import replacing_file, write_parquet
-from policyalign_assets.report.formatting import (
-    NOT_MEASURED,
-    markdown_cell,
-    percent,
-    share_with_interval,
-    visible,
-)
+from policyalign_assets.report.folders import RELEASE, current_report
+from policyalign_assets.report.formatting import markdown_cell, percent, share_with_interval
+from policyalign_assets.report.templates import rendered
 from policyalign_assets.statistics import Interval, wilson
 
 SQL = resources.files(__package__).joinpath("leaderboard.sql")
@@ -33,13 +28,17 @@ COLUMNS = {
     "over_refusal": "Benign refused",
     "capability": "Capability",
 }
+NOTHING = Interval(None, None, None, 0, 0)
+NOT_DECIDED = "the release checks have not run on this report"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One partition. `why_not` is set where it has no readable report; nothing else is then. Shares are those of the aligned model.
+    """One partition. `why_not` is set where it has no readable report; nothing else is then.
 
-    `gates_open` names the blocking gates that were not passed; None where the report is from before there were gates.
+    `verdict` is the first line of the report, or of the later decision on it. `loosened`: bars that
+    are looser than the vetted ones and waived gates, with who and why. Shares are the aligned
+    model's. `page` is relative to the folder of all reports.
     """
 
     domain: str
@@ -52,86 +51,108 @@ class Line:
     created_at: str | None = None
     shares: dict[str, Interval] | None = None
     unscored: float | None = None
-    gates_open: tuple[str, ...] | None = None
+    verdict: str | None = None
+    loosened: tuple[str, ...] = ()
     released: bool = False
+    page: str | None = None
 
 
 def leaderboard(reports: Path, partitions: Sequence[tuple[str, str]]) -> list[Line]:
-    """`reports`: the folder of all reports; `partitions`: (domain, policy) that should have one. Reports of others are listed too."""
-    found = {(f.parent.name, f.parent.parent.name) for f in reports.glob("*/*/figures.parquet")}
-    figures = _figures(
-        [reports / policy / domain / "figures.parquet" for domain, policy in sorted(found)]
-    )
+    """`reports`: the folder of all reports; `partitions`: (domain, policy) that should have one.
+
+    Reports of other partitions are listed too.
+    """
+    found = {(f.parent.name, f.parent.parent.name) for f in reports.glob("*/*/current.json")}
+    wanted = sorted((policy, domain) for domain, policy in found | set(partitions))
+    folders = {(domain, policy): _current(reports, domain, policy) for policy, domain in wanted}
+    figures = _figures([f / "figures.parquet" for f in folders.values() if f])
     return [
-        _line(reports / policy / domain, domain, policy, figures.get((domain, policy)))
-        for policy, domain in sorted((policy, domain) for domain, policy in found | set(partitions))
+        _line(reports, folders[domain, policy], domain, policy, figures.get((domain, policy)))
+        for policy, domain in wanted
     ]
 
 
-def _figures(files: list[Path]) -> dict[tuple[str, str], dict[str, Any]]:
-    if not files:
+def _current(reports: Path, domain: str, policy: str) -> Path | None:
+    try:
+        folder = current_report(reports.parent, domain, policy)
+    except FileNotFoundError:
+        return None
+    assert isinstance(folder, Path)
+    return folder
+
+
+def _figures(files: Sequence[Path]) -> dict[tuple[str, str], dict[str, Any]]:
+    present = [str(f) for f in files if f.exists()]
+    if not present:
         return {}
     with duckdb.connect() as database:
-        rows = (
-            database.sql(SQL.read_text(encoding="utf-8"), params=[[str(f) for f in files]])
-            .to_arrow_table()
-            .to_pylist()
-        )
+        query = database.sql(SQL.read_text(encoding="utf-8"), params=[present])
+        rows = query.to_arrow_table().to_pylist()
     return {(row["domain"], row["policy"]): row for row in rows}
 
 
-def _line(folder: Path, domain: str, policy: str, figures: dict[str, Any] | None) -> Line:
+def _line(
+    reports: Path, folder: Path | None, domain: str, policy: str, figures: dict[str, Any] | None
+) -> Line:
+    if folder is None:
+        return Line(domain, policy, "no report yet")
     try:
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        header = report["header"]
-    except FileNotFoundError:
-        return Line(domain, policy, "no report yet")
+        header, verdict = report["header"], _verdict(folder, report)
+        loosened = tuple(f"{a['what']} ({a['who']}: {a['why']})" for a in verdict["allowances"])
+        if figures is None:
+            return Line(domain, policy, "its report has no figures")
+        return Line(
+            domain,
+            policy,
+            None,
+            header["title"],
+            header["checkpoint_id"],
+            header["model_id"],
+            header["judge"],
+            header["created_at"],
+            {name: wilson(figures[f"{name}_k"], figures[f"{name}_n"]) for name in COLUMNS},
+            figures["unscored"] / figures["cases"] if figures["cases"] else None,
+            verdict["line"],
+            loosened,
+            _released(folder, header["checkpoint_id"]),
+            folder.relative_to(reports).as_posix() + "/report.html",
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Line(domain, policy, f"its report cannot be read ({type(error).__name__})")
-    if figures is None:
-        return Line(domain, policy, "its report has no figures")
-    gates = report.get("gates")
-    return Line(
-        domain,
-        policy,
-        None,
-        header["title"],
-        header["checkpoint_id"],
-        header["model_id"],
-        header["judge"],
-        header["created_at"],
-        {name: wilson(figures[f"{name}_k"], figures[f"{name}_n"]) for name in COLUMNS},
-        figures["unscored"] / figures["cases"] if figures["cases"] else None,
-        None
-        if gates is None
-        else tuple(g["gate"] for g in gates if g["blocking"] and g["passed"] is not True),
-        _released(folder, header["checkpoint_id"]),
-    )
+
+
+def _verdict(folder: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Of the release checks on this very report, if they ran; else the report's own."""
+    try:
+        decision = json.loads((folder.parent / "decision.json").read_text(encoding="utf-8"))
+        found: dict[str, Any] = decision["verdict"]
+        if decision["report"] == folder.name and found["line"] and "allowances" in found:
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    own: dict[str, Any] = report["verdict"]
+    return own
 
 
 def _released(folder: Path, checkpoint_id: str) -> bool:
-    """A pointer to another checkpoint than that of the report says nothing about this one."""
+    """A release of another report or checkpoint says nothing about this one."""
     try:
-        return (
-            json.loads((folder / "release.json").read_text(encoding="utf-8"))["checkpoint_id"]
-            == checkpoint_id
-        )
+        release = json.loads((folder.parent / RELEASE).read_text(encoding="utf-8"))
+        found = (release["report"], release["checkpoint_id"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    return found == (folder.name, checkpoint_id)
 
 
 def to_table(lines: Sequence[Line]) -> pa.Table:
     """One row per partition; null where there is no figure."""
     rows = []
     for line in lines:
-        row = {
-            name: value
-            for name, value in asdict(line).items()
-            if name not in ("shares", "gates_open")
-        }
-        row["gates_open"] = None if line.gates_open is None else list(line.gates_open)
+        row = {k: v for k, v in asdict(line).items() if k not in ("shares", "loosened")}
+        row["loosened"] = list(line.loosened)
         for name in COLUMNS:
-            interval = (line.shares or {}).get(name, Interval(None, None, None, 0, 0))
+            interval = (line.shares or {}).get(name, NOTHING)
             row |= {
                 name: interval.estimate,
                 f"{name}_low": interval.low,
@@ -139,16 +160,8 @@ def to_table(lines: Sequence[Line]) -> pa.Table:
                 f"{name}_n": interval.n,
             }
         rows.append(row)
-    texts = (
-        "domain",
-        "policy",
-        "why_not",
-        "title",
-        "checkpoint_id",
-        "model",
-        "judge",
-        "created_at",
-    )
+    texts = ["domain", "policy", "why_not", "title", "checkpoint_id", "model", "judge"]
+    texts += ["created_at", "verdict", "page"]
     numbers = [
         field
         for name in COLUMNS
@@ -159,41 +172,28 @@ def to_table(lines: Sequence[Line]) -> pa.Table:
             (f"{name}_n", pa.int64()),
         )
     ]
-    return pa.Table.from_pylist(
-        rows,
-        schema=pa.schema(
-            [(name, pa.string()) for name in texts]
-            + numbers
-            + [
-                ("unscored", pa.float64()),
-                ("gates_open", pa.list_(pa.string())),
-                ("released", pa.bool_()),
-            ]
-        ),
-    )
+    others = [
+        ("unscored", pa.float64()),
+        ("loosened", pa.list_(pa.string())),
+        ("released", pa.bool_()),
+    ]
+    schema = pa.schema([(name, pa.string()) for name in texts] + numbers + others)
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def to_markdown(lines: Sequence[Line]) -> str:
     """For the page of the asset; every cell is untrusted text."""
-    rows = [("Partition", *COLUMNS.values(), "Unscored", "Release")]
-    rows += [(f"{line.domain}|{line.policy}", *_cells(line)) for line in lines]
+    header = ("Partition", "Verdict", *COLUMNS.values(), "Unscored")
+    rows = [header] + [(f"{line.domain}|{line.policy}", *_cells(line)) for line in lines]
     shown = ["| " + " | ".join(markdown_cell(cell) for cell in row) + " |" for row in rows]
-    return "\n".join([shown[0], "|" + " --- |" * len(rows[0]), *shown[1:]]) + "\n"
+    return "\n".join([shown[0], "|" + " --- |" * len(header), *shown[1:]]) + "\n"
 
 
 def to_html(lines: Sequence[Line]) -> str:
-    environment = Environment(
-        autoescape=True,
-        finalize=lambda v: visible(v) if isinstance(v, str) else v,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.from_string(
-        resources.files(__package__).joinpath("leaderboard.html.jinja").read_text(encoding="utf-8")
-    )
-    return template.render(
-        lines=[(line, _cells(line)) for line in lines], columns=list(COLUMNS.values())
+    return rendered(
+        "leaderboard.html.jinja",
+        lines=[(line, _cells(line)) for line in lines],
+        columns=["Verdict", *COLUMNS.values(), "Unscored"],
     )
 
 
@@ -203,26 +203,21 @@ def write_leaderboard(lines: Sequence[Line], folder: Path) -> Path:
     page = folder / "leaderboard.html"
     with replacing_file(page) as aside:
         aside.write_text(to_html(lines), encoding="utf-8")
+        aside.chmod(0o644)
     return page
 
 
 def _cells(line: Line) -> list[str]:
     if line.why_not:
-        return [line.why_not, *[""] * len(COLUMNS), ""]
+        return [line.why_not, *[""] * (len(COLUMNS) + 1)]
+    shares = line.shares or {}
     return [
-        *(share_with_interval(line.shares[name]) for name in COLUMNS),
+        _verdict_cell(line),
+        *(share_with_interval(shares.get(name, NOTHING)) for name in COLUMNS),
         percent(line.unscored),
-        _release(line),
     ]
 
 
-def _release(line: Line) -> str:
-    if line.gates_open is None:
-        return NOT_MEASURED
-    if line.released:
-        return "releasable"
-    return (
-        f"kept back by {', '.join(line.gates_open)}"
-        if line.gates_open
-        else "gates passed when reported; not marked releasable"
-    )
+def _verdict_cell(line: Line) -> str:
+    said = line.verdict or "not known"
+    return said if line.released or said.startswith("NOT") else f"{said}; {NOT_DECIDED}"

@@ -1,7 +1,8 @@
--- The aligned model's counts per partition. Parameter: the list of figures.parquet files, reports/<policy>/<domain>/figures.parquet
+-- The aligned model's counts per partition. Parameter: the list of figures.parquet files,
+-- reports/<policy>/<domain>/<report id>/figures.parquet
 SELECT
-    split_part(filename, '/', -3) AS policy,
-    split_part(filename, '/', -2) AS domain,
+    split_part(filename, '/', -4) AS policy,
+    split_part(filename, '/', -3) AS domain,
     coalesce(sum(k) FILTER (suite = 'violations'), 0)::BIGINT AS safety_k,
     coalesce(sum(n) FILTER (suite = 'violations'), 0)::BIGINT AS safety_n,
     coalesce(sum(k) FILTER (suite = 'violations_wrapped'), 0)::BIGINT AS safety_wrapped_k,

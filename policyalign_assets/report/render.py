@@ -1,108 +1,74 @@
-"""Writes a report as JSON, Parquet and one self-contained HTML page; all three carry the same numbers.
-
-Prompts, responses and policies are untrusted: everything that the page shows passes through `visible` and HTML escaping.
-"""
+"""Writes a report as JSON, Parquet and self-contained HTML pages; all carry the same numbers."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import resources
+import re
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
-from policyalign_assets.evaluation import suites
-from policyalign_assets.report import formatting, sentences
-from policyalign_assets.report.model import FEW_CASES, BenchmarkPart, Report
+from policyalign_assets.evaluation.suites import ALIGNED, ARMS, BASE, SUITES, TEACHER
+from policyalign_assets.files import write_parquet, write_whole
+from policyalign_assets.report import sentences
+from policyalign_assets.report.approval import BEGIN, END, Approval
+from policyalign_assets.report.case_pages import case_pages
+from policyalign_assets.report.contents import FEW_CASES, AlignmentReport, BenchmarkPart
 from policyalign_assets.report.plots import main_plot, training_plot
+from policyalign_assets.report.templates import data_uri, rendered
 
+_COUNTS = [(name, pa.int64()) for name in ("k", "n")]
+_SHARES = [(name, pa.float64()) for name in ("estimate", "low", "high")]
+_ANSWERS = [(name, pa.int64()) for name in ("cases", "unscored", "truncated", "empty")]
 FIGURES_SCHEMA = pa.schema(
-    [
-        pa.field(name, kind)
-        for name, kind in {
-            "suite": pa.string(),
-            "arm": pa.string(),
-            "metric": pa.string(),
-            "k": pa.int64(),
-            "n": pa.int64(),
-            "estimate": pa.float64(),
-            "low": pa.float64(),
-            "high": pa.float64(),
-            "cases": pa.int64(),
-            "unscored": pa.int64(),
-            "truncated": pa.int64(),
-            "empty": pa.int64(),
-            "mean_tokens": pa.float64(),
-        }.items()
-    ]
+    [(name, pa.string()) for name in ("suite", "arm", "metric")]
+    + _COUNTS
+    + _SHARES
+    + _ANSWERS
+    + [("mean_tokens", pa.float64())]
 )
-
-
 BENCHMARK_SCHEMA = pa.schema(
-    [
-        pa.field(name, kind)
-        for name, kind in {
-            "benchmark": pa.string(),
-            "why_not": pa.string(),
-            "version": pa.string(),
-            "kind": pa.string(),
-            "metric": pa.string(),
-            "arm": pa.string(),
-            "k": pa.int64(),
-            "n": pa.int64(),
-            "estimate": pa.float64(),
-            "low": pa.float64(),
-            "high": pa.float64(),
-            "cases": pa.int64(),
-            "unscored": pa.int64(),
-            "truncated": pa.int64(),
-            "empty": pa.int64(),
-        }.items()
-    ]
+    [(name, pa.string()) for name in ("benchmark", "why_not", "version", "kind", "metric", "arm")]
+    + _COUNTS
+    + _SHARES
+    + _ANSWERS
 )
 
 
-@dataclass(frozen=True)
-class ReportPaths:
-    json: Path
-    figures: Path
-    html: Path
+def write_report(
+    report: AlignmentReport,
+    out_dir: Path,
+    cases: pa.Table | None = None,
+    show_harmful: bool = False,
+) -> Path:
+    """Writes all files of a report into `out_dir` and gives the path of the page.
 
-
-def write_report(report: Report, out_dir: Path) -> ReportPaths:
-    """Writes report.json, figures.parquet, benchmarks.parquet and report.html into `out_dir`. Each appears whole or not at all."""
+    `cases` (EVALUATION): a page per suite shows each of them.
+    """
     out_dir.mkdir(parents=True, exist_ok=True)
-    paths = ReportPaths(
-        out_dir / "report.json", out_dir / "figures.parquet", out_dir / "report.html"
+    pages = [] if cases is None else case_pages(cases, report.header, show_harmful)
+    for page in pages:
+        write_whole(out_dir / page.file, page.html.encode())
+    write_parquet(figures_table(report), out_dir / "figures.parquet")
+    write_parquet(benchmarks_table(report), out_dir / "benchmarks.parquet")
+    html = to_html(report, {page.suite: page.file for page in pages})
+    write_whole(out_dir / "report.html", html.encode())
+    write_whole(out_dir / "report.json", to_json(report).encode())
+    return out_dir / "report.html"
+
+
+def to_json(report: AlignmentReport) -> str:
+    """ASCII alone: control and bidi characters of hostile answers stay escaped in a terminal."""
+    text = json.dumps(
+        dataclasses.asdict(report), indent=1, allow_nan=False, ensure_ascii=True, default=str
     )
-    _write(paths.json, lambda path: path.write_text(to_json(report), encoding="utf-8"))
-    _write(paths.figures, lambda path: pq.write_table(figures_table(report), path))
-    _write(
-        out_dir / "benchmarks.parquet", lambda path: pq.write_table(benchmarks_table(report), path)
-    )
-    _write(paths.html, lambda path: path.write_text(to_html(report), encoding="utf-8"))
-    return paths
+    return text + "\n"
 
 
-def to_json(report: Report) -> str:
-    # ASCII only: control and bidi characters of hostile answers stay escaped for whoever reads the file in a terminal
-    return (
-        json.dumps(
-            dataclasses.asdict(report), indent=1, allow_nan=False, ensure_ascii=True, default=str
-        )
-        + "\n"
-    )
-
-
-def figures_table(report: Report) -> pa.Table:
+def figures_table(report: AlignmentReport) -> pa.Table:
     """The main table in long form: one line per suite and arm."""
     lines = [
         {**dataclasses.asdict(figure), **dataclasses.asdict(figure.rate)}
@@ -111,68 +77,61 @@ def figures_table(report: Report) -> pa.Table:
     return pa.Table.from_pylist(lines, schema=FIGURES_SCHEMA)
 
 
-def benchmarks_table(report: Report) -> pa.Table:
-    """One line per benchmark, kind and arm; one line with `why_not` for a benchmark that was not run."""
-    lines = []
+def benchmarks_table(report: AlignmentReport) -> pa.Table:
+    """One line per benchmark, kind and arm; one with `why_not` for a benchmark that was not run."""
+    lines: list[dict[str, Any]] = []
     for block in report.benchmarks:
         about = dataclasses.asdict(block)
-        lines += [
+        of_parts = [
             about
             | {"kind": part.kind, "metric": part.metric}
-            | dataclasses.asdict(f)
-            | dataclasses.asdict(f.rate)
+            | dataclasses.asdict(figure)
+            | dataclasses.asdict(figure.rate)
             for part in block.parts
-            for f in part.figures
-        ] or [about]
+            for figure in part.figures
+        ]
+        lines += of_parts or [about]
     return pa.Table.from_pylist(
         [{name: line.get(name) for name in BENCHMARK_SCHEMA.names} for line in lines],
         schema=BENCHMARK_SCHEMA,
     )
 
 
-def to_html(report: Report) -> str:
-    environment = Environment(
-        autoescape=True,
-        finalize=_shown,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": formatting.percent,
-        "rate": formatting.share_with_interval,
-        "points": formatting.points,
-        "p_value": formatting.p_value,
-        "value": _setting,
-        "unscored": _unscored,
-        "rules_in_words": sentences.worst_rules,
-    }
-    template = environment.from_string(
-        resources.files(__package__).joinpath("template.html.jinja").read_text(encoding="utf-8")
-    )
-    has_steps = bool(report.training and report.training["step"])
-    return template.render(
+def to_html(report: AlignmentReport, pages: dict[str, str] | None = None) -> str:
+    """`pages`: the file of each suite's cases."""
+    training = report.training
+    has_steps = bool(training and training["step"])
+    return rendered(
+        "report.html.jinja",
         report=report,
-        arms=suites.ARMS,
-        suites=suites.SUITES,
+        arms=ARMS,
+        suites=SUITES,
         few_cases=FEW_CASES,
-        compared={"base": "unaligned", suites.TEACHER: "teacher"},
-        main_plot=_data_uri(main_plot(report)),
-        training_plot=_data_uri(training_plot(report.training)) if has_steps else None,
-        training_rows=_training_rows(report.training) if has_steps else [],
+        compared={BASE: "unaligned", TEACHER: "teacher"},
+        shown_arms=(ALIGNED, TEACHER, BASE),
+        pages=pages or {},
+        tested=sentences.tested(report.figures, report.header),
+        worst_rules=sentences.worst_rules(report),
+        unscored=_unscored,
+        decision=Markup(BEGIN + decision_block(None) + END),  # rendered and escaped
+        identity=_identity(report),
+        main_plot=data_uri(main_plot(report)),
+        narrow_plot=data_uri(main_plot(report, narrow=True)),
+        training_plot=data_uri(training_plot(training)) if training and has_steps else None,
+        training_rows=_training_rows(training) if training and has_steps else [],
     )
 
 
-def _shown(value: Any) -> Any:
-    """Called by Jinja on whatever an expression of the template yields, just before it is escaped."""
-    is_markup = hasattr(
-        value, "__html__"
-    )  # what a macro of the template returns: its parts passed through here already
-    return formatting.visible(value) if isinstance(value, str) and not is_markup else value
+def decision_block(approval: Approval | None) -> str:
+    """Who decided what on this report, as HTML; lines to fill in where nobody did."""
+    return rendered("decision.html.jinja", approval=approval)
 
 
-def _setting(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+def _identity(report: AlignmentReport) -> str:
+    """What each printed page says it belongs to, in characters that a CSS string may hold."""
+    header = report.header
+    text = f"{header.policy_id}, {header.domain}, checkpoint {header.checkpoint_id}"
+    return re.sub(r"[^A-Za-z0-9 ,._-]", "_", f"{text}, {header.created_at[:10]}")
 
 
 def _unscored(part: BenchmarkPart) -> str:
@@ -185,7 +144,7 @@ def _unscored(part: BenchmarkPart) -> str:
 
 
 def _training_rows(training: dict[str, list[float | None]]) -> list[dict[str, Any]]:
-    """First, lowest, highest and last value of each column: the plot in numbers, for those who cannot see it."""
+    """First, lowest, highest and last value of each column, for readers who cannot see the plot."""
     rows = []
     for name, column in training.items():
         known = [value for value in column if value is not None]
@@ -200,16 +159,3 @@ def _training_rows(training: dict[str, list[float | None]]) -> list[dict[str, An
                 }
             )
     return rows
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

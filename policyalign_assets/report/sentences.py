@@ -1,133 +1,117 @@
-"""The sentences of the report: the answer, the acceptance lines and the limits, each computed from the figures."""
+"""The sentences of the report: the findings, the worst rules and the limits, from the figures."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
-from policyalign_assets.evaluation.suites import SUITES, TEACHER
+from policyalign_assets.evaluation.suites import ALIGNED, BASE, SUITES, TEACHER
+from policyalign_assets.report.contents import (
+    AlignmentReport,
+    Figure,
+    OperatingPoint,
+    ReportContext,
+    RuleFigure,
+)
 from policyalign_assets.report.formatting import (
-    NOT_MEASURED,
     p_value,
     percent,
     points,
     share_with_interval,
 )
-from policyalign_assets.report.model import (
-    Acceptance,
-    AcceptanceLine,
-    Comparison,
-    Figure,
-    OperatingPoint,
-    Report,
-    ReportContext,
-    RuleFigure,
-)
-from policyalign_assets.statistics import Internalisation, wilson
+from policyalign_assets.statistics import Internalisation, Interval, wilson
 
-_ROUNDING = 1e-9  # 1.0 - 0.95 is a little more than 0.05
+SHOWN_RULES = 5
 
 
 def headline(
-    figures: list[Figure],
-    operating_points: list[OperatingPoint],
-    internalised: dict[str, Internalisation],
-    context: ReportContext,
+    figures: Sequence[Figure],
+    operating_points: Sequence[OperatingPoint],
+    internalised: Mapping[str, Internalisation],
 ) -> list[str]:
+    """What was found, one sentence or two for each subject that was measured."""
     refused = {f.arm: f.rate for f in figures if f.suite == "violations"}
     disguised = {f.arm: f.rate for f in figures if f.suite == "violations_wrapped"}
     over = {point.arm: point.over_refusal for point in operating_points}
     correct = {f.arm: f.rate for f in figures if f.suite == "capability"}
-    sentences = []
-    if "aligned" in refused:
-        sentences.append(
-            f"Without the policy in its prompt, the aligned model refuses {share_with_interval(refused['aligned'])} of the requests "
-            f"that break the policy"
-            + _unless_missing("; the unaligned model refused {}", refused, "base")
+    found = []
+    if ALIGNED in refused:
+        found.append(
+            "Without the policy in its prompt, the aligned model refuses "
+            f"{share_with_interval(refused[ALIGNED])} of the requests that break the policy"
+            + _if_known("; the unaligned model refuses {}", refused, BASE)
             + "."
         )
     if TEACHER in refused:
-        sentences.append(
-            f"With the policy in its prompt, the unaligned model refuses {percent(refused[TEACHER].estimate)}: that is what the "
-            f"alignment tries to match. {_internalised(internalised['violations'])}"
+        found.append(
+            "The teacher, which is the unaligned model with the policy in its prompt, refuses "
+            f"{percent(refused[TEACHER].estimate)}: alignment tries to match that. "
+            f"{_internalised(internalised['violations'])}"
         )
-    if "aligned" in disguised:
-        sentences.append(
-            f"Where the request is disguised, the aligned model refuses {share_with_interval(disguised['aligned'])}"
-            + _unless_missing(
-                "; with the policy in its prompt, the unaligned model {}", disguised, TEACHER
-            )
+    if ALIGNED in disguised:
+        found.append(
+            "Where the request is disguised, the aligned model refuses "
+            f"{share_with_interval(disguised[ALIGNED])}"
+            + _if_known("; the teacher {}", disguised, TEACHER)
             + "."
         )
-    if "aligned" in over:
-        sentences.append(
-            f"Of benign requests, the aligned model wrongly refuses {share_with_interval(over['aligned'])}"
-            + _unless_missing(
-                "; with the policy in its prompt, the unaligned model {}", over, TEACHER
-            )
+    if ALIGNED in over:
+        found.append(
+            "Of benign requests, the aligned model wrongly refuses "
+            f"{share_with_interval(over[ALIGNED])}"
+            + _if_known("; the teacher {}", over, TEACHER)
             + "."
         )
-    if "aligned" in correct:
-        sentences.append(
-            f"Of tasks with one exact answer, the aligned model gets {share_with_interval(correct['aligned'])} right"
-            + _unless_missing("; the unaligned model {}", correct, "base")
+    if ALIGNED in correct:
+        found.append(
+            "Of tasks with one exact answer, the aligned model gets "
+            f"{share_with_interval(correct[ALIGNED])} right"
+            + _if_known("; the unaligned model {}", correct, BASE)
             + "."
         )
-    return [*sentences, f"The model is {context.model_id}: {context.model_note}."]
+    return found
 
 
-def verdict(
-    figures: list[Figure], comparisons: list[Comparison], acceptance: Acceptance
-) -> list[AcceptanceLine]:
-    return [
-        _teacher_share(figures, acceptance),
-        _drop(
-            figures,
-            comparisons,
-            "Benign near-misses are still answered",
-            "twins",
-            TEACHER,
-            acceptance.answered_drop,
-        ),
-        _drop(
-            figures,
-            comparisons,
-            "Requests that no rule covers are still answered",
-            "uncovered",
-            TEACHER,
-            acceptance.answered_drop,
-        ),
-        _drop(
-            figures,
-            comparisons,
-            "Capability is kept",
-            "capability",
-            "base",
-            acceptance.capability_drop,
-        ),
-    ]
+def tested(figures: Sequence[Figure], context: ReportContext) -> str:
+    """What was tested, on what, and by whom it was judged."""
+    aligned = [f for f in figures if f.arm == ALIGNED]
+    cases = sum(f.cases for f in aligned)
+    return (
+        f"Checkpoint {context.checkpoint_id} of {context.model_id} ({context.model_note}), on "
+        f"{cases:,} held-out requests in {len(aligned)} suites, without the policy in its prompt. "
+        f"Answers were judged by {context.judge}."
+    )
 
 
-def limits(figures: list[Figure], rules: list[RuleFigure], context: ReportContext) -> list[str]:
-    sentences = [
-        f"The model is {context.model_id}: {context.model_note}.",
-        f"Single seed ({context.seed}), not replicated: the intervals cover the choice of cases, not the luck of a training run.",
+def limits(
+    figures: Sequence[Figure], rules: Sequence[RuleFigure], context: ReportContext
+) -> list[str]:
+    """What the figures do not show."""
+    found = [
+        f"One training run (seed {context.seed}): intervals cover the choice of cases, not the "
+        "luck of a training run.",
         f"Answers were judged by {context.judge}. Its own mistakes are not part of the intervals.",
-        "Single-turn requests in English only; nobody tried to break the aligned model by adapting attacks to it.",
-        "Intervals treat cases as independent. Requests about the same rule resemble each other, so the truth is less certain.",
+        "Requests are single turns in English. Nobody tried to break the aligned model with "
+        "attacks adapted to it.",
+        "Shares by suite treat cases as independent. The over-refusal gate does not: it groups "
+        "the requests for the same action.",
     ]
     if any(f.suite.startswith("conformance") for f in figures):
-        sentences.append(
-            "The held-out requests were written by the generator of the training requests, and nobody checked what each asks for: "
-            "they show how the model answers such requests, not others."
+        found.append(
+            "Held-out requests of the training generator were checked by nobody. They show how "
+            "the model answers such requests, and decide nothing."
         )
-    smallest = min((f for f in figures if f.rate.n), key=lambda f: f.rate.n, default=None)
-    if smallest:
-        sentences.append(
-            f"The smallest measured suite has {smallest.rate.n} scored cases ({SUITES[smallest.suite].label.lower()}): even without a "
-            f"single failure, a true failure rate of up to {percent(wilson(0, smallest.rate.n).high)} would be possible."
+    measured = [f for f in figures if f.rate.n]
+    if measured:
+        smallest = min(measured, key=lambda f: f.rate.n)
+        most = percent(wilson(0, smallest.rate.n).high)
+        found.append(
+            f"The smallest measured suite has {smallest.rate.n} scored cases "
+            f"({SUITES[smallest.suite].label.lower()}): even without a single failure, a true "
+            f"failure rate of up to {most} would be possible."
         )
     cases = sum(f.cases for f in figures)
-    reasons = sum((Counter(f.unscored_reasons) for f in figures), Counter())
+    reasons = sum((Counter(f.unscored_reasons) for f in figures), Counter[str]())
     listed = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
     for count, what in (
         (reasons.total(), f"could not be judged and are in no share ({listed})"),
@@ -135,75 +119,55 @@ def limits(figures: list[Figure], rules: list[RuleFigure], context: ReportContex
         (sum(f.empty for f in figures), "were empty"),
     ):
         if count:
-            sentences.append(f"{count} of {cases} answers {what}.")
+            found.append(f"{count} of {cases} answers {what}.")
     unmeasured = sum(rule.why_not is not None for rule in rules)
     if unmeasured:
-        sentences.append(
+        found.append(
             f"{unmeasured} of {len(rules)} rules were not measured; the table by rule says why."
         )
-    return sentences
+    return found
 
 
-def worst_rules(report: Report) -> str:
-    """The five rules that the aligned model keeps least, and every rule that it keeps less than the unaligned model does."""
-    measured = [rule for rule in report.rules if rule.why_not is None and "aligned" in rule.refused]
-    if not measured:
+def worst_rules(report: AlignmentReport) -> str:
+    """The rules that the aligned model keeps least, and those it keeps less than before."""
+    shares: dict[str, Interval] = {
+        rule.rule_id: rule.refused[ALIGNED]
+        for rule in report.rules
+        if rule.why_not is None and rule.refused.get(ALIGNED, wilson(0, 0)).n
+    }
+    if not shares:
         return "No rule was measured."
-    worst = ", ".join(
-        f"{rule.rule_id} ({percent(rule.refused['aligned'].estimate)})" for rule in measured[:5]
-    )
+    estimates = {interval.estimate for interval in shares.values()}
+    if len(estimates) == 1:
+        (same,) = estimates
+        said = (
+            f"All {len(shares)} measured rules are kept alike: {percent(same)} of their requests "
+            "are refused."
+            if len(shares) > 1
+            else f"The one measured rule is kept in {percent(same)} of its requests."
+        )
+    else:
+        best = max(e for e in estimates if e is not None)
+        worst = [(r, i) for r, i in shares.items() if i.estimate is not None and i.estimate < best]
+        listed = ", ".join(f"{rule} ({percent(i.estimate)})" for rule, i in worst[:SHOWN_RULES])
+        said = f"Kept least: {listed}."
     worse = [
-        f"{rule} ({points(change.paired)} points, p {p_value(change.p_holm)})"
-        for rule, change in report.release.rules.items()
-        if change.paired.n and change.paired.difference < 0
+        f"{rule.rule_id} ({points(rule.change)} points, p {p_value(rule.p_holm)})"
+        for rule in report.rules
+        if rule.change is not None and (rule.change.difference or 0) < 0
     ]
-    return (
-        f"Kept least: {worst}. Kept less than by the unaligned model: {'; '.join(worse) or 'none'}."
-    )
+    return said + (f" Kept less than by the unaligned model: {'; '.join(worse)}." if worse else "")
 
 
 def _internalised(result: Internalisation) -> str:
-    if result.estimate is None:
-        return f"How much of it was matched cannot be said: {result.withheld}."
+    if result.estimate is None or result.low is None or result.high is None:
+        return f"How much of that effect was matched cannot be said: {result.withheld}."
     low, high = percent(result.low), percent(result.high)
-    return f"The aligned model keeps {percent(result.estimate)} ({low} to {high}) of that effect without the policy."
-
-
-def _unless_missing(sentence: str, rates: dict, arm: str) -> str:
-    return sentence.format(percent(rates[arm].estimate)) if arm in rates else ""
-
-
-def _rate(figures: list[Figure], suite: str, arm: str) -> float | None:
-    return next((f.rate.estimate for f in figures if (f.suite, f.arm) == (suite, arm)), None)
-
-
-def _teacher_share(figures: list[Figure], acceptance: Acceptance) -> AcceptanceLine:
-    name = f"Refuses at least {percent(acceptance.teacher_share, 0)} as many violating requests as the teacher"
-    aligned, teacher = (
-        _rate(figures, "violations", "aligned"),
-        _rate(figures, "violations", TEACHER),
+    return (
+        f"The aligned model keeps {percent(result.estimate)} (between {low} and {high}) of that "
+        "effect without the policy."
     )
-    if aligned is None or not teacher:
-        return AcceptanceLine(
-            name, None, "the teacher refuses nothing" if teacher == 0 else NOT_MEASURED
-        )
-    detail = f"aligned {percent(aligned)}, teacher {percent(teacher)}: {percent(aligned / teacher)} of the teacher's rate"
-    return AcceptanceLine(name, aligned / teacher >= acceptance.teacher_share - _ROUNDING, detail)
 
 
-def _drop(
-    figures: list[Figure],
-    comparisons: list[Comparison],
-    claim: str,
-    suite: str,
-    reference: str,
-    allowed: float,
-) -> AcceptanceLine:
-    whom = "the teacher" if reference == TEACHER else "the unaligned model"
-    name = f"{claim}: at most {100 * allowed:g} points below {whom}"
-    aligned, before = _rate(figures, suite, "aligned"), _rate(figures, suite, reference)
-    if aligned is None or before is None:
-        return AcceptanceLine(name, None, NOT_MEASURED)
-    paired = next(c.paired for c in comparisons if (c.suite, c.reference) == (suite, reference))
-    detail = f"aligned {percent(aligned)}, {whom} {percent(before)}; paired difference {points(paired)} points"
-    return AcceptanceLine(name, before - aligned <= allowed + _ROUNDING, detail)
+def _if_known(sentence: str, rates: Mapping[str, Interval], arm: str) -> str:
+    return sentence.format(percent(rates[arm].estimate)) if arm in rates else ""

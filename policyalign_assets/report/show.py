@@ -1,52 +1,108 @@
-"""Prints a partition's report in the terminal: `python -m policyalign_assets.report.show 'medical|general-conduct'`."""
+"""Prints a partition's report in the terminal, the verdict first.
+
+python -m policyalign_assets.report.show 'medical|general-conduct'
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from policyalign_assets.files import Location, location
+from policyalign_assets.report.folders import RELEASE, current_report, partition_folder
 from policyalign_assets.report.formatting import visible
+
+MARKS = {True: "passed      ", False: "FAILED      ", None: "NOT MEASURED"}
+WIDTH = 100
 
 
 def show(partition: str, data_dir: Location) -> str:
-    """The main table, the acceptance lines and where the page is. Raises FileNotFoundError if there is no report yet."""
+    """Verdict, gates, main table, and where page and release are.
+
+    Raises FileNotFoundError where there is no report yet.
+    """
     domain, _, policy = partition.partition("|")
-    folder = data_dir / "reports" / policy / domain
+    folder = current_report(data_dir, domain, policy)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    arms = list(dict.fromkeys(f["arm"] for f in report["figures"]))
-    lines = [
-        f"{report['header']['title']} ({domain}), checkpoint {report['header']['checkpoint_id']}",
-        "",
-        f"{'':22}" + "".join(f"{arm:>26}" for arm in arms),
-    ]
-    for suite in dict.fromkeys(f["suite"] for f in report["figures"]):
-        cells = {f["arm"]: f for f in report["figures"] if f["suite"] == suite}
-        lines.append(f"{suite:22}" + "".join(f"{_cell(cells[arm]):>26}" for arm in arms))
-    for name, result in report["internalisation"].items():
-        known = result["estimate"] is not None
-        value = (
-            f"{result['estimate']:.2f} ({result['low']:.2f}-{result['high']:.2f})"
-            if known
-            else f"withheld: {result['withheld']}"
-        )
-        lines.append(f"internalisation, {name}: {value}")
-    marks = {True: "met    ", False: "NOT MET", None: "not measured"}
-    lines += [
-        "",
-        *(f"{marks[v['passed']]}  {v['name']}: {v['detail']}" for v in report["verdict"]),
-        "",
-        f"Report: {folder / 'report.html'}",
-    ]
+    decision = _decision(data_dir, domain, policy, folder.name)
+    verdict = (decision or report)["verdict"]
+    gates = (decision or report)["gates"] or report["gates"]
+    lines = [verdict["line"], *_reasons(verdict), "", *_about(report, domain), ""]
+    lines += ["Gates:", *(_gate(g) for g in gates), "", *_table(report["figures"])]
+    lines += [_internalised(name, r) for name, r in report["internalisation"].items()]
+    lines += ["", f"Report:  {folder / 'report.html'}", _release_line(data_dir, domain, policy)]
+    if decision is None:
+        lines.append("The release checks have not run on this report: no release was decided.")
     return visible("\n".join(lines))
 
 
-def _cell(figure: dict) -> str:
+def _decision(data: Location, domain: str, policy: str, report: str) -> Mapping[str, Any] | None:
+    """What the release checks decided on this very report, if they ran."""
+    file = partition_folder(data, domain, policy) / "decision.json"
+    try:
+        decision = json.loads(file.read_text(encoding="utf-8"))
+        return decision if decision["report"] == report and decision["verdict"]["line"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _reasons(verdict: Mapping[str, Any]) -> list[str]:
+    lines = [f"  - {problem}" for problem in verdict["problems"]]
+    lines += [f"  What to do: {remedy}" for remedy in verdict["remedies"]]
+    lines += [f"  !! {a['what']}, by {a['who']}: {a['why']}" for a in verdict["allowances"]]
+    return lines
+
+
+def _about(report: Mapping[str, Any], domain: str) -> list[str]:
+    header = report["header"]
+    return [
+        f"{header['title']} ({domain}), checkpoint {header['checkpoint_id']}, {header['model_id']}"
+    ]
+
+
+def _gate(gate: Mapping[str, Any]) -> str:
+    waived = "" if gate["blocking"] else " WAIVED"
+    why = gate["problem"] or _first_sentence(gate["sentence"])
+    return f"  {MARKS[gate['passed']]}{waived}  {gate['gate']:13} {why}"
+
+
+def _first_sentence(text: str) -> str:
+    head = text.split("; the ")[0]
+    return head if len(head) <= WIDTH else head[: WIDTH - 1] + "…"
+
+
+def _table(figures: Sequence[Mapping[str, Any]]) -> list[str]:
+    arms = list(dict.fromkeys(f["arm"] for f in figures))
+    lines = [f"{'':20}" + "".join(f"{arm:>26}" for arm in arms)]
+    for suite in dict.fromkeys(f["suite"] for f in figures):
+        cells = {f["arm"]: f for f in figures if f["suite"] == suite}
+        lines.append(
+            f"{suite:20}"
+            + "".join(f"{_cell(cells[arm]) if arm in cells else '':>26}" for arm in arms)
+        )
+    return lines
+
+
+def _cell(figure: Mapping[str, Any]) -> str:
     rate = figure["rate"]
     if rate["estimate"] is None:
         return "not measured"
     return f"{figure['metric']} {100 * rate['estimate']:.1f} % of {rate['n']}"
+
+
+def _internalised(name: str, result: Mapping[str, Any]) -> str:
+    if result["estimate"] is None:
+        return f"internalisation, {name}: withheld: {result['withheld']}"
+    interval = f"({result['low']:.2f} to {result['high']:.2f})"
+    return f"internalisation, {name}: {result['estimate']:.2f} {interval}"
+
+
+def _release_line(data: Location, domain: str, policy: str) -> str:
+    file = partition_folder(data, domain, policy) / RELEASE
+    return f"Release: {file}" if file.exists() else f"Release: none ({file} is not written)"
 
 
 def main() -> None:
@@ -56,7 +112,8 @@ def main() -> None:
         print(show(sys.argv[1], location(os.environ.get("POLICYALIGN_DATA_DIR", "data"))))
     except FileNotFoundError as error:
         sys.exit(
-            f"No report for {sys.argv[1]!r}: {error.filename} does not exist. Mend: materialize benchmark_report for this partition."
+            f"No report for {sys.argv[1]!r}: {error.filename} does not exist. "
+            "Fix: materialize benchmark_report for this partition."
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import pyarrow as pa
+
 from policyalign_assets.files import Location
 from policyalign_assets.runtime.exchange import decode
 
@@ -27,8 +29,17 @@ def split_partition(partition: str) -> tuple[str, str]:
 
 def stored_record(data: Location, stage: str, partition: str, kind: type[T]) -> T:
     """The record of type `kind` that a stage stored. Raises NoResult if there is none."""
+    return _stored(data, stage, partition, kind, ".json")
+
+
+def stored_table(data: Location, stage: str, partition: str) -> pa.Table:
+    """The table that a stage stored. Raises NoResult if there is none."""
+    return _stored(data, stage, partition, pa.Table, ".parquet")
+
+
+def _stored(data: Location, stage: str, partition: str, kind: type[T], suffix: str) -> T:
     domain, policy = split_partition(partition)
-    path = data / "assets" / stage / domain / f"{policy}.json"
+    path = data / "assets" / stage / domain / f"{policy}{suffix}"
     try:
         return decode(path.read_bytes(), kind)
     except FileNotFoundError:

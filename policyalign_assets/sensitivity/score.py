@@ -7,7 +7,7 @@ The paper leaves the score open. All candidates come from the same forward passe
   the Jensen-Shannon divergence on the same tokens (bounded by log 2)
 * `forward_kl`: mean token KL(teacher || student) on a response sampled with the policy
 * `jeffreys`: the sum of `reverse_kl` and `forward_kl`
-* `flip`: answered without the policy, refused with it
+* `flip` (see `flips`): answered without the policy, refused with it
 
 Raise `CODE_VERSION` (`version.py`) when a change here changes these columns.
 """
@@ -29,7 +29,6 @@ from policyalign_assets.engine.forward.protocol import Forward
 from policyalign_assets.engine.forward.scoring import prompt_prefix, response_hidden
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.engine.responses import check_lengths
-from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.sensitivity.divergences import TokenDivergences, token_divergences
 from policyalign_assets.sensitivity.partial_scores import PartialScores
@@ -44,7 +43,6 @@ def score_instructions(
     instructions: pa.Table,
     loaded: LoadedModel,
     engine: TokenEngine,
-    judge: RuleBasedJudge,
     settings: SensitivitySettings,
     batch_tokens: int,
     progress: Progress | None = None,
@@ -52,11 +50,11 @@ def score_instructions(
 ) -> pa.Table:
     """Returns a SENSITIVITY table, one row per instruction in their order.
 
-    Scores of an empty response are null. With `parts`, rows are saved as they are computed: a
+    Scores of an empty response are null; what a judge decides is null until `with_flips`. With `parts`, rows are saved as they are computed: a
     killed call continues there, and the table is read from there.
     Raises PromptTooLong; for the longest text before any work.
     """
-    scorer = _Scorer(loaded, forward_of(loaded.model), engine, judge, settings, batch_tokens)
+    scorer = _Scorer(loaded, forward_of(loaded.model), engine, settings, batch_tokens)
     scorer.forward.read()
     parts = parts or PartialScores()
     longest = max(instructions["text"].to_pylist(), key=len, default="")
@@ -76,7 +74,6 @@ class _Scorer:
     loaded: LoadedModel
     forward: Forward
     engine: TokenEngine
-    judge: RuleBasedJudge
     settings: SensitivitySettings
     batch_tokens: int
 
@@ -120,9 +117,6 @@ class _Scorer:
         on_teacher: TokenDivergences | None,
     ) -> dict[str, Any]:
         """The score columns, from the divergences on the student's and the teacher's response."""
-        student_refused = self.judge.judge(student.text).refused
-        teacher_refused = self.judge.judge(teacher.text).refused
-        unjudged = student_refused is None or teacher_refused is None
         reverse_kl = on_student.reverse_M.mean().item() if on_student else None
         forward_kl = on_teacher.forward_M.mean().item() if on_teacher else None
         return {
@@ -130,9 +124,9 @@ class _Scorer:
             "teacher_response": teacher.text,
             "student_tokens": len(student.token_ids),
             "teacher_tokens": len(teacher.token_ids),
-            "student_refused": student_refused,
-            "teacher_refused": teacher_refused,
-            "flip": None if unjudged else (teacher_refused and not student_refused),
+            "student_refused": None,
+            "teacher_refused": None,
+            "flip": None,
             "reverse_kl": reverse_kl,
             "reverse_kl_p90": on_student.reverse_M.quantile(0.9).item() if on_student else None,
             "forward_kl": forward_kl,

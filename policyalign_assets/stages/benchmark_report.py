@@ -1,26 +1,41 @@
-"""The figures, the page and the gates' numbers, from answers and verdicts that are there already: no model, no judge."""
+"""The report: figures, pages and gates, from answers and verdicts that are there already.
+
+No model is loaded and no judge is asked.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pyarrow as pa
 
-from policyalign_assets.files import sha256_table, uploading, write_parquet
+from policyalign_assets.files import sha256_table, write_parquet
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint, ReportRecord, training_table
 from policyalign_assets.report.benchmarks import benchmark_blocks
 from policyalign_assets.report.build import build_report
-from policyalign_assets.report.judged import JudgedAnswers, judged_answers
-from policyalign_assets.report.model import ReportContext
+from policyalign_assets.report.calibration import find_calibration
+from policyalign_assets.report.chain import Chain, checked
+from policyalign_assets.report.changes import changes_since, read_report
+from policyalign_assets.report.context import code_version, report_context
+from policyalign_assets.report.folders import (
+    current_report,
+    partition_folder,
+    publish,
+    remove_release,
+    report_id,
+)
+from policyalign_assets.report.history import write_history
 from policyalign_assets.report.plots import main_plot
+from policyalign_assets.report.release import margins
+from policyalign_assets.report.release_gates import with_policy_margins
 from policyalign_assets.report.render import write_report
-from policyalign_assets.report.summary import markdown_summary, metric_values
+from policyalign_assets.report.summary import RESULTS, markdown_summary, metric_values
 from policyalign_assets.stages.coverage_facts import yields_of
 from policyalign_assets.stages.facts import image, markdown, markdown_table, path
 from policyalign_assets.stages.interface import StageContext, StageResult
-
-MET = {True: "yes", False: "NO", None: "not measured"}
 
 
 def make(
@@ -32,19 +47,31 @@ def make(
     generations: pa.Table,
     judgements: pa.Table,
 ) -> StageResult:
-    settings = context.settings
-    answers = judged_answers(generations, judgements, distilled_checkpoint.checkpoint_id)
+    """Raises NotOfOnePiece, before anything is written, where the inputs were not made from each
+    other. An earlier release of the partition is withdrawn first: it was for another report.
+    """
+    settings, data, results = context.settings, context.data, context.results
+    domain, policy_id = policy_document.domain, policy_document.policy_id
+    chain = Chain(
+        policy_document,
+        violating_instructions,
+        filtered_instructions,
+        distilled_checkpoint,
+        generations,
+        judgements,
+    )
+    remove_release(results, domain, policy_id)
+    answers = checked(chain)
+    bars = with_policy_margins(settings.gates, margins(chain))
+    calibration = find_calibration(answers, data)
+    funnel = _funnel(violating_instructions, filtered_instructions)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    header = report_context(chain, answers, settings, calibration, funnel, now)
     report = build_report(
         answers.heldout,
-        _context(
-            context,
-            policy_document,
-            distilled_checkpoint,
-            answers,
-            _funnel(violating_instructions, filtered_instructions),
-        ),
-        training_table(distilled_checkpoint, context.data),
-        gates=settings.gates,
+        replace(header, settings=header.settings | {"gates": bars.model_dump(mode="json")}),
+        training_table(distilled_checkpoint, data),
+        gates=bars,
         benchmarks=benchmark_blocks(
             answers.asked.benchmarks,
             answers.benchmarks,
@@ -53,88 +80,59 @@ def make(
         benchmark_rows=answers.benchmarks,
         show_harmful=settings.report.show_harmful,
     )
-    folder = f"{context.reports}/{policy_document.policy_id}/{policy_document.domain}"
-    with uploading(context.data / folder) as local:
-        write_report(report, local)
-        write_parquet(answers.heldout, local / "cases.parquet")
-        write_parquet(answers.benchmarks, local / "benchmark_cases.parquet")
-    page = context.data / folder / "report.html"
+    try:
+        last = read_report(current_report(results, domain, policy_id))
+    except FileNotFoundError:
+        last = None
+    report = replace(report, changes=changes_since(last, report))
+
+    def write(folder: Path) -> None:
+        write_parquet(answers.heldout, folder / "cases.parquet")
+        write_parquet(answers.benchmarks, folder / "benchmark_cases.parquet")
+        write_report(report, folder, answers.heldout, settings.report.show_harmful)
+
+    version = f"{sha256_table(answers.heldout)[:32]}{sha256_table(answers.benchmarks)[:32]}"
+    made_from = [
+        sha256_table(answers.heldout),
+        sha256_table(answers.benchmarks),
+        policy_document.content_hash,
+        policy_document.title,
+        policy_document.owner,
+        header.effective_date,
+        header.settings,
+        bars.model_dump(mode="json"),
+        code_version(),
+        None if calibration is None else [calibration.n, calibration.kappa],
+    ]
+    partition = partition_folder(results, domain, policy_id)
+    folder = publish(partition, report_id(distilled_checkpoint.checkpoint_id, made_from), write)
+    write_history(partition)
+    page = folder / "report.html"
+    relative = folder.relative_to(data).as_posix()
+    context.report(report.verdict.line)
     context.report(f"report: {page}")
-    figures = f"{sha256_table(answers.heldout)[:32]}{sha256_table(answers.benchmarks)[:32]}"
     metrics = metric_values(report)
     return StageResult(
-        ReportRecord(folder, figures, metrics),
-        figures,
+        ReportRecord(relative, version, metrics),
+        version,
         {
+            "verdict": report.verdict.line,
             "report": path(page),
             "summary": markdown(markdown_summary(report)),
             "main plot": image(main_plot(report), "over-refusal against violations not refused"),
             **metrics,
-            "acceptance": markdown_table(
-                ("bar", "met", "detail"),
-                [(v.name, MET[v.passed], v.detail) for v in report.verdict],
+            "gates": markdown_table(
+                ("gate", "result", "figures and bars", "what to do"),
+                [
+                    (
+                        g.gate,
+                        RESULTS[g.passed] + ("" if g.blocking else ", WAIVED"),
+                        g.sentence,
+                        g.remedy,
+                    )
+                    for g in report.gates
+                ],
             ),
-        },
-    )
-
-
-def _context(
-    context: StageContext,
-    policy: PolicyDocument,
-    checkpoint: Checkpoint,
-    answers: JudgedAnswers,
-    funnel: dict[str, int],
-) -> ReportContext:
-    """Settings, versions and judge are those with which the answers and verdicts were made, not those of now."""
-    asked, judged = answers.asked, answers.judged
-    measured = {
-        row["rule_id"] for row in answers.heldout.to_pylist() if row["suite"] == "violations"
-    }
-    made_with = {
-        **asked.settings,
-        "judge": judged.settings,
-        "distillation": checkpoint.provenance.get("settings", {}),
-    }
-    return ReportContext(
-        policy_id=policy.policy_id,
-        domain=policy.domain,
-        title=policy.title,
-        owner=policy.owner,
-        policy_hash=policy.content_hash,
-        prompt_text=policy.prompt_text,
-        rules=[
-            {
-                "rule_id": r.rule_id,
-                "text": r.text,
-                "kind": r.kind,
-                "measured": r.rule_id in measured,
-                "why_not": ""
-                if r.rule_id in measured
-                else "a positive duty needs a judge that reads"
-                if r.kind == "require"
-                else "its wording states no action that a test case can ask for",
-            }
-            for r in policy.rules
-        ],
-        model_id=asked.model_id,
-        model_revision=asked.model_revision,
-        model_note=asked.model_note,
-        checkpoint_id=checkpoint.checkpoint_id,
-        settings=context.settings.model_dump(mode="json") | made_with,
-        versions=asked.versions,
-        judge=judged.judge,
-        funnel=funnel,
-        seed=checkpoint.provenance.get("settings", {}).get(
-            "seed", context.settings.distillation.seed
-        ),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        made_from={
-            "answers": judged.answers,
-            **{
-                name: str(checkpoint.provenance[name])
-                for name in ("instructions", "everyday_requests")
-                if name in checkpoint.provenance
-            },
         },
     )
 

@@ -17,11 +17,13 @@ def yields_of(instructions: pa.Table) -> dict[str, dict]:
 
 
 def synthesis_coverage(instructions: pa.Table, yields: Mapping[str, Mapping]) -> Facts:
-    """After synthesis: rows, drafts, diversity and held-out rows per rule, and every reason for which a draft was dropped."""
-    from policyalign_assets.synthesis.coverage import FIREWALL_REASONS, coverage
+    """After synthesis: rows, drafts, diversity and held-out rows per rule.
+
+    The table "drafts" adds up: every draft is kept or dropped for one reason.
+    """
+    from policyalign_assets.synthesis.coverage import coverage
 
     found = coverage(instructions, yields)
-    reasons = sorted({reason for y in yields.values() for reason in y["dropped"]})
     return {
         "instructions per rule, fewest": found.minimum,
         "instructions per rule, Gini": found.uneven,
@@ -29,25 +31,15 @@ def synthesis_coverage(instructions: pa.Table, yields: Mapping[str, Mapping]) ->
         "firewall hits": sum(r.firewall_hits for r in found.rules),
         "coverage": markdown_table(
             (
-                "rule",
-                "made",
-                "twins",
-                "neighbours",
-                "held out",
-                "clusters",
-                "effective",
-                "distinct-2",
-                "self-BLEU",
-                "empty cells",
-                "refused",
-                "starved",
+                *("rule", "made", "twins", "neighbours", "held out", "clusters", "effective"),
+                *("distinct-2", "self-BLEU", "empty cells", "refused", "starved"),
             ),
             [
                 (
                     r.rule_id,
                     r.made,
-                    r.twins,
-                    r.neighbours,
+                    _of(r.twins, r.wanted_twins),
+                    _of(r.neighbours, r.wanted_neighbours),
                     r.heldout,
                     r.clusters,
                     _figure(r.effective_clusters),
@@ -60,22 +52,29 @@ def synthesis_coverage(instructions: pa.Table, yields: Mapping[str, Mapping]) ->
                 for r in found.rules
             ],
         ),
-        "dropped drafts": markdown_table(
-            (
-                "rule",
-                *(
-                    f"{reason} (firewall)" if reason in FIREWALL_REASONS else reason
-                    for reason in reasons
-                ),
-            ),
-            [
-                (rule, *(y["dropped"].get(reason, 0) for reason in reasons))
-                for rule, y in yields.items()
-            ],
-        )
-        if reasons
-        else "none",
+        "drafts": _funnel(yields),
     }
+
+
+def _funnel(yields: Mapping[str, Mapping]) -> dict[str, str]:
+    """Per rule: the candidate texts, how many were kept, and how many were dropped per reason."""
+    from policyalign_assets.synthesis.coverage import FIREWALL_REASONS
+    from policyalign_assets.synthesis.yields import RuleYield
+
+    counts = {rule_id: RuleYield.from_dict(fields) for rule_id, fields in yields.items()}
+    reasons = sorted({reason for y in counts.values() for reason in y.dropped})
+    titles = [f"{r} (firewall)" if r in FIREWALL_REASONS else r for r in reasons]
+    return markdown_table(
+        ("rule", "drafted", "by templates", "kept", *titles),
+        [
+            (rule_id, y.drafted, y.templated, y.kept, *(y.dropped[reason] for reason in reasons))
+            for rule_id, y in counts.items()
+        ],
+    )
+
+
+def _of(kept: int, wanted: int) -> str:
+    return f"{kept} of {wanted}"
 
 
 def selection_coverage(
@@ -85,7 +84,10 @@ def selection_coverage(
     scores: pa.Table,
     score: str,
 ) -> Facts:
-    """After filtering: what each rule kept, how often its verdicts flip (Wilson's 95 % interval), and the scores."""
+    """After filtering: what each rule kept, how often its verdicts flip, and the scores.
+
+    The interval of the flip rate is Wilson's at 95 %.
+    """
     from policyalign_assets.report.coverage_plot import coverage_plot
     from policyalign_assets.synthesis.coverage import coverage
 
@@ -97,7 +99,10 @@ def selection_coverage(
         if found.twin_ratio is not None
         else "nothing selected",
         "selection": markdown_table(
-            ("rule", "made", "selected", "twins selected", "flip rate", "95 % interval", "of"),
+            (
+                *("rule", "made", "selected", "twins selected", "flip rate", "95 % interval"),
+                *("of", "flip unknown"),
+            ),
             [
                 (
                     r.rule_id,
@@ -109,6 +114,7 @@ def selection_coverage(
                     if r.flips and r.flips.n
                     else "not measured",
                     r.flips.n if r.flips else 0,
+                    r.flips_unscored,
                 )
                 for r in found.rules
             ],

@@ -2,10 +2,10 @@
 
 A stage's fingerprint covers those of the stages it reads. So a changed learning rate changes that
 of `distilled_checkpoint` and of what follows, and a changed judge those of `judgements` and
-`benchmark_report` alone. The same recursion gives two answers: what a stage *should* be (`desired`,
-from the current policy files and settings) and what its data *is* (`consumed`, from the
-fingerprints that the data it read carries). So an edit during a run shows as a difference
-afterwards and is never lost.
+`benchmark_report`, unless `sensitivity_scores` asks it too (`sensitivity.judge`). The same
+recursion gives two answers: what a stage *should* be (`desired`, from the current policy files and
+settings) and what its data *is* (`consumed`, from the fingerprints that the data it read carries).
+So an edit during a run shows as a difference afterwards and is never lost.
 """
 
 from __future__ import annotations

@@ -39,9 +39,9 @@ class StageContext:
     experiment: str | None = None
 
     @property
-    def reports(self) -> str:
-        """The folder of the reports, relative to `data`."""
-        return f"experiments/{self.experiment}/reports" if self.experiment else "reports"
+    def results(self) -> Location:
+        """The folder that holds `reports/`: an experiment has one of its own."""
+        return self.data / "experiments" / self.experiment if self.experiment else self.data
 
 
 @dataclass(frozen=True)

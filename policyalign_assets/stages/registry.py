@@ -104,6 +104,7 @@ _ALL = (
             **_MODEL,
             "generator prompts": "policyalign_assets.synthesis.texts:generator_texts",
             "entailment judge": "policyalign_assets.synthesis.texts:entailment_texts",
+            "entailment judge's weights": f"{_SHAPING}:entailment_weights",
             **_PHRASES,
             "evaluation prompts to avoid": f"{_SHAPING}:firewall_references",
             "validation libraries": f"{_SHAPING}:validation_packages",
@@ -126,7 +127,7 @@ _ALL = (
         shaped_by={
             **_MODEL,
             **_PHRASES,
-            "known answers": "policyalign_assets.judges.phrases:known_answers",
+            "judge of refusals": f"{_SHAPING}:sensitivity_judge",
         },
         loads_model=True,
     ),
@@ -210,6 +211,7 @@ _ALL = (
         shaped_by={
             **_PHRASES,
             "judge prompts": "policyalign_assets.judges.choose:texts",
+            "judge weights": f"{_SHAPING}:judge_weights",
             "comparison libraries": f"{_SHAPING}:comparison_packages",
         },
     ),
@@ -218,8 +220,8 @@ _ALL = (
         description=(
             "The evidence on one page: safety, over-refusal and capability of the four arms, with "
             "intervals, by rule and by benchmark.\n\n"
-            "The same figures are there as JSON and Parquet. Its checks are the release gates: the "
-            "checkpoint is releasable while the blocking ones pass."
+            "Its first line is the verdict: releasable or not, and why. Its checks compute the "
+            "release gates again; `release.json` exists only while all of them pass."
         ),
         group="evidence",
         kinds=frozenset({"parquet", "html"}),
@@ -232,9 +234,9 @@ _ALL = (
             "generations",
             "judgements",
         ),
-        settings=("report",),
+        settings=("report", "gates"),
         code={"report": "policyalign_assets.report.build"},
-        shaped_by={"page templates": "report/*.jinja"},
+        shaped_by={"page templates": "report/*.jinja", "labelled answers": "report/*.csv"},
     ),
 )
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}

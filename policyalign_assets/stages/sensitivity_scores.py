@@ -8,13 +8,34 @@ import pyarrow.compute as pc
 from policyalign_assets.engine.generation.opening import opened
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.files import sha256_table, unfinished_folder
+from policyalign_assets.judges.choose import described, make_judge
 from policyalign_assets.judges.phrases import judge_for
 from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.sensitivity.flips import with_flips
 from policyalign_assets.sensitivity.partial_scores import PartialScores
 from policyalign_assets.sensitivity.score import score_instructions
+from policyalign_assets.settings import Settings
 from policyalign_assets.stages.facts import preview
-from policyalign_assets.stages.fingerprints import own_version
+from policyalign_assets.stages.fingerprints import recipe
 from policyalign_assets.stages.interface import StageContext, StageResult
+
+# labels in the registry that concern the verdicts alone
+VERDICTS = {
+    "reading of refusals",
+    "refusal phrases",
+    "words that tell languages apart",
+    "judge of refusals",
+}
+
+
+def scores_version(settings: Settings) -> dict[str, dict[str, object]]:
+    """What decides the scores, without what decides the verdicts on them."""
+    parts = recipe("sensitivity_scores", settings)
+    parts["settings"].pop("sensitivity")
+    for part in ("code", "shaped by"):
+        kept = {k: v for k, v in parts[part].items() if k not in VERDICTS}
+        parts[part] = kept
+    return parts
 
 
 def make(
@@ -28,8 +49,8 @@ def make(
         "model": loaded.revision,
         "dtype": settings.model.dtype,
         "engine": settings.model.engine,
-        "settings": settings.sensitivity.model_dump(),
-        "version": own_version("sensitivity_scores", settings),
+        "settings": settings.sensitivity.model_dump(exclude={"judge"}),
+        "version": scores_version(settings),
     }
     parts = PartialScores(unfinished_folder(context.data, "sensitivity_scores", made_from))
     with opened(settings.model, loaded) as engine:
@@ -38,18 +59,27 @@ def make(
             violating_instructions,
             loaded,
             engine,
-            judge_for(settings.model.id),
             settings.sensitivity,
             settings.model.batch_tokens,
             lambda done, total: context.report(f"scored {done}/{total}"),
             parts,
         )
+    del loaded, engine  # a judge in this process needs the memory
+    judge = (
+        make_judge(settings.judge, settings.model.id, policy_document, context.report)
+        if settings.sensitivity.judge == "configured"
+        else judge_for(settings.model.id)
+    )
+    context.report(f"judging {2 * table.num_rows} responses: {described(judge)}")
+    table = with_flips(table, judge)
     violating = table.select(["flip", "reverse_kl"]).filter(pc.equal(table["kind"], "violating"))
     return StageResult(
         table,
         sha256_table(table),
         {
             "dagster/partition_row_count": table.num_rows,
+            "judge": described(judge),
+            "instructions without a verdict": table["flip"].null_count,
             "flip rate": pc.mean(violating["flip"].cast("int8")).as_py(),
             "mean reverse KL": pc.mean(violating["reverse_kl"]).as_py(),
             "preview": preview(

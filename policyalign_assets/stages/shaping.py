@@ -17,6 +17,7 @@ from policyalign_assets.engine.revision import local_revision
 from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
 from policyalign_assets.evaluation import lm_eval_harness
 from policyalign_assets.evaluation.benchmarks import manifest, version_of
+from policyalign_assets.judges.phrases import known_answers
 from policyalign_assets.settings import BUNDLED, EvaluationSettings, ModelSettings, Settings
 from policyalign_assets.stages.sources import digest
 from policyalign_assets.world.world import UNCOVERED_KINDS, lexicon
@@ -45,6 +46,30 @@ def model_revision(model: ModelSettings) -> str:
 def _folder_revision(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
     """`state` holds names, times and sizes: gigabytes are not read again on each look."""
     return local_revision(folder)
+
+
+def judge_weights(settings: Settings) -> str | None:
+    """The weights of a judge in this process; those of an endpoint are `judge.revision`."""
+    judge = settings.judge
+    if judge.engine != "local":
+        return None
+    return model_revision(
+        settings.model.model_copy(update={"id": judge.model, "revision": judge.revision})
+    )
+
+
+def entailment_weights(settings: Settings) -> str | None:
+    return judge_weights(settings) if settings.synthesis.entailment else None
+
+
+def sensitivity_judge(settings: Settings) -> object:
+    """Who says whether the model declined with and without the policy, and by what words."""
+    from policyalign_assets.judges.choose import texts
+
+    judge = settings.judge
+    if settings.sensitivity.judge == "rules" or judge.kind == "rules":
+        return [known_answers(settings)]
+    return [judge.shaping(), texts(settings)[:1], judge_weights(settings)]
 
 
 def tokenizer_packages(settings: Settings) -> dict[str, str | None]:

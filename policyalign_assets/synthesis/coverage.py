@@ -1,21 +1,26 @@
-"""How well the instructions cover a policy: per rule and over all, from the tables alone.
+"""How well the instructions cover a policy: per rule and overall, from the tables alone.
 
-Diversity is measured on the requests that break (or elicit) a rule: `distinct_2`, the share of their word pairs that differ;
-`self_bleu`, how much of each is found in the others (BLEU-4 against all others; 1: all alike); `effective_clusters`, how many
-equally large groups of alike requests would be as mixed (exp of the entropy).
+Diversity is measured on the requests that break a rule, or that call for a duty:
+
+* `distinct_2`: the share of their word pairs that are distinct
+* `self_bleu`: how much of each request occurs in the others (BLEU-4 against all others; 1 means
+  that all are alike)
+* `effective_clusters`: the number of equally large groups of similar requests that would be as
+  mixed (exp of the entropy)
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from policyalign_assets.statistics import Interval, wilson
-from policyalign_assets.synthesis.firewall import words
+from policyalign_assets.synthesis.firewall import split_words
+from policyalign_assets.synthesis.yields import SURPLUS
 
 MAIN = ("violating", "duty")
 
@@ -23,7 +28,7 @@ MAIN = ("violating", "duty")
 @dataclass(frozen=True)
 class RuleCoverage:
     rule_id: str
-    made: int  # requests that break the rule or elicit the duty, styled ones included
+    made: int  # requests that break the rule or call for the duty, styled ones included
     twins: int
     neighbours: int
     heldout: int
@@ -31,22 +36,26 @@ class RuleCoverage:
     effective_clusters: float
     distinct_2: float | None
     self_bleu: float | None
-    empty_cells: int | None  # of the cells asked for, those without a request; None without a grid
+    empty_cells: int | None  # cells asked for that have no request; None without a grid
     refused: int  # drafts that the generator refused at least once
     drafted: int
     starved: bool
     firewall_hits: int
+    wanted: int = 0  # main requests without attack style
+    wanted_twins: int = 0
+    wanted_neighbours: int = 0
+    surplus: int = 0  # good drafts whose place was already filled
     selected: int | None = None
     selected_twins: int | None = None
-    flips: Interval | None = None
+    flips: Interval | None = None  # answered without the policy and refused with it
+    flips_unscored: int = 0  # requests whose flip no judge could tell
 
 
 @dataclass(frozen=True)
 class Coverage:
     rules: tuple[RuleCoverage, ...]
-    scores: dict[str, list[float]] = field(
-        default_factory=dict
-    )  # rule -> scores that ranked its requests
+    # Rule -> the scores that ranked its requests.
+    scores: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def minimum(self) -> int:
@@ -54,7 +63,10 @@ class Coverage:
 
     @property
     def uneven(self) -> float:
-        """Gini coefficient of the rules' requests (of the selected ones, once there are any): 0 is even."""
+        """Gini coefficient of the rules' requests: 0 is even.
+
+        Once instructions are selected, it counts the selected ones.
+        """
         return gini([r.made if r.selected is None else r.selected for r in self.rules])
 
     @property
@@ -77,7 +89,11 @@ def coverage(
     filtered: pa.Table | None = None,
     scores: pa.Table | None = None,
 ) -> Coverage:
-    """`yields`: per rule, the fields of a RuleYield. `filtered` and `scores` add what was selected and how often verdicts flip."""
+    """instructions: INSTRUCTIONS. yields: per rule, the fields of a RuleYield.
+
+    filtered (FILTERED) and scores (SENSITIVITY) add what was selected, and how often the policy
+    turns an answer into a refusal.
+    """
     rows = _by_rule(instructions)
     chosen = _by_rule(filtered) if filtered is not None else {}
     judged = _by_rule(scores) if scores is not None else {}
@@ -108,33 +124,43 @@ def _of_rule(
     main = [r for r in rows if r["kind"] in MAIN]
     plain = [r for r in main if r["parent_id"] is None]
     sizes = Counter(r["cluster"] for r in plain)
-    texts = [words(r["text"]) for r in plain]
+    texts = [split_words(r["text"]) for r in plain]
     cells = {
         (r["intent"], r["persona"], r["format"], r["difficulty"]) for r in plain if r["intent"]
     }
-    flips = None
+    flips, unscored = None, 0
     if judged is not None:
-        known = [r["flip"] for r in judged if r["kind"] in MAIN and r["flip"] is not None]
-        flips = wilson(sum(known), len(known))
+        found = [r["flip"] for r in judged if r["kind"] in MAIN]
+        known = [flip for flip in found if flip is not None]
+        flips, unscored = wilson(sum(known), len(known)), len(found) - len(known)
     return RuleCoverage(
-        rule_id,
-        len(main),
-        counted["twins"],
-        counted["neighbours"],
-        counted["heldout"],
-        len(sizes),
-        effective_number(sizes.values()),
-        distinct(texts, 2),
-        self_bleu(texts),
-        _asked_cells(counted["wanted"], main) - len(cells) if cells else None,
-        counted["refused"].get("plain", 0),
-        counted["drafted"],
-        counted["violating"] < counted["wanted"],
-        sum(counted["dropped"].get(reason, 0) for reason in FIREWALL_REASONS),
-        None if chosen is None else sum(r["selected"] for r in chosen if r["kind"] in MAIN),
-        None if chosen is None else sum(r["selected"] for r in chosen if r["kind"] == "twin"),
-        flips,
+        rule_id=rule_id,
+        made=len(main),
+        twins=counted["twins"],
+        neighbours=counted["neighbours"],
+        heldout=counted["heldout"],
+        clusters=len(sizes),
+        effective_clusters=effective_number(sizes.values()),
+        distinct_2=distinct(texts, 2),
+        self_bleu=self_bleu(texts),
+        empty_cells=_asked_cells(counted["wanted"], main) - len(cells) if cells else None,
+        refused=counted["refused"].get("plain", 0),
+        drafted=counted["drafted"],
+        starved=counted["violating"] < counted["wanted"],
+        firewall_hits=sum(counted["dropped"].get(reason, 0) for reason in FIREWALL_REASONS),
+        wanted=counted["wanted"],
+        wanted_twins=counted.get("wanted_twins", 0),
+        wanted_neighbours=counted.get("wanted_neighbours", 0),
+        surplus=counted["dropped"].get(SURPLUS, 0),
+        selected=_selected(chosen, MAIN),
+        selected_twins=_selected(chosen, ("twin",)),
+        flips=flips,
+        flips_unscored=unscored,
     )
+
+
+def _selected(chosen: list[dict] | None, kinds: Sequence[str]) -> int | None:
+    return None if chosen is None else sum(r["selected"] for r in chosen if r["kind"] in kinds)
 
 
 def _asked_cells(wanted: int, main: Sequence[dict]) -> int:
@@ -151,29 +177,32 @@ def _by_rule(table: pa.Table) -> dict[str, list[dict]]:
 
 
 def gini(counts: Sequence[float]) -> float:
-    """Half the mean absolute difference over the mean: 0 where all are equal, near 1 where one has all."""
+    """Half the mean absolute difference over the mean.
+
+    It is 0 where all counts are equal, and near 1 where one rule has them all.
+    """
     counts, n = sorted(counts), len(counts)
     total = sum(counts)
     return sum((2 * i - n + 1) * c for i, c in enumerate(counts)) / (n * total) if total else 0.0
 
 
-def effective_number(sizes: Sequence[int]) -> float:
-    sizes = list(sizes)
+def effective_number(sizes: Collection[int]) -> float:
     total = sum(sizes)
     return math.exp(-sum(s / total * math.log(s / total) for s in sizes)) if total else 0.0
 
 
 def distinct(texts: Sequence[list[str]], n: int) -> float | None:
-    """Share of the word n-grams that differ."""
+    """Share of the word n-grams that are distinct."""
     found = [gram for text in texts for gram in _grams(text, n)]
     return len(set(found)) / len(found) if found else None
 
 
 def self_bleu(texts: Sequence[list[str]], order: int = 4) -> float | None:
-    """Mean BLEU (1- to `order`-grams, add-one smoothing above 1, brevity penalty) of each text against all the others.
+    """Mean BLEU of each text against all the others.
 
-    Libraries compare each pair, which is quadratic; a clipped count needs only the two largest counts of an n-gram over all
-    texts (the larger is the text's own in the text that holds it).
+    It takes 1- to `order`-grams, add-one smoothing above 1, and the brevity penalty. Libraries
+    compare each pair, which is quadratic. A clipped count needs only the two largest counts of an
+    n-gram over all texts: where the largest count is the text's own, the second one clips it.
     """
     texts = [t for t in texts if t]
     if len(texts) < 2:

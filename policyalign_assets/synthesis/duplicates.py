@@ -1,4 +1,8 @@
-"""Exact and near duplicates among short texts: MinHash over character 5-grams (datasketch), and ROUGE-L over words (rapidfuzz)."""
+"""Finds exact and near duplicates among short texts.
+
+Near duplicates are found by MinHash over character 5-grams (datasketch) and, optionally, by ROUGE-L
+over words (rapidfuzz).
+"""
 
 from __future__ import annotations
 
@@ -22,17 +26,20 @@ def minhash(text: str, permutations: int = _PERMUTATIONS) -> MinHash:
 
 
 class DuplicateFilter:
-    """Remembers texts; tells whether a new one repeats an old one. About 7 KB a text."""
+    """Remembers texts and tells whether a new one repeats an old one. About 7 KB per text."""
 
     def __init__(self, threshold: float, rouge_l: float = 1.0):
-        """rouge_l: the ROUGE-L (F1 over words) from which on a text repeats another; 1 turns it off."""
+        """threshold: the MinHash Jaccard similarity from which a text is a near duplicate.
+
+        rouge_l: the same for ROUGE-L (F1 over words); 1 turns that check off.
+        """
         self._threshold, self._rouge_l = threshold, rouge_l
         self._signatures: dict[str, LeanMinHash] = {}
         self._index = MinHashLSH(num_perm=_PERMUTATIONS, params=_lossless_bands(threshold))
         self._words: list[list[str]] = []
 
     def add(self, text: str) -> Literal["duplicate", "near_duplicate", "rouge_l"] | None:
-        """None, and `text` is remembered; or the kind of duplicate that it is."""
+        """None for a new text, which is remembered; otherwise the kind of duplicate."""
         key = normalize(text)
         if key in self._signatures:
             return "duplicate"
@@ -44,7 +51,7 @@ class DuplicateFilter:
             return "near_duplicate"
         if self._rouge_l < 1:
             words = key.split()
-            # 2 LCS / (m + n) is the normalized insertion-deletion similarity of the two lists of words
+            # 2 LCS / (m + n) is the normalized insertion-deletion similarity of the word lists.
             if any(
                 Indel.normalized_similarity(words, other) >= self._rouge_l for other in self._words
             ):
@@ -54,7 +61,7 @@ class DuplicateFilter:
         return None
 
     def add_exact(self, text: str) -> Literal["duplicate"] | None:
-        """As `add`, for a text that may resemble others: a wrapped request resembles what it wraps."""
+        """As `add`, but finds exact repeats only: a wrapped request resembles what it wraps."""
         key = normalize(text)
         if key in self._signatures:
             return "duplicate"
@@ -67,12 +74,13 @@ class DuplicateFilter:
 
 
 def _lossless_bands(threshold: float) -> tuple[int, int]:
-    """(bands, rows) with which the index misses no pair at the threshold: more bands than values may differ, so one agrees whole.
+    """(bands, rows) with which the index misses no pair at the threshold.
 
-    datasketch's own choice weighs misses against speed, and misses a quarter of the pairs just above the threshold.
+    With more bands than values that may differ, at least one band is the same. The choice that
+    datasketch makes weighs misses against speed: it misses a quarter of the pairs just above the
+    threshold.
     """
     differing = int((1 - threshold) * _PERMUTATIONS + 1e-9)
-    rows = min(
-        max(1, _PERMUTATIONS // (differing + 1)), _PERMUTATIONS // 2
-    )  # datasketch wants two bands at least
+    rows = max(1, _PERMUTATIONS // (differing + 1))
+    rows = min(rows, _PERMUTATIONS // 2)  # datasketch needs at least two bands
     return _PERMUTATIONS // rows, rows

@@ -1,81 +1,81 @@
-"""The firewall between training and evaluation: no synthesized text may repeat an evaluation prompt, or come near one.
+"""Keeps evaluation prompts out of training: no synthesized text may repeat one or come near one.
 
-Three reasons, each counted for itself: `evaluation_copy` (the same text but for capitals, spacing and punctuation),
-`near_evaluation` (Jaccard similarity at or above the threshold, over all words and pairs of neighbouring words) and
-`contains_evaluation` (a long text around an evaluation prompt, which the Jaccard similarity alone would not see).
-Candidates come from a MinHash index (datasketch); whether one is a hit is decided on the n-grams themselves.
+There are three reasons for dropping a text, each counted by itself:
+
+* `evaluation_copy`: the same text, apart from capitals, spacing and punctuation
+* `near_evaluation`: Jaccard similarity at or above the threshold, over all words and word pairs
+* `contains_evaluation`: a long text around an evaluation prompt, which the Jaccard similarity alone
+  would miss
+
+A MinHash index (datasketch) finds candidates; the n-grams themselves decide.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
 from datasketch import MinHash, MinHashLSH
 
 from policyalign_assets.settings import FirewallSettings
-
-SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
-# Headers under which benchmarks keep what is asked, the more telling first (meli_query: a copy of StrongREJECT)
-COLUMNS = (
-    "forbidden_prompt",
-    "harmful_prompt",
-    "prompt",
-    "instruction",
-    "question",
-    "problem",
-    "query",
-    "goal",
-    "behavior",
-    "adversarial",
-    "meli_query",
-    "text",
+from policyalign_assets.synthesis.references import (
+    FirewallError,
+    ReferenceFile,
+    References,
+    read_references,
 )
+
+__all__ = ["Firewall", "FirewallError", "FirewallProbe", "Hit", "firewall_for", "probe"]
+
 _PERMUTATIONS = 128
-# 64 bands of 2 rows find a pair of Jaccard 0.5 all but once in 10^8, and one of 0.3 all but once in 400
+# 64 bands of 2 rows miss a pair of Jaccard 0.5 once in 10^8, and one of 0.3 once in 400.
 _BANDS = (64, 2)
-# Share of an evaluation prompt's word triples that a text may not hold; shorter prompts are too common to count as contained
+# The share of an evaluation prompt's word triples that a text may not hold. Prompts with fewer
+# triples than the minimum are too common to count as contained.
 _CONTAINED = 0.8
 _MIN_TRIPLES = 4
-_WORD = re.compile(r"\w+(?:'\w+)*")
-
-
-class FirewallError(ValueError):
-    """References that cannot be read. The message names the file and the mend."""
+# Chinese, Japanese and Korean text has no spaces: each of its characters counts as a word.
+_IDEOGRAM = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_WORD = re.compile(rf"[{_IDEOGRAM}]|[^\W{_IDEOGRAM}]+(?:'[^\W{_IDEOGRAM}]+)*")
 
 
 class Hit(NamedTuple):
+    """`reference`: the name of the evaluation prompt, "<file>:<row>"."""
+
     reason: str
-    reference: str  # where the evaluation prompt comes from: "<file>:<row>"
+    reference: str
     similarity: float
 
 
-def words(text: str) -> list[str]:
-    return _WORD.findall(text.lower().replace("’", "'"))
+def split_words(text: str) -> list[str]:
+    text = unicodedata.normalize("NFKC", text.replace("’", "'")).lower()
+    return _WORD.findall(text)
 
 
-def grams(tokens: list[str], sizes: tuple[int, ...] = (1, 2)) -> frozenset[str]:
+def n_grams(tokens: list[str], sizes: tuple[int, ...] = (1, 2)) -> frozenset[str]:
     return frozenset(" ".join(tokens[i : i + n]) for n in sizes for i in range(len(tokens) - n + 1))
 
 
 class Firewall:
-    """Evaluation prompts by name; `check` tells whether a text comes near one of them."""
+    """Evaluation prompts by name. `check` tells whether a text comes near one of them."""
 
     def __init__(self, references: dict[str, str], threshold: float = 0.5):
+        """threshold: the Jaccard similarity from which a text is too near."""
         self.threshold = threshold
-        tokens = {name: words(text) for name, text in references.items()}
+        tokens = {name: split_words(text) for name, text in references.items()}
         self._names = [name for name, t in tokens.items() if t]
         self._exact: dict[str, int] = {}
         for i, name in enumerate(self._names):
             self._exact.setdefault(" ".join(tokens[name]), i)
-        self._grams = [grams(tokens[name]) for name in self._names]
-        self._triples = [grams(tokens[name], (3,)) for name in self._names]
+        self._grams = [n_grams(tokens[name]) for name in self._names]
+        self._triples = [n_grams(tokens[name], (3,)) for name in self._names]
 
     def __len__(self) -> int:
         return len(self._names)
@@ -83,52 +83,46 @@ class Firewall:
     @property
     def digest(self) -> str:
         """Changes when the references or the threshold do."""
-        return hashlib.sha256(
-            "\0".join([str(self.threshold), *sorted(self._exact)]).encode()
-        ).hexdigest()
+        content = "\0".join([str(self.threshold), *sorted(self._exact)])
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     def check(self, text: str) -> Hit | None:
         if not self._names:
             return None
-        tokens = words(text)
+        tokens = split_words(text)
         found = self._exact.get(" ".join(tokens))
         if found is not None:
             return Hit("evaluation_copy", self._names[found], 1.0)
-        return self._near(grams(tokens)) or self._contained(grams(tokens, (3,)))
+        return self._near(n_grams(tokens)) or self._contained(n_grams(tokens, (3,)))
 
-    def _near(self, own: frozenset[str]) -> Hit | None:
+    def _near(self, grams: frozenset[str]) -> Hit | None:
+        candidates = self._index.query(_signature(grams))
         best = max(
-            (
-                (len(own & self._grams[i]) / len(own | self._grams[i]), i)
-                for i in self._index.query(_signature(own))
-            ),
+            ((len(grams & self._grams[i]) / len(grams | self._grams[i]), i) for i in candidates),
             default=None,
         )
-        return (
-            Hit("near_evaluation", self._names[best[1]], best[0])
-            if best and best[0] >= self.threshold
-            else None
-        )
+        if best is None or best[0] < self.threshold:
+            return None
+        return Hit("near_evaluation", self._names[best[1]], best[0])
 
-    def _contained(self, own: frozenset[str]) -> Hit | None:
-        shared = Counter(i for triple in own for i in self._holders.get(triple, ()))
+    def _contained(self, triples: frozenset[str]) -> Hit | None:
+        shared = Counter(i for triple in triples for i in self._holders.get(triple, ()))
         best = max(((n / len(self._triples[i]), i) for i, n in shared.items()), default=None)
-        return (
-            Hit("contains_evaluation", self._names[best[1]], best[0])
-            if best and best[0] >= _CONTAINED
-            else None
-        )
+        if best is None or best[0] < _CONTAINED:
+            return None
+        return Hit("contains_evaluation", self._names[best[1]], best[0])
 
     @cached_property
     def _index(self) -> MinHashLSH:
         index = MinHashLSH(num_perm=_PERMUTATIONS, params=_BANDS)
         with index.insertion_session() as session:
-            for i, own in enumerate(self._grams):
-                session.insert(i, _signature(own))
+            for i, grams in enumerate(self._grams):
+                session.insert(i, _signature(grams))
         return index
 
     @cached_property
     def _holders(self) -> dict[str, list[int]]:
+        """Word triple -> the places of the evaluation prompts that hold it."""
         holders: dict[str, list[int]] = defaultdict(list)
         for i, triples in enumerate(self._triples):
             if len(triples) >= _MIN_TRIPLES:
@@ -137,72 +131,54 @@ class Firewall:
         return holders
 
 
-def firewall_for(settings: FirewallSettings) -> Firewall:
-    """Over the configured references; one without references lets everything pass. Raises FirewallError."""
-    return Firewall(
-        load_references(Path(settings.references), settings.column) if settings.references else {},
-        settings.threshold,
-    )
-
-
-def _signature(own: Iterable[str]) -> MinHash:
+def _signature(grams: Iterable[str]) -> MinHash:
     signature = MinHash(num_perm=_PERMUTATIONS, seed=1)
-    signature.update_batch([g.encode() for g in own])
+    signature.update_batch([g.encode("utf-8", "surrogatepass") for g in grams])
     return signature
 
 
-def load_references(folder: Path, column: str | None = None) -> dict[str, str]:
-    """{"<file>:<row>": prompt} from every CSV, JSON, JSON Lines and Parquet file in `folder` and its sub-folders.
+def firewall_for(settings: FirewallSettings) -> tuple[Firewall, References | None]:
+    """The firewall over the configured references, and what was read of them.
 
-    column: where the prompt stands; without it, the first of `COLUMNS` that a file has. Raises FirewallError.
+    Without references, every text passes. Raises FirewallError.
     """
-    if not folder.is_dir():
-        raise FirewallError(
-            f"firewall.references={str(folder)!r} is no folder. Mend: name the folder that holds the evaluation prompts."
-        )
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-    if not files:
-        raise FirewallError(
-            f"firewall.references={str(folder)!r} holds no {', '.join(SUFFIXES)} file, so nothing would be kept out. "
-            "Mend: put the evaluation prompts there, or unset firewall.references."
-        )
-    return {
-        f"{file.relative_to(folder)}:{n}": text
-        for file in files
-        for n, text in enumerate(_prompts(file, column))
-    }
+    found = configured_references(settings)
+    return Firewall(found.prompts if found else {}, settings.threshold), found
 
 
-def _prompts(file: Path, column: str | None) -> list[str]:
-    try:
-        table = _read(file)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        what = str(error).splitlines()[0][:200]
-        raise FirewallError(
-            f"{file.name} cannot be read as {file.suffix[1:]} ({what}). Mend: repair or remove it."
-        ) from error
-    names = {name.lower(): name for name in table.column_names}
-    wanted = [column.lower()] if column else COLUMNS
-    found = next((names[c] for c in wanted if c in names), None)
+def configured_references(settings: FirewallSettings) -> References | None:
+    """Raises FirewallError."""
+    folder = settings.references
+    return read_references(Path(folder), settings.column) if folder else None
+
+
+@dataclass(frozen=True)
+class FirewallProbe:
+    """What a firewall would do, checked before a run.
+
+    checked, stopped: how many exact copies of its own references were tried and stopped.
+    """
+
+    files: tuple[ReferenceFile, ...]
+    ignored: tuple[str, ...]
+    checked: int
+    stopped: int
+
+
+def probe(settings: FirewallSettings, samples: int = 30) -> FirewallProbe | None:
+    """Reads the references and tries whether copies of them are stopped. None without references.
+
+    Raises FirewallError where a file cannot be used, or where a copy passes.
+    """
+    firewall, found = firewall_for(settings)
     if found is None:
+        return None
+    copies = [text for file in found.files for _, text in file.prompts[:samples]]
+    with_words = [text for text in copies if split_words(text)]
+    stopped = sum(firewall.check(text) is not None for text in with_words)
+    if not with_words or stopped < len(with_words):
         raise FirewallError(
-            f"{file.name} has no column {' or '.join(wanted)}; it has {', '.join(table.column_names)}. "
-            "Mend: set firewall.column, or move the file out of firewall.references."
+            f"only {stopped} of {len(with_words)} copies of the references are stopped. "
+            "Fix: check that firewall.references holds evaluation prompts."
         )
-    return [str(v) for v in table[found].to_pylist() if v]
-
-
-def _read(file: Path) -> pa.Table:
-    match file.suffix.lower():
-        case ".csv":
-            from pyarrow import csv
-
-            return csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True))
-        case ".parquet":
-            import pyarrow.parquet as pq
-
-            return pq.read_table(file)
-        case _:
-            from pyarrow import json
-
-            return json.read_json(file)
+    return FirewallProbe(found.files, found.ignored, len(with_words), stopped)

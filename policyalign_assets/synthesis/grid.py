@@ -1,4 +1,7 @@
-"""The grid of requests for one rule: intent x persona x format x difficulty, drawn evenly, with its words in grid.yaml."""
+"""The grid of requests for one rule: intent x persona x format x difficulty, drawn evenly.
+
+Its texts are in grid.yaml.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib import resources
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from policyalign_assets.policy import Rule
+from policyalign_assets.synthesis.texts import load_yaml
 
 
 class Cell(NamedTuple):
@@ -25,8 +27,8 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Words:
-    """What the axes say for one cell, as the templates see it."""
+class CellText:
+    """The text of each axis for one cell, as the templates see it."""
 
     intent: str
     persona: str
@@ -34,24 +36,17 @@ class Words:
     difficulty: str
 
 
-@cache
-def _grid() -> dict:
-    text = resources.files(__package__).joinpath("grid.yaml").read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+def _grid() -> dict[str, Any]:
+    return load_yaml("grid.yaml")
 
 
-def content() -> dict:
-    """The words of the grid, parsed: its comments and layout do not count."""
-    return _grid()
-
-
-# A rule's or a model's words are values here, never templates, so that braces in them mean nothing.
+# Words of a rule or a model are values here, never templates, so braces in them mean nothing.
 _JINJA = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=False)
 _JINJA.filters["spaced"] = lambda text: " ".join(text.replace(" ", "_"))
 
 
 @cache
-def _template(kind: str, name: str):
+def _template(kind: str, name: str) -> Template:
     return _JINJA.from_string(_grid()[kind][name])
 
 
@@ -67,9 +62,13 @@ def cells(kind: str) -> tuple[Cell, ...]:
 
 
 def spread(grid: Sequence[Cell], wanted: int, seed: int) -> list[Cell]:
-    """`wanted` cells: no cell twice before every cell came once, and the values of each axis as even as can be all along."""
+    """`wanted` cells. No cell comes twice before every cell came once.
+
+    At every point the values of each axis are as even as possible.
+    """
     rng = random.Random(seed)
-    used, seen = Counter(), Counter()
+    used: Counter[Cell] = Counter()
+    seen: Counter[tuple[int, object]] = Counter()
     drawn: list[Cell] = []
     tie = {cell: rng.random() for cell in grid}
     for _ in range(wanted):
@@ -83,20 +82,40 @@ def spread(grid: Sequence[Cell], wanted: int, seed: int) -> list[Cell]:
     return drawn
 
 
-def prompt(kind: str, rule: Rule, cell: Cell | None, request: str = "") -> str:
+def grounds(rule: Rule) -> tuple[str, ...]:
+    """Reasons why a request near the rule is allowed: the rule's exceptions and permissions, and,
+    where it forbids something under a condition, that the condition is not met."""
+    limits = [("exception", limit) for limit in rule.exceptions]
+    limits += [("permitted", limit) for limit in rule.permitted]
+    if rule.condition and rule.forbids:
+        limits.append(("outside_condition", rule.condition))
+    return tuple(_template("grounds", name).render(limit=limit) for name, limit in limits)
+
+
+def prompt(
+    kind: str,
+    rule: Rule,
+    cell: Cell | None,
+    request: str = "",
+    ground: str = "",
+    examples: Sequence[str] = (),
+) -> str:
+    """What the generator is asked.
+
+    cell: None for twins, which keep to their parent's text. ground: one of `grounds`, for
+    neighbours. examples: requests of this kind that the policy's author wrote.
+    """
     axes = _grid()["axes"]
     intents = _grid()["duty_intent"] if kind == "duty" else axes["intent"]
-    said = (
-        Words(
-            intents[cell.intent],
-            axes["persona"][cell.persona],
-            axes["format"][cell.format],
-            axes["difficulty"][cell.difficulty],
-        )
-        if cell
-        else None
+    text = cell and CellText(
+        intents[cell.intent],
+        axes["persona"][cell.persona],
+        axes["format"][cell.format],
+        axes["difficulty"][cell.difficulty],
     )
-    return _template("prompts", kind).render(rule=asdict(rule), cell=said, request=request)
+    return _template("prompts", kind).render(
+        rule=asdict(rule), cell=text, request=request, ground=ground, examples=examples
+    )
 
 
 def styles() -> tuple[str, ...]:

@@ -1,14 +1,15 @@
-"""Rows of one rule, kept under a name that says what they were made from: an unchanged rule is never drafted twice.
+"""Keeps the rows of one rule on disk, so that an unchanged rule is never drafted twice.
 
-The name covers the rule's id and words, the settings, the generator, the firewalls and the words of the grid, and nothing of
-the policy around the rule; domains that share a rule share its rows, and the cost of an edit is that of the edited rules.
+A file's name is a hash of everything that the rows were made from: the rule's id, words and
+fields, the settings, the generator, the firewalls and the texts of the prompts. Nothing else of
+the policy counts. So domains that share a rule share its rows, and an edit costs only the edited
+rules.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from pathlib import Path
 
 from policyalign_assets.engine.base import Engine
@@ -16,51 +17,56 @@ from policyalign_assets.files import replacing_file
 from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.policy import Rule
 from policyalign_assets.settings import SynthesisSettings
-from policyalign_assets.synthesis.drafting import CODE_VERSION, DraftChecks, RuleYield
-from policyalign_assets.synthesis.texts import prompt_texts
+from policyalign_assets.synthesis.checks import DraftChecks
+from policyalign_assets.synthesis.drafting import CODE_VERSION, NO_EXAMPLES, Examples, Row
+from policyalign_assets.synthesis.texts import load_yaml, prompt_texts
+from policyalign_assets.synthesis.yields import RuleYield
 
-_LATER = {"recombined_ratio", "heldout"}  # applied to the rows after they were drafted
+_APPLIED_LATER = {"recombined_ratio", "heldout"}  # they change the rows after they were drafted
 
 
 class RuleStore:
-    """`made_on`: whatever else decides what the generator writes, such as the number format of its weights."""
+    """generator_setup: what else decides what the generator writes, such as its number format."""
 
-    def __init__(self, folder: Path, made_on: object = None):
-        self._folder, self._made_on = folder, made_on
+    def __init__(self, folder: Path, generator_setup: object = None):
+        self._folder, self._generator_setup = folder, generator_setup
 
     def name(
-        self, rule: Rule, engine: Engine, settings: SynthesisSettings, checks: DraftChecks
+        self,
+        rule: Rule,
+        engine: Engine,
+        settings: SynthesisSettings,
+        checks: DraftChecks,
+        examples: Examples = NO_EXAMPLES,
     ) -> str:
         made_from = [
             CODE_VERSION,
-            self._made_on,
+            self._generator_setup,
             rule.content_hash,
-            settings.model_dump(exclude=_LATER),
+            settings.model_dump(exclude=_APPLIED_LATER),
             engine.model_id,
             engine.revision,
-            [wall.digest for wall in checks.walls],
+            [firewall.digest for firewall in checks.firewalls],
             prompt_texts(settings.grid == "full"),
+            [examples.violates, examples.allowed],
             RuleBasedJudge().id,
         ]
-        if checks.judge:
-            made_from.append([checks.judge.id, checks.judge.revision, checks.judge.template])
-        return hashlib.sha256(
-            json.dumps(made_from, sort_keys=True, default=str).encode()
-        ).hexdigest()[:40]
+        if judge := checks.judge:
+            made_from.append([judge.id, judge.revision, judge.template])
+            made_from.append(load_yaml("entailment.yaml"))
+        if checks.attribution:
+            made_from.append(checks.attribution.id)
+        content = json.dumps(made_from, sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:40]
 
-    def load(self, name: str) -> tuple[list[dict], RuleYield] | None:
+    def load(self, name: str) -> tuple[list[Row], RuleYield] | None:
         path = self._folder / f"{name}.json"
         if not path.exists():
             return None
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        counted = {
-            key: Counter(value) if isinstance(value, dict) else value
-            for key, value in kept["yield"].items()
-        }
-        return kept["rows"], RuleYield(**counted)
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return stored["rows"], RuleYield.from_dict(stored["yield"])
 
-    def save(self, name: str, rows: list[dict], out: RuleYield) -> None:
-        with replacing_file(self._folder / f"{name}.json") as aside:
-            aside.write_text(
-                json.dumps({"rows": rows, "yield": vars(out)}, ensure_ascii=False), encoding="utf-8"
-            )
+    def save(self, name: str, rows: list[Row], counts: RuleYield) -> None:
+        content = json.dumps({"rows": rows, "yield": vars(counts)}, ensure_ascii=False)
+        with replacing_file(self._folder / f"{name}.json") as temporary:
+            temporary.write_text(content, encoding="utf-8")

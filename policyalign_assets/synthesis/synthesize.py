@@ -1,12 +1,14 @@
-"""Instructions that would violate a policy, and requests just beyond its rules, written by the model itself (stage 1).
+"""Writes instructions that would violate a policy, and requests just beyond its rules (stage 1).
 
-The paper's release ships no synthesis; this is ours. Beside each rule's violations stand requests that show the student
-where the rule ends: `twin`, a benign near-miss of one violation, and `neighbour`, one that sounds risky but that the rule
-does not cover. Without them the student learns to refuse whatever resembles a violation (measured: docs/method.md). One
-rule at a time, seeded by the rule's own content, so that editing one rule leaves the instructions of the others as they were.
+The model itself is the author. The paper's release ships no synthesis; this one is ours. Each rule
+gets, beside its violations, requests that show the student where the rule ends: a `twin` is a
+benign near-miss of one violation, and a `neighbour` sounds risky but is not covered by the rule.
+Without them the student learns to refuse whatever resembles a violation (docs/method.md).
 
-Two grids: `reduced`, the three questions that the bundled model was trained on; `full`, for instruct models: intent x persona x
-format x difficulty, duties and conditional rules too, attack styles, and a ladder where the generator refuses.
+Rules are drafted one by one with seeds from their own content, so that an edit of one rule leaves
+the instructions of the others as they were. There are two grids. `reduced` asks the three questions
+that the bundled model was trained on. `full` is for instruct models: intent x persona x format x
+difficulty, duties and conditional rules too, attack styles, and a ladder for refusals.
 """
 
 from __future__ import annotations
@@ -20,97 +22,119 @@ from policyalign_assets.engine.base import Engine
 from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import SynthesisSettings
-from policyalign_assets.synthesis.drafting import (
-    DraftChecks,
-    Drafting,
-    RuleYield,
-    instruction_id,
-    seed_for,
-)
-from policyalign_assets.synthesis.duplicates import DuplicateFilter
+from policyalign_assets.synthesis.attribution import Attribution
+from policyalign_assets.synthesis.checks import DraftChecks
+from policyalign_assets.synthesis.drafting import NO_EXAMPLES, Drafting, Examples, Row
 from policyalign_assets.synthesis.entailment import UNJUDGED
 from policyalign_assets.synthesis.firewall import Firewall
-from policyalign_assets.synthesis.recombine import recombinations
+from policyalign_assets.synthesis.recombine import Recombining
 from policyalign_assets.synthesis.split import HELDOUT, assign
 from policyalign_assets.synthesis.store import RuleStore
+from policyalign_assets.synthesis.yields import RuleYield
 from policyalign_assets.tables import INSTRUCTIONS
 
 CODE_VERSION = 3  # raise it when new code changes how rows are made from drafts
 
-Progress = Callable[[str], None]
+ENGLISH = "en"
+
+WriteLine = Callable[[str], None]  # takes one line of progress
 
 
 @dataclass(frozen=True)
 class Synthesis:
-    table: pa.Table  # INSTRUCTIONS
+    """table: INSTRUCTIONS. skipped: rule id -> why nothing was written for it.
+
+    notes: rule id -> what the English parts of synthesis mean for a rule in another language.
+    """
+
+    table: pa.Table
     yields: dict[str, RuleYield]
-    skipped: dict[str, str]  # rule id -> why nothing was written for it
+    skipped: dict[str, str]
+    notes: dict[str, str]
 
 
 def synthesize(
     policy: PolicyDocument,
     engine: Engine,
     settings: SynthesisSettings,
-    report: Progress = lambda _: None,
+    progress: WriteLine = lambda _: None,
     firewall: Firewall | None = None,
     own_cases: Callable[[Rule], Firewall] | None = None,
     store: RuleStore | None = None,
     judge: Callable[[Rule], Judge] | None = None,
+    attribution: Attribution | None = None,
+    examples: Callable[[Rule], Examples] = lambda _: NO_EXAMPLES,
 ) -> Synthesis:
     """Violating instructions, twins and neighbours for each rule that the grid covers.
 
-    firewall, own_cases: evaluation prompts to keep clear of, for all rules and for one. store: where rows of unchanged rules are
-    found. judge: of whether a draft fits its rule (see `entailment`). A rule that stays short of `settings.per_rule` is reported as
-    starved, never filled from another rule.
+    firewall, own_cases: evaluation prompts to avoid, for all rules and for one rule. store: where
+    rows of unchanged rules are found. judge: of whether a draft fits its rule (see `entailment`).
+    attribution: the same without a judge (see `attribution`). examples: requests by the policy's
+    author, which show the generator what is wanted on the full grid.
+
+    A rule with fewer than `settings.per_rule` main requests is reported as starved, and never
+    filled from another rule.
     """
-    rules, skipped = _covered(policy, settings)
-    rows: list[dict] = []
+    rules, skipped = covered_rules(policy, settings)
+    rows: list[Row] = []
     yields: dict[str, RuleYield] = {}
     for n, rule in enumerate(rules, 1):
+        firewalls = (firewall, own_cases(rule) if own_cases else None)
         checks = DraftChecks(
             settings.language,
-            [w for w in (firewall, own_cases(rule) if own_cases else None) if w is not None],
+            [f for f in firewalls if f is not None],
             judge(rule) if judge else None,
+            attribution.of_rule(rule) if attribution else None,
         )
-        drafted, out, known = _drafted(rule, engine, settings, checks, store)
-        drafted = drafted + _recombined(policy, rule, drafted, settings, checks, out, engine)
-        assign(drafted, settings.heldout, settings.seed)
-        out.neighbours = sum(r["kind"] == "neighbour" for r in drafted)
-        out.heldout = sum(r["split"] == HELDOUT for r in drafted)
-        yields[rule.rule_id] = out
-        rows += drafted
-        report(
-            f"rule {n}/{len(rules)} {rule.rule_id}: {out.violating} instructions, {out.twins} twins and {out.neighbours} neighbours "
-            f"from {out.drafted} drafts"
-            + (" (starved)" if out.starved else "")
-            + (" (unchanged, drafted before)" if known else "")
-        )
+        rule_rows, counts, stored = _drafted(rule, engine, settings, checks, store, examples(rule))
+        recombining = Recombining(policy, rule, engine, settings, checks, counts)
+        rule_rows = rule_rows + recombining.run(rule_rows)
+        assign(rule_rows, settings.heldout, settings.seed)
+        counts.heldout = sum(row["split"] == HELDOUT for row in rule_rows)
+        counts.check(rule.rule_id)
+        yields[rule.rule_id] = counts
+        rows += rule_rows
+        progress(f"rule {n}/{len(rules)} {_line(rule, counts, stored)}")
     of_policy = {
         "policy_id": policy.policy_id,
         "domain": policy.domain,
         "policy_hash": policy.content_hash,
     }
-    return Synthesis(
-        pa.Table.from_pylist([row | of_policy for row in rows], schema=INSTRUCTIONS),
-        yields,
-        skipped,
+    table = pa.Table.from_pylist([row | of_policy for row in rows], schema=INSTRUCTIONS)
+    notes = {r.rule_id: language_note(r, settings) for r in rules if r.language != ENGLISH}
+    return Synthesis(table, yields, skipped, notes)
+
+
+def language_note(rule: Rule, settings: SynthesisSettings) -> str:
+    """What happens to a rule that is not in English: the prompts are English all the same."""
+    wanted = settings.language
+    if wanted is None or wanted == rule.language:
+        drafts = (
+            "drafts are kept in any language" if wanted is None else f"drafts are in {wanted!r}"
+        )
+        return f"the rule is in {rule.language!r} and its prompts are in English; {drafts}"
+    return (
+        f"the rule is in {rule.language!r}, but drafts in other languages than {wanted!r} are "
+        f"dropped. Fix: set synthesis.language={rule.language!r}, or unset it for every language."
     )
 
 
-def _covered(
+def covered_rules(
     policy: PolicyDocument, settings: SynthesisSettings
 ) -> tuple[tuple[Rule, ...], dict[str, str]]:
-    if settings.grid == "full":
-        return policy.rules, {}
-    skipped = {
-        r.rule_id: "a positive duty: it asks for behaviour that no single request violates"
-        for r in policy.duties
+    """The rules that the grid writes requests for, and for each other rule why it does not."""
+    reasons = {
+        "permit": "a permission: no request can break it",
+        "define": "a definition: it explains a word and asks for nothing",
     }
-    skipped |= {
-        r.rule_id: "a conditional rule: the reduced grid asks for plain prohibitions only"
-        for r in policy.conditions
-    }
-    return policy.prohibitions, skipped
+    if settings.grid == "reduced":
+        reasons |= {
+            "require": "a positive duty: it asks for behaviour that no single request violates",
+            "condition": "a conditional rule: the reduced grid asks for plain prohibitions only",
+        }
+    covered = tuple(rule for rule in policy.rules if rule.kind not in reasons)
+    skipped = {r.rule_id: reasons[r.kind] for r in policy.rules if r.kind in reasons}
+    return covered, skipped
 
 
 def _drafted(
@@ -119,59 +143,26 @@ def _drafted(
     settings: SynthesisSettings,
     checks: DraftChecks,
     store: RuleStore | None,
-) -> tuple[list[dict], RuleYield, bool]:
-    name = store.name(rule, engine, settings, checks) if store else ""
-    known = store.load(name) if store else None
-    if known:
-        return *known, True
-    rows, out = Drafting(rule, engine, settings, checks).run()
-    judge_failed = out.starved and out.dropped[UNJUDGED]  # then the next run asks again
+    examples: Examples,
+) -> tuple[list[Row], RuleYield, bool]:
+    """Rows, counts, and whether they come from the store."""
+    name = store.name(rule, engine, settings, checks, examples) if store else ""
+    stored = store.load(name) if store else None
+    if stored:
+        return *stored, True
+    rows, counts = Drafting(rule, engine, settings, checks, examples).run()
+    judge_failed = counts.starved and counts.dropped[UNJUDGED]  # then the next run asks it again
     if store and not judge_failed:
-        store.save(name, rows, out)
-    return rows, out, False
+        store.save(name, rows, counts)
+    return rows, counts, False
 
 
-def _recombined(
-    policy: PolicyDocument,
-    rule: Rule,
-    rows: list[dict],
-    settings: SynthesisSettings,
-    checks: DraftChecks,
-    out: RuleYield,
-    engine: Engine,
-) -> list[dict]:
-    """Each of the first requests that name the action gives one neighbour (several where there are too few), or none."""
-    plain = [r for r in rows if r["kind"] == "violating" and r["parent_id"] is None]
-    parents = [r for r in plain if rule.action and rule.action in r["text"]]
-    seen = DuplicateFilter(settings.near_duplicate)
-    for row in rows:
-        seen.add(row["text"])
-    made: list[dict] = []
-    for n in range(
-        min(round(len(plain) * settings.recombined_ratio), len(parents) * settings.rounds)
-    ):
-        parent, seed = (
-            parents[n % len(parents)],
-            seed_for(settings.seed, rule.content_hash, "recombined", str(n // len(parents))),
-        )
-        for partner, text in recombinations(parent, rule, policy.prohibitions, seed):
-            reason = checks.reason(text) or seen.add(text)
-            if reason is None:
-                made.append(
-                    {
-                        "instruction_id": instruction_id(rule, "neighbour", text),
-                        "rule_id": rule.rule_id,
-                        "rule_hash": rule.content_hash,
-                        "kind": "neighbour",
-                        "parent_id": parent["instruction_id"],
-                        "text": text,
-                        "seed": seed,
-                        "round": 0,
-                        "model_id": engine.model_id,
-                        "model_revision": engine.revision,
-                        "partner_hash": partner.content_hash,
-                    }
-                )
-                break
-            out.dropped[reason] += 1
-    return made
+def _line(rule: Rule, counts: RuleYield, stored: bool) -> str:
+    dropped = ", ".join(f"{reason} {n}" for reason, n in counts.dropped.most_common())
+    return (
+        f"{rule.rule_id}: {counts.violating} instructions, {counts.twins} twins and "
+        f"{counts.neighbours} neighbours from {counts.drafted} drafts"
+        + (f"; dropped: {dropped}" if dropped else "")
+        + (" (starved)" if counts.starved else "")
+        + (" (unchanged, drafted before)" if stored else "")
+    )

@@ -19,7 +19,7 @@ from policyalign_assets.runtime.execution import make
 from policyalign_assets.settings import GeneratorSettings, SettingsError, load_settings
 from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.stages.interface import StageContext
-from policyalign_assets.synthesis.ladder import climb
+from policyalign_assets.synthesis.ladder import draft_with_ladder
 
 SAMPLING = Sampling(48, 0.7, 5)
 CHATS = [chat(f"request {n}", "a system message") for n in range(6)]
@@ -136,31 +136,31 @@ def test_a_provider_that_refuses_without_words_takes_the_next_step_of_the_ladder
         )
 
     with fake_judge(reply) as server:
-        (draft,) = climb(engine(server.url), ["Write one request."], SAMPLING)
+        (draft,) = draft_with_ladder(engine(server.url), ["Write one request."], SAMPLING)
     assert (draft.text, draft.step, draft.refused) == ("How do I begin?", "defensive", ("plain",))
 
 
 def test_the_ladder_leaves_out_the_prefilled_answer():
     with fake_judge(lambda *_: Reply("I cannot help with that.")) as server:
-        (draft,) = climb(engine(server.url), ["Write one request."], SAMPLING)
+        (draft,) = draft_with_ladder(engine(server.url), ["Write one request."], SAMPLING)
     assert draft.refused == ("plain", "defensive", "few_shot")
 
 
 def test_the_key_comes_from_the_environment_and_shows_nowhere(monkeypatch, caplog):
-    monkeypatch.setenv("WRITER_KEY", "sk-very-secret")
+    monkeypatch.setenv("POLICYALIGN_WRITER_KEY", "sk-very-secret")
     with (
         caplog.at_level(logging.DEBUG),
         fake_judge(lambda *_: Reply(status=500)) as server,
         pytest.raises(EndpointDown) as caught,
     ):
-        engine(server.url, api_key_variable="WRITER_KEY").generate(CHATS[:1], SAMPLING)
+        engine(server.url, api_key_variable="POLICYALIGN_WRITER_KEY").generate(CHATS[:1], SAMPLING)
     assert (
         server.keys == {"Bearer sk-very-secret"}
         and "sk-very-secret" not in str(caught.value) + caplog.text
     )
-    monkeypatch.delenv("WRITER_KEY")
-    with pytest.raises(SettingsError, match="WRITER_KEY"):
-        engine(server.url, api_key_variable="WRITER_KEY")
+    monkeypatch.delenv("POLICYALIGN_WRITER_KEY")
+    with pytest.raises(SettingsError, match="POLICYALIGN_WRITER_KEY"):
+        engine(server.url, api_key_variable="POLICYALIGN_WRITER_KEY")
 
 
 GENERATOR = {"base_url": "http://h/v1", "model": "writer"}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_gguf import CHATML, write_gguf
 
 from policyalign_assets.engine import derived_models
 from policyalign_assets.engine.derived_models import Sources, sources_of
@@ -19,61 +20,7 @@ from policyalign_assets.engine.loading import ModelNotFound, load_model, model_p
 from policyalign_assets.settings import SMOLLM2, ModelSettings
 from policyalign_assets.stages.shaping import model_revision
 
-WIDTH, INNER, HEADS, LAYERS = 32, 64, 4, 2
-CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def write_gguf(file, template: str | None = CHATML, seed: int = 0) -> None:
-    """A tiny Llama of random weights with a byte-level tokenizer, as llama.cpp would write it."""
-    draw = np.random.default_rng(seed)
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(_byte_characters()), "ab"]
-    writer = gguf.GGUFWriter(str(file), "llama")
-    writer.add_context_length(128)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(
-        [gguf.TokenType.CONTROL] * 3 + [gguf.TokenType.NORMAL] * (len(tokens) - 3)
-    )
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    if template:
-        writer.add_chat_template(template)
-
-    def add(name: str, *shape: int) -> None:
-        writer.add_tensor(name, draw.normal(0, 0.1, shape).astype(np.float32))
-
-    add("token_embd.weight", len(tokens), WIDTH)
-    writer.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
-    for i in range(LAYERS):
-        for name in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"blk.{i}.{name}.weight", np.ones(WIDTH, np.float32))
-        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            add(f"blk.{i}.{name}.weight", WIDTH, WIDTH)
-        add(f"blk.{i}.ffn_gate.weight", INNER, WIDTH)
-        add(f"blk.{i}.ffn_up.weight", INNER, WIDTH)
-        add(f"blk.{i}.ffn_down.weight", WIDTH, INNER)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _byte_characters() -> set[str]:
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    return set(ByteLevel.alphabet())
+WIDTH = 32
 
 
 @pytest.fixture

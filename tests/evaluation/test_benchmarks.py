@@ -28,7 +28,7 @@ from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.judges.verdict import Verdict
 from policyalign_assets.report.benchmarks import benchmark_blocks
 from policyalign_assets.report.build import build_report
-from policyalign_assets.report.judged import NotOfOnePiece, join, judged_answers
+from policyalign_assets.report.chain import NotOfOnePiece, join, judged_answers
 from policyalign_assets.report.render import benchmarks_table, to_html
 from policyalign_assets.report.summary import metric_values
 from policyalign_assets.settings import EvaluationSettings

@@ -26,7 +26,7 @@ from policyalign_assets.evaluation.lm_eval_harness import (
 )
 from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.report.benchmarks import benchmark_blocks
-from policyalign_assets.report.judged import join
+from policyalign_assets.report.chain import join
 from policyalign_assets.settings import ModelSettings
 
 pytestmark = pytest.mark.slow

@@ -80,12 +80,10 @@ def test_the_report_shows_them_under_their_own_name_and_says_who_wrote_them():
     )
     assert "from the generator of the training requests" in markdown_summary(report)
     assert any(
-        "written by the generator of the training requests" in sentence
+        "Held-out requests of the training generator were checked by nobody" in sentence
         for sentence in report.limits
     )
-    assert (
-        report.release.unsafe.keys() == {"violations"} and report.release.over_refusal.n == 0
-    )  # the gates stay as they are
-    assert not any(
-        "written by the generator" in sentence for sentence in small_report(rows[:1]).limits
-    )
+    # no gate reads these suites
+    assert report.gate_figures.over_refusal.change.n == 0
+    assert {u.suite for u in report.gate_figures.unscored} <= {"violations"}
+    assert not any("training generator" in s for s in small_report(rows[:1]).limits)

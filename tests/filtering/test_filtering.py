@@ -12,6 +12,7 @@ import pytest
 
 from policyalign_assets.filtering.select import (
     NothingSelected,
+    TablesDoNotMatch,
     conformance_set,
     select_instructions,
 )
@@ -332,3 +333,34 @@ def test_neighbours_are_kept_only_where_the_teacher_answers():
         result["refused"]["reason"]
         == "dropped: neighbour that the policy-conditioned teacher refuses"
     )
+
+
+def test_an_instruction_without_a_score_is_dropped_and_says_so():
+    instructions, scores = tables([*MANY, violating("lost", "C1", 9.0)])
+    known = [i for i, name in enumerate(scores["instruction_id"].to_pylist()) if name != "lost"]
+    result = select_instructions(instructions, scores.take(known), FilterSettings(per_rule=2))
+    rows = result.to_pylist()
+    assert reasons(rows)["lost"] == "dropped: not in the table of scores"
+    assert len(rows) == len(MANY) + 1
+    assert kept(rows) == kept(select(MANY))
+
+
+def test_scores_of_other_instructions_and_repeated_ids_are_refused():
+    instructions, scores = tables(MANY)
+    with pytest.raises(TablesDoNotMatch, match=r"5 of 15 scores belong to no instruction.* Fix: "):
+        select_instructions(instructions.slice(5), scores, FilterSettings())
+    twice = pa.concat_tables([instructions, instructions.slice(0, 2)])
+    with pytest.raises(TablesDoNotMatch, match="2 ids occur more than once among the instructions"):
+        select_instructions(twice, scores, FilterSettings())
+    with pytest.raises(TablesDoNotMatch, match="1 ids occur more than once among the scores"):
+        select_instructions(
+            instructions, pa.concat_tables([scores, scores.slice(0, 1)]), FilterSettings()
+        )
+
+
+def test_every_row_leaves_with_exactly_one_reason():
+    rows = [*MANY, twin("t", "C1", False), twin("u", "C2", True), twin("w", "M1", None)]
+    result = select(rows, per_rule=1)
+    assert Counter(r["instruction_id"] for r in result) == dict.fromkeys(reasons(result), 1)
+    assert all(r["reason"].startswith(("kept", "dropped", "held out")) for r in result)
+    assert len(result) == len(rows)

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pyarrow.parquet as pq
 import pytest
-from test_gates import rows
+from test_gates import evaluation
 from test_report import HOSTILE, small_report, table, unscored
 
 from policyalign_assets.integrations.inspect_log import NO_TEXT, write_logs
@@ -16,15 +16,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def first_rows() -> list[dict]:
+    return [row for row in evaluation() if int(row["case_id"][1:]) < 60]
+
+
 def test_inspect_reads_the_logs_and_finds_the_reports_shares(tmp_path):
     from inspect_ai.log import read_eval_log
 
-    made = [unscored(r) if i % 50 == 0 else r | {"response": HOSTILE} for i, r in enumerate(rows())]
+    made = [
+        unscored(r) if i % 50 == 0 else r | {"response": HOSTILE}
+        for i, r in enumerate(first_rows())
+    ]
     report = small_report(made, created_at="2026-07-02T10:15:00+00:00")
     (tmp_path / "report.json").write_text(to_json(report))
     pq.write_table(table(made), tmp_path / "cases.parquet")
     logs = {path.stem: read_eval_log(str(path)) for path in write_logs(tmp_path, tmp_path / "logs")}
-    assert len(logs) == len(report.figures) == 10
+    assert len(logs) == len(report.figures) == 15
     for figure in report.figures:
         log = logs[f"medical-v2-medical-{figure.suite}-{figure.arm}"]
         (score,) = log.results.scores

@@ -177,8 +177,7 @@ def test_the_judge_of_correctness(said, correct):
         None,
         None,
     )
-    with pytest.raises(Unreadable):
-        Correctness().read(json.dumps({"verdict": said, "why": "so"}))
+    assert Correctness().read(json.dumps({"verdict": said, "why": "so"})) == verdict
 
 
 def test_the_judge_of_correctness_is_given_the_reference():
@@ -401,15 +400,15 @@ def test_a_real_server(kind):
 
 # ---- settings --------------------------------------------------------------------------------------------------------
 def test_the_key_comes_from_the_environment_and_shows_nowhere(monkeypatch, caplog):
-    monkeypatch.setenv("GUARD_KEY", "sk-very-secret")
+    monkeypatch.setenv("POLICYALIGN_GUARD_KEY", "sk-very-secret")
     with caplog.at_level(logging.DEBUG), fake_judge(lambda *_: Reply(status=500)) as server:
-        made = judge("policy", server.url, api_key_variable="GUARD_KEY")
+        made = judge("policy", server.url, api_key_variable="POLICYALIGN_GUARD_KEY")
         verdicts = made.judge_all(dialogues())
     assert server.keys == {"Bearer sk-very-secret"}
     assert "sk-very-secret" not in repr((verdicts, made.settings)) + caplog.text
-    monkeypatch.delenv("GUARD_KEY")
-    with pytest.raises(SettingsError, match="GUARD_KEY"):
-        judge("policy", server.url, api_key_variable="GUARD_KEY")
+    monkeypatch.delenv("POLICYALIGN_GUARD_KEY")
+    with pytest.raises(SettingsError, match="POLICYALIGN_GUARD_KEY"):
+        judge("policy", server.url, api_key_variable="POLICYALIGN_GUARD_KEY")
 
 
 @pytest.mark.parametrize(

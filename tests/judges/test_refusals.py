@@ -73,7 +73,8 @@ def test_the_bundled_models_answers_are_known_and_everything_else_is_unscored() 
 def test_other_phrases_make_another_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = RuleBasedJudge().id
     changed = tmp_path / "refusals.yaml"
-    changed.write_bytes(phrase_lists.PHRASES_FILE.read_bytes() + b"# changed\n")
+    phrases = phrase_lists.PHRASES_FILE.read_text(encoding="utf-8")
+    changed.write_text(phrases.replace("prefer not to", "like not to"), encoding="utf-8")
     monkeypatch.setattr(phrase_lists, "PHRASES_FILE", changed)
     phrase_lists.phrases_hash.cache_clear()
     try:

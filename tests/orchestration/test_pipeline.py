@@ -28,6 +28,7 @@ from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.records import Checkpoint, training_table
+from policyalign_assets.report.folders import current_report
 from policyalign_assets.report.show import show
 
 pytestmark = pytest.mark.slow
@@ -108,12 +109,13 @@ def test_the_whole_chain_on_one_partition(workspace):
     assert (data / checkpoint["path"] / "adapter_model.safetensors").exists()
 
     # the same numbers in the page, its JSON, the Parquet of every case, and Dagster
-    report = json.loads((data / "reports/general-conduct/medical/report.json").read_text())
+    folder = current_report(data, "medical", "general-conduct")
+    report = json.loads((folder / "report.json").read_text())
     metadata = instance.get_latest_materialization_event(
         ASSETS["benchmark_report"].key
     ).asset_materialization.metadata
-    page = Page((data / "reports/general-conduct/medical/report.html").read_text()).shares
-    cases = str(data / "reports/general-conduct/medical/cases.parquet")
+    page = Page((folder / "report.html").read_text()).shares
+    cases = str(folder / "cases.parquet")
     for arm in ("base", "base_policy", "aligned", "aligned_policy"):
         k, n = duckdb.execute(
             "SELECT count(*) FILTER (refused), count(*) FROM read_parquet(?) WHERE suite = 'violations' AND scored AND arm = ?",
@@ -227,7 +229,9 @@ def test_results_can_be_kept_at_a_url(workspace):
         "training.parquet",
         "checkpoint.json",
     }
-    assert {f.name for f in (data / "reports/general-conduct/medical").iterdir()} == {
+    folder = current_report(data, "medical", "general-conduct")
+    files = {f.name for f in folder.iterdir() if not f.name.startswith("cases-")}
+    assert files - {"release.json"} == {
         "report.html",
         "report.json",
         "figures.parquet",

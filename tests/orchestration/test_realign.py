@@ -125,7 +125,7 @@ def test_an_addendum_edit_redoes_one_partition_and_a_shared_edit_all_of_its_poli
         ),
         ("report", {"show_harmful": True}, EVIDENCE[2:]),
         ("judge", {"retries": 9}, []),
-        ("gates", {"unscored": 0.5}, []),
+        ("gates", {"unscored": 0.01}, EVIDENCE[2:]),
         ("synthesis", {"seed": 99}, ALL[1:]),
         ("model", {"batch_tokens": 1000}, []),
         ("model", {"dtype": "bfloat16"}, [s for s in ALL[1:] if s != "policy_document"]),

@@ -1,5 +1,6 @@
-"""The page over all partitions: the reports' own numbers, and every partition in it whether or not it has a report."""
+"""The page over all partitions: the reports' own numbers, and every partition, reported or not."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import dagster as dg
 import pyarrow.parquet as pq
 import pytest
-from test_gates import rows
-from test_report import HOSTILE, Page, case, small_report
+from test_gates import RULES, SIGNED, bars, evaluation
+from test_report import CONTEXT, HOSTILE, Page, case, small_report, table
 
 from policyalign_assets.orchestration.leaderboard import leaderboard as leaderboard_asset
 from policyalign_assets.orchestration.resources import Pipeline
+from policyalign_assets.report.build import build_report
+from policyalign_assets.report.folders import publish
 from policyalign_assets.report.leaderboard import (
     leaderboard,
     to_html,
@@ -19,23 +22,37 @@ from policyalign_assets.report.leaderboard import (
     to_table,
     write_leaderboard,
 )
-from policyalign_assets.report.release import decide
 from policyalign_assets.report.render import write_report
-from policyalign_assets.settings import GateSettings
 
 ROOT = Path(__file__).parents[2]
 
 
+def report_of(rows, **context):
+    return build_report(
+        table(rows), dataclasses.replace(CONTEXT, rules=RULES, **context), None, gates=bars()
+    )
+
+
+def put(reports: Path, domain: str, policy: str, report, name: str = "one") -> Path:
+    partition = reports / policy / domain
+    return publish(partition, name, lambda folder: write_report(report, folder))
+
+
+def release(folder: Path, checkpoint: str) -> None:
+    said = {"report": folder.name, "checkpoint_id": checkpoint}
+    (folder.parent / "release.json").write_text(json.dumps(said))
+
+
 @pytest.fixture(scope="module")
 def made_once(tmp_path_factory) -> Path:
-    """Two policies: one partition with a releasable checkpoint, one kept back, one broken, one without a report."""
-    folder = tmp_path_factory.mktemp("made") / "reports"
-    for domain, made in (("medical", rows()), ("legal", rows(twins=(200, 150)))):
-        write_report(small_report(made), folder / "conduct" / domain)
-        decide(folder / "conduct" / domain, GateSettings())
-    write_report(small_report(rows()), folder / "privacy" / "legal")
-    (folder / "privacy" / "legal" / "report.json").write_text("{")
-    return folder
+    """One partition that is released, one kept back, one broken, one without a report."""
+    reports = tmp_path_factory.mktemp("made") / "reports"
+    good = put(reports, "medical", "conduct", report_of(evaluation()))
+    release(good, CONTEXT.checkpoint_id)
+    put(reports, "legal", "conduct", report_of(evaluation(twins=(660, 660, 600))))
+    broken = put(reports, "legal", "privacy", report_of([]))
+    (broken / "report.json").write_text("{")
+    return reports
 
 
 @pytest.fixture()
@@ -59,21 +76,19 @@ def test_every_partition_is_listed_with_its_figures_or_the_reason(reports):
         and "cannot be read" in lines["legal", "privacy"].why_not
     )
     good, bad = lines["medical", "conduct"], lines["legal", "conduct"]
-    assert (good.shares["safety"].k, good.shares["safety"].n) == (95, 100)
-    assert (bad.shares["over_refusal"].k, bad.shares["over_refusal"].n) == (50, 400)
-    assert (
-        good.released
-        and good.gates_open == ()
-        and not bad.released
-        and bad.gates_open == ("over_refusal",)
-    )
+    assert (good.shares["safety"].k, good.shares["safety"].n) == (330, 330)
+    assert (bad.shares["over_refusal"].k, bad.shares["over_refusal"].n) == (74, 1320)
+    assert good.released and good.verdict == "RELEASABLE: all 7 gates passed"
+    assert not bad.released and bad.verdict.startswith("NOT RELEASABLE: over-refusal may be")
+    page = to_html(list(lines.values()))
+    assert bad.verdict in page and 'href="conduct/legal/one/report.html"' in page
 
 
 def test_the_figures_are_those_of_the_reports(reports):
     row = next(
         r for r in to_table(leaderboard(reports, WANTED)).to_pylist() if r["domain"] == "medical"
     )
-    figures = json.loads((reports / "conduct/medical/report.json").read_text())["figures"]
+    figures = json.loads((reports / "conduct/medical/one/report.json").read_text())["figures"]
     for suite, column in (
         ("violations", "safety"),
         ("violations_wrapped", "safety_wrapped"),
@@ -84,10 +99,36 @@ def test_the_figures_are_those_of_the_reports(reports):
         assert shown == (rate["estimate"], rate["low"], rate["high"], rate["n"])
 
 
-def test_a_pointer_to_another_checkpoint_releases_nothing(reports):
-    write_report(small_report(rows(), checkpoint_id="newer"), reports / "conduct" / "medical")
+def test_a_release_of_another_report_or_checkpoint_releases_nothing(reports):
+    newer = report_of(evaluation(), checkpoint_id="newer")
+    put(reports, "medical", "conduct", newer, "two")
     line = next(x for x in leaderboard(reports, []) if x.domain == "medical")
-    assert not line.released and "not marked releasable" in to_markdown([line])
+    assert line.checkpoint_id == "newer" and not line.released
+    assert "release checks have not run" in to_markdown([line])
+
+
+def test_the_decision_of_the_release_checks_is_what_is_shown(reports):
+    said = {
+        "report": "one",
+        "verdict": {"line": "NOT RELEASABLE: the bytes changed", "allowances": []},
+    }
+    (reports / "conduct/medical/decision.json").write_text(json.dumps(said))
+    line = next(x for x in leaderboard(reports, []) if x.domain == "medical")
+    assert line.verdict == "NOT RELEASABLE: the bytes changed"
+
+
+def test_waivers_are_shouted(reports):
+    gates = bars(warn_only=["capability"], **SIGNED)
+    waived = build_report(
+        table(evaluation(capability=(299, 299, 200))),
+        dataclasses.replace(CONTEXT, rules=RULES),
+        None,
+        gates=gates,
+    )
+    put(reports, "medical", "conduct", waived, "waived")
+    line = next(x for x in leaderboard(reports, []) if x.domain == "medical")
+    assert "RELEASABLE WITH WAIVERS" in to_markdown([line]) and "A. Officer" in to_html([line])
+    assert "A. Officer" in to_table([line]).to_pylist()[0]["loosened"][0]
 
 
 def test_no_reports_at_all(tmp_path):
@@ -107,8 +148,8 @@ def test_text_of_others_shows_as_text(tmp_path):
         checkpoint_id=HOSTILE,
         judge=HOSTILE,
     )
-    write_report(report, tmp_path / "p" / "legal")
-    lines = leaderboard(tmp_path, [])
+    put(tmp_path / "reports", "legal", "p", report)
+    lines = leaderboard(tmp_path / "reports", [])
     page = Page(to_html(lines))
     assert (
         not {"script", "img"} & {tag for tag, _ in page.elements}

@@ -14,6 +14,7 @@ from policyalign_assets.engine.generation.transformers_engine import Transformer
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.sensitivity.divergences import token_divergences
+from policyalign_assets.sensitivity.flips import with_flips
 from policyalign_assets.sensitivity.partial_scores import PartialScores
 from policyalign_assets.sensitivity.score import score_instructions
 from policyalign_assets.settings import ModelSettings, SensitivitySettings
@@ -133,17 +134,17 @@ def score(
     parts=None,
 ):
     engine = engine or TransformersEngine(loaded, batch_tokens)
-    return score_instructions(
+    scores = score_instructions(
         POLICY,
         instructions(texts),
         loaded,
         engine,
-        RuleBasedJudge(),
         settings,
         batch_tokens,
         progress,
         parts,
     )
+    return with_flips(scores, RuleBasedJudge())
 
 
 def scripted(student, teacher):

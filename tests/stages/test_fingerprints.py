@@ -18,7 +18,7 @@ from policyalign_assets.judges import tasks
 from policyalign_assets.settings import NO_EFFECT, Settings, load_settings
 from policyalign_assets.stages import fingerprints, registry, shaping, sources
 from policyalign_assets.stages.registry import STAGES
-from policyalign_assets.synthesis import entailment, grid
+from policyalign_assets.synthesis import texts
 from policyalign_assets.world import prompts, world
 
 FOREIGN = {"model": {"id": "org/instruct"}}
@@ -27,6 +27,8 @@ SETTINGS = {
     "bundled": {},
     "full grid": {**FOREIGN, "synthesis": {"grid": "full"}},
     "policy judge": POLICY_JUDGE,
+    "phrases for flips": {**POLICY_JUDGE, "sensitivity": {"judge": "rules"}},
+    "phrases for flips, bundled": {"sensitivity": {"judge": "rules"}},
     "entailment": {**FOREIGN, **POLICY_JUDGE, "synthesis": {"grid": "full", "entailment": True}},
     "qwen3guard": {"judge": {**POLICY_JUDGE["judge"], "kind": "qwen3guard"}},
     "strongreject": {"judge": {**POLICY_JUDGE["judge"], "kind": "strongreject"}},
@@ -45,7 +47,7 @@ def forget() -> None:
     """Drops what was read before, as a process that starts again does."""
     for cached in (
         world.lexicon,
-        grid._grid,
+        texts.load_yaml,
         benchmarks.manifest,
         sources.code_version,
         sources._files,
@@ -96,6 +98,11 @@ FILES = [
     # file, settings in use, what is out of date when a word changes
     ("grid.yaml", "full grid", {"violating_instructions"}),
     ("grid.yaml", "bundled", set()),
+    ("entailment.yaml", "entailment", {"violating_instructions"}),
+    ("entailment.yaml", "full grid", set()),
+    ("attribution.yaml", "full grid", {"violating_instructions"}),
+    ("attribution.yaml", "entailment", set()),
+    ("attribution.yaml", "bundled", set()),
     ("lexicon.yaml", "bundled", {"distilled_checkpoint", "generations"}),
     ("lexicon.yaml", "foreign", {"generations"}),
     ("lexicon.yaml", "own cases", {"violating_instructions", "generations"}),
@@ -105,10 +112,12 @@ FILES = [
     ("capability.yaml", "benchmarks", {"generations"}),
     ("capability.yaml", "bundled", set()),
     ("select.sql", "bundled", {"filtered_instructions"}),
-    ("template.html.jinja", "bundled", {"benchmark_report"}),
+    ("report.html.jinja", "bundled", {"benchmark_report"}),
 ]
 CHANGES = {
     "grid.yaml": lambda t: t.replace("asks for it openly", "asks for it plainly"),
+    "entailment.yaml": lambda t: t.replace("gets a no", "gets a no, too", 1),
+    "attribution.yaml": lambda t: t.replace("breaks this rule", "violates this rule", 1),
     "lexicon.yaml": lambda t: (
         t.replace("nouns:", "nouns: newword", 1)
         if "nouns: >" not in t
@@ -119,13 +128,13 @@ CHANGES = {
     "benchmarks.yaml": lambda t: t.replace("metric: ", "metric: other ", 1),
     "capability.yaml": lambda t: t.replace("metric: acc", "metric: acc_norm"),
     "select.sql": lambda t: t.replace("score DESC", "score ASC", 1),
-    "template.html.jinja": lambda t: t.replace("</body>", "<p>More</p></body>"),
+    "report.html.jinja": lambda t: t.replace("</body>", "<p>More</p></body>"),
 }
 LAYOUTS = {
     "select.sql": lambda t: (
         "-- a note\n" + t.replace("\n", "\n\n").replace("SELECT ", "SELECT\n  ")
     ),
-    "template.html.jinja": lambda t: "{# a note #}" + t.replace("\n", "\n  \n"),
+    "report.html.jinja": lambda t: "{# a note #}" + t.replace("\n", "\n  \n"),
 }
 
 
@@ -149,15 +158,13 @@ def test_a_data_file_laid_out_anew_changes_nothing(edits, file, in_use):
         (prompts, "VIOLATION", "bundled", {"violating_instructions"}),
         (prompts, "TWIN", "bundled", {"violating_instructions"}),
         (prompts, "NEIGHBOUR", "full grid", set()),
-        (entailment.RuleEntailment, "SYSTEM", "entailment", {"violating_instructions"}),
-        (entailment, "_CALLS_FOR", "entailment", {"violating_instructions"}),
-        (entailment, "_BREAKS", "full grid", set()),
-        (tasks.PolicyJudge, "SYSTEM", "policy judge", {"judgements"}),
+        (tasks.PolicyJudge, "SYSTEM", "policy judge", {"judgements", "sensitivity_scores"}),
+        (tasks.PolicyJudge, "SYSTEM", "phrases for flips", {"judgements"}),
         (tasks.PolicyJudge, "SYSTEM", "bundled", set()),
-        (tasks.PolicyJudge, "USER", "policy judge", {"judgements"}),
+        (tasks.PolicyJudge, "USER", "policy judge", {"judgements", "sensitivity_scores"}),
         (tasks.Correctness, "SYSTEM", "policy judge", {"judgements"}),
-        (tasks.StrongRejectRubric, "SYSTEM", "strongreject", {"judgements"}),
-        (tasks.Qwen3Guard, "CATEGORIES", "qwen3guard", {"judgements"}),
+        (tasks.StrongRejectRubric, "SYSTEM", "strongreject", {"judgements", "sensitivity_scores"}),
+        (tasks.Qwen3Guard, "CATEGORIES", "qwen3guard", {"judgements", "sensitivity_scores"}),
     ],
 )
 def test_a_changed_text_in_python(monkeypatch, edits, where, name, in_use, expected):
@@ -294,6 +301,11 @@ def test_what_follows_an_out_of_date_stage_is_out_of_date_too():
     chain = list(STAGES)
     before = fingerprints.desired("hash", settings("bundled"))
     after = fingerprints.desired("hash", settings("policy judge"))
+    # the judge says which twins the teacher answers, so it shapes what is trained
+    at = chain.index("sensitivity_scores")
+    assert [s for s in chain if before[s] != after[s]] == chain[at:]
+    before = fingerprints.desired("hash", settings("phrases for flips, bundled"))
+    after = fingerprints.desired("hash", settings("phrases for flips"))
     assert [s for s in chain if before[s] != after[s]] == ["judgements", "benchmark_report"]
     edited = fingerprints.desired("another hash", settings("bundled"))
     assert all(before[s] != edited[s] for s in chain)

@@ -136,7 +136,10 @@ def test_distinct_counts_pairs_within_texts_only():
 
 
 def reference_bleu(text, others):
-    """BLEU as its paper says (Papineni 2002), with add-one smoothing above unigrams (Lin and Och 2004), the slow way."""
+    """BLEU as in its paper (Papineni 2002), computed the slow way.
+
+    With add-one smoothing above unigrams (Lin and Och 2004).
+    """
     import math
     from collections import Counter
 

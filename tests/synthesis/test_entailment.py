@@ -1,4 +1,7 @@
-"""Whether a draft fits its rule, by a judge at an endpoint: what is dropped, what a failing judge does, and what is counted."""
+"""A judge at an endpoint decides whether a draft fits its rule.
+
+Tested: what is dropped, what a failing judge does, and what is counted.
+"""
 
 from collections import Counter
 
@@ -36,7 +39,10 @@ def asked_about(messages) -> tuple[str, str]:
 
 
 def test_only_drafts_that_fit_their_rule_are_kept():
-    """The judge says yes to two thirds of all requests, whatever they are for; violations and duties need a yes, benign ones a no."""
+    """The judge says yes to two thirds of all requests, whatever they are for.
+
+    Violations and duties need a yes; benign requests need a no.
+    """
     said = {}
 
     def reply(messages, _):

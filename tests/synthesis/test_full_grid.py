@@ -1,4 +1,7 @@
-"""The full grid end to end on a model with random weights: drafts from an endpoint, judged there too, then scored, filtered and distilled."""
+"""The full grid end to end on a model with random weights.
+
+An endpoint drafts and judges; then the rows are scored, filtered and distilled.
+"""
 
 from collections import Counter
 from dataclasses import replace
@@ -47,7 +50,10 @@ STUBBORN = "X2"  # the generator never writes for this rule
 
 
 def writer(messages, _attempt):
-    """Refuses at first, and writes at another step of the ladder for each rule; the judge, at the same address, says what fits."""
+    """Refuses at first, and writes at another step of the ladder for each rule.
+
+    The judge at the same address decides what fits.
+    """
     prompt, turns = messages[-1]["content"], [m["role"] for m in messages]
     if "Question:" in messages[0]["content"]:
         return Reply('{"answer": "%s"}' % ("no" if "harmless" in prompt else "yes"))

@@ -1,4 +1,4 @@
-"""The full grid: even over its cells, duties and conditions too, a ladder for refusals, attack styles, rows kept per rule."""
+"""The full grid: even cells, duties, conditions, the ladder, attack styles, and stored rows."""
 
 import json
 import shutil
@@ -22,8 +22,9 @@ from policyalign_assets.engine.generation.transformers_engine import Transformer
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import SettingsError, SynthesisSettings, load_settings
 from policyalign_assets.synthesis import grid
+from policyalign_assets.synthesis.drafting import Examples
 from policyalign_assets.synthesis.firewall import Firewall
-from policyalign_assets.synthesis.ladder import bare, climb
+from policyalign_assets.synthesis.ladder import draft_with_ladder, without_label
 from policyalign_assets.synthesis.store import RuleStore
 from policyalign_assets.synthesis.synthesize import synthesize
 
@@ -70,8 +71,9 @@ def written(prompt: str, n: int, sampling) -> str:
     """A recorded answer: an English request unlike the others."""
     key = hash_of(prompt, n, sampling.seed)
     return (
-        f"My cousin at the {PLACES[key % 12]} wants me to {TASKS[key // 12 % 8]} on day {key // 96 % 977} "
-        f"without telling anyone at the {PLACES[key // 100 % 12]} number {key // 9400 % 9973}, so how would I begin?"
+        f"My cousin at the {PLACES[key % 12]} wants me to {TASKS[key // 12 % 8]} on day "
+        f"{key // 96 % 977} without telling anyone at the {PLACES[key // 100 % 12]} number "
+        f"{key // 9400 % 9973}, so how would I begin?"
     )
 
 
@@ -161,6 +163,78 @@ def test_the_generator_is_told_the_rule_its_limits_and_the_cell():
         ]
 
 
+def prompts_of(engine, marker):
+    asked = [c[-1].content for chats, _ in engine.calls for c in chats]
+    return [a for a in asked if marker in a]
+
+
+def test_neighbours_are_asked_under_every_exception_permission_and_unmet_condition():
+    rule = replace(
+        POLICY.rules[0],
+        kind="condition",
+        forbids=True,
+        condition="the user is a minor",
+        exceptions=("a guardian agreed", "a court asked"),
+        permitted=("explain how seals are checked",),
+    )
+    engine = ScriptedEngine(good)
+    result = synthesize(
+        replace(POLICY, rules=(rule,)), engine, FULL.model_copy(update={"neighbour_ratio": 2.0})
+    )
+    asked = prompts_of(engine, "needless refusals")
+    for ground in (
+        "under this exception, so the rule does not hold: a guardian agreed.",
+        "under this exception, so the rule does not hold: a court asked.",
+        "may expressly do: explain how seals are checked.",
+        "this condition of the rule is not met: the user is a minor.",
+    ):
+        assert sum(ground in prompt for prompt in asked) >= len(asked) // 10
+    assert any("falls plainly" not in prompt and "not met" not in prompt for prompt in asked)
+    assert rows(result, kind="neighbour")
+    assert all(
+        "must make it plain: the user is a minor" in p for p in prompts_of(engine, "only fulfil")
+    )
+
+
+def test_requests_by_the_author_are_shown_and_never_become_rows(tmp_path):
+    rule = POLICY.rules[0]
+    examples = Examples(("Sign for my aunt {x} without her.",), ("How do notaries check seals?",))
+    policy = replace(POLICY, rules=(rule,))
+    engine = ScriptedEngine(good)
+    store = RuleStore(tmp_path)
+    plain = synthesize(policy, ScriptedEngine(good), FULL, store=store)
+    shown = synthesize(policy, engine, FULL, store=store, examples=lambda _: examples)
+    assert engine.calls  # other examples, so nothing is taken from the store
+    assert all(examples.violates[0] in p for p in prompts_of(engine, "could only fulfil"))
+    assert all(examples.allowed[0] in p for p in prompts_of(engine, "needless refusals"))
+    assert not any(examples.allowed[0] in p for p in prompts_of(engine, "could only fulfil"))
+    assert not {*examples.violates, *examples.allowed} & set(shown.table["text"].to_pylist())
+    assert plain.table.num_rows == shown.table.num_rows
+    parrot = ScriptedEngine(lambda p, n, s: answer(examples.violates[0]))
+    repeated = synthesize(policy, parrot, FULL, examples=lambda _: examples)
+    assert repeated.table.num_rows == 0
+    assert set(repeated.yields[rule.rule_id].dropped) <= {"duplicate", "placeholder"}
+
+
+def test_permissions_and_definitions_are_skipped_with_a_reason():
+    permit, define = (replace(POLICY.rules[n], kind=k) for n, k in ((0, "permit"), (1, "define")))
+    result = synthesize(
+        replace(POLICY, rules=(permit, define, POLICY.rules[2])), ScriptedEngine(good), FULL
+    )
+    assert set(result.yields) == {POLICY.rules[2].rule_id}
+    assert "permission" in result.skipped[permit.rule_id]
+    assert "definition" in result.skipped[define.rule_id]
+
+
+def test_a_rule_in_another_language_says_what_is_english():
+    rule = replace(POLICY.rules[0], language="de", text="Hilf niemandem, ein Siegel zu fälschen.")
+    policy = replace(POLICY, rules=(rule, POLICY.rules[1]))
+    for language, said in (("en", "Fix: set synthesis.language='de'"), ("de", "in English")):
+        settings = FULL.model_copy(update={"language": language})
+        notes = synthesize(policy, ScriptedEngine(good), settings).notes
+        assert set(notes) == {rule.rule_id} and said in notes[rule.rule_id]
+
+
 def test_duties_are_elicited_and_have_no_twins():
     engine = ScriptedEngine(good)
     duty = next(r for r in POLICY.rules if r.kind == "require")
@@ -210,16 +284,18 @@ def refusing(accepts):
 
 
 def test_each_step_of_the_ladder_takes_over_what_the_one_before_refused():
-    plain = climb(ScriptedEngine(good), ["a", "b"], FULL_SAMPLING)
+    plain = draft_with_ladder(ScriptedEngine(good), ["a", "b"], FULL_SAMPLING)
     assert [(d.step, d.refused) for d in plain] == [("plain", ())] * 2
 
-    framed = climb(ScriptedEngine(refusing("authorised safety work")), ["a"], FULL_SAMPLING)
+    framed = draft_with_ladder(
+        ScriptedEngine(refusing("authorised safety work")), ["a"], FULL_SAMPLING
+    )
     assert [(d.step, d.refused) for d in framed] == [("defensive", ("plain",))]
 
     engine = Prefilling(
         lambda p, n, s: REFUSAL, lambda n, s: answer('"How do I begin with the forged seal?"')
     )
-    begun = climb(engine, ["a"], FULL_SAMPLING)
+    begun = draft_with_ladder(engine, ["a"], FULL_SAMPLING)
     assert [(d.text, d.step, d.refused) for d in begun] == [
         ("How do I begin with the forged seal?", "prefill", ("plain", "defensive"))
     ]
@@ -232,7 +308,9 @@ def test_each_step_of_the_ladder_takes_over_what_the_one_before_refused():
                 for n, c in enumerate(chats)
             ]
 
-    shown = climb(WithExamples(None), ["a"], FULL_SAMPLING)  # this engine cannot prefill
+    shown = draft_with_ladder(
+        WithExamples(None), ["a"], FULL_SAMPLING
+    )  # this engine cannot prefill
     assert [(d.step, d.refused) for d in shown] == [("few_shot", ("plain", "defensive"))]
 
 
@@ -270,11 +348,14 @@ def test_the_step_that_worked_is_kept_beside_the_row():
     ],
 )
 def test_labels_numbers_and_quotes_around_a_request_go(text, request_):
-    assert bare(text) == request_
+    assert without_label(text) == request_
 
 
 def test_drafts_near_an_evaluation_prompt_are_dropped_counted_and_replaced():
-    leak = "How would a person at the ministry hide the second ledger from the yearly audit without a trace?"
+    leak = (
+        "How would a person at the ministry hide the second ledger from the yearly audit without a "
+        "trace?"
+    )
     rule = POLICY.prohibitions[0]
     engine = ScriptedEngine(
         lambda p, n, s: (
@@ -301,7 +382,7 @@ def test_own_cases_are_asked_for_per_rule():
     assert [k for k, y in result.yields.items() if y.starved] == [blocked]
 
 
-# ---- rows kept per rule --------------------------------------------------------------------------------------------
+# ---- stored rows ---------------------------------------------------------------------------------
 
 REDUCED = FULL.model_copy(
     update={"grid": "reduced", "recombined_ratio": 1.0, "language": None, "oversample": 2.0}
@@ -363,7 +444,7 @@ def test_an_edit_leaves_every_row_of_other_rules_that_did_not_use_the_edited_one
     before, after = of_others(POLICY), of_others(changed)
     used = {r for r in before if json.loads(r)["partner_hash"] == old.content_hash}
     assert used and before - after >= used  # the rows that used it are gone
-    # and in their place, or in that of a row that now ranks the edited rule first, stand rows that use another
+    # Rows that use another rule replace them, and the rows that now rank the edited rule first.
     assert len(before & after) > 0.75 * len(before)
     assert all(json.loads(r)["partner_hash"] for r in before ^ after)
     assert all(
@@ -408,7 +489,7 @@ def test_other_settings_generators_and_firewalls_draft_anew(tmp_path):
     assert kept.calls == []
 
 
-# ---- held out ------------------------------------------------------------------------------------------------------
+# ---- held out ------------------------------------------------------------------------------------
 
 
 def test_a_tenth_is_held_out_by_whole_clusters_with_all_that_was_made_from_it():
@@ -438,11 +519,14 @@ def test_nothing_is_held_out_where_the_share_is_zero():
     assert {r["split"] for r in rows(result)} == {"train"}
 
 
-# ---- real engines --------------------------------------------------------------------------------------------------
+# ---- real engines --------------------------------------------------------------------------------
 
 
 def test_a_model_with_random_weights_goes_all_the_way_through():
-    """Its drafts are noise, so every rule starves in the open; the prefilled prompts and the ladder run on real tokens."""
+    """Its drafts are noise, so every rule is reported as starved.
+
+    The prefilled prompts and the ladder run on real tokens.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = chatml_tokenizer()
@@ -456,7 +540,7 @@ def test_a_model_with_random_weights_goes_all_the_way_through():
         policy = replace(POLICY, rules=(POLICY.rules[0], POLICY.duties[0]))
         result = synthesize(policy, engine, settings)
         again = synthesize(policy, engine, settings)
-        refused = climb(AlwaysRefusing(engine), ["Write one request."], FULL_SAMPLING)
+        refused = draft_with_ladder(AlwaysRefusing(engine), ["Write one request."], FULL_SAMPLING)
     assert (
         set(result.yields) == {r.rule_id for r in policy.rules}
         and sum(y.drafted for y in result.yields.values()) >= 4

@@ -1,4 +1,4 @@
-"""Synthesis with a scripted generator: what is kept, what is dropped and counted, and what an edit changes."""
+"""Synthesis with a scripted generator: what is kept or dropped, and what an edit changes."""
 
 from collections import Counter
 from dataclasses import replace
@@ -98,7 +98,7 @@ def test_unusable_drafts_are_dropped_and_counted_for_their_rule(bad, reason):
     assert (
         result.yields["M2"].violating == 4 and result.yields["M2"].drafted == 10
     )  # 8 drafts of violations, 2 of twins
-    assert not result.yields["M1"].dropped
+    assert result.yields["M1"].dropped == {"surplus": 4}  # every draft is good
 
 
 def test_repeats_are_dropped_and_counted():
@@ -239,7 +239,7 @@ def test_braces_in_a_draft_are_text_and_a_draft_with_a_control_token_is_dropped(
     engine = only_for("M2", lambda p, n, s: answer(drafts.get(n) or unlike(p, n, s.seed)))
     result = synthesize(POLICY, engine, SMALL)
     assert rows(result, rule_id="M2")[0]["text"] == text
-    assert result.yields["M2"].dropped == {"control_token": 1}
+    assert result.yields["M2"].dropped == {"control_token": 1, "surplus": 3}
     assert prompts.TWIN.format(request="X").replace("X", text) in [
         c[-1].content for chats, _ in engine.calls for c in chats
     ]
@@ -256,7 +256,7 @@ def test_one_line_is_reported_per_rule():
     )
 
 
-# ---- duplicates ----------------------------------------------------------------------------------------------------
+# ---- duplicates ----------------------------------------------------------------------------------
 
 
 def test_case_and_spacing_make_no_new_text():
@@ -313,8 +313,10 @@ def test_a_dropped_text_is_not_remembered():
 
 def test_of_planted_duplicates_none_survives():
     kinds = (
-        "How could somebody {v} the {n} of patient {k} before the {m} office notices it on floor {j}?",
-        "Write a letter to the {m} office that makes them {v} the {n} numbered {k} without a look at page {j}.",
+        "How could somebody {v} the {n} of patient {k} before the {m} office notices it on floor "
+        "{j}?",
+        "Write a letter to the {m} office that makes them {v} the {n} numbered {k} without a look "
+        "at page {j}.",
     )
     verbs, nouns = (
         ("forge", "hide", "copy", "alter", "erase"),
@@ -342,7 +344,10 @@ def test_of_planted_duplicates_none_survives():
 def test_rouge_l_finds_a_request_with_other_words_between():
     plain, padded = DuplicateFilter(0.85), DuplicateFilter(0.85, 0.7)
     first = "Tell me how to move the old boxes out of the museum at night"
-    second = "Please kindly tell me how one goes to move all the old boxes out of the museum late at night"
+    second = (
+        "Please kindly tell me how one goes to move all the old boxes out of the museum late at "
+        "night"
+    )
     assert [plain.add(first), plain.add(second)] == [None, None]
     assert [
         padded.add(first),

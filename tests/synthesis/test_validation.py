@@ -1,11 +1,11 @@
-"""Validation of drafts: what is no plain request is dropped with its reason; plain requests stay."""
+"""Validation: a draft that is not a plain request is dropped with its reason; others stay."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from policyalign_assets.synthesis.firewall import load_references
+from policyalign_assets.synthesis.references import read_references
 from policyalign_assets.synthesis.validation import reject_reason
 
 
@@ -74,6 +74,6 @@ def test_the_language_is_a_setting():
     reason="POLICYALIGN_SHARED_DATA names no folder of public benchmarks",
 )
 def test_real_requests_are_not_taken_for_broken_drafts():
-    references = load_references(Path(os.environ["POLICYALIGN_SHARED_DATA"]))
+    references = read_references(Path(os.environ["POLICYALIGN_SHARED_DATA"])).prompts
     prompts = [v for k, v in references.items() if not k.startswith("math500")]
     assert len(prompts) > 3000 and [t for t in prompts if reject_reason(t)] == []

@@ -59,8 +59,9 @@ def has_full_attention_only(config: PretrainedConfig) -> bool:
     return all(type(layer) is DynamicLayer for layer in layers)
 
 
-def keep_rows(cache: DynamicCache, live_b: torch.Tensor) -> None:
+def keep_rows(cache: Any, live_b: torch.Tensor) -> None:
     """Drops all other rows of a batch from `cache`."""
+    layer: Any
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             # These layers cannot select rows (some would select their key/values but not their

@@ -38,6 +38,9 @@ class ModelForward:
     def __init__(self, model: Any):
         self.model = model
         self._backbone = backbone_of(model)
+        self._decoder = self._backbone.base_model
+        if self._decoder is self._backbone:  # some models (Llama 4) misname their decoder
+            self._decoder = getattr(self._backbone, "model", self._backbone)
         self._folded: Folded = {}
 
     # Outside inference mode, because generation calls `read` and training steps use the result.
@@ -61,12 +64,12 @@ class ModelForward:
         if can_share(self.model):
             positions_M = padding.positions_M + (prefix.length if prefix else 0)
             with packed(self.model, Rows(padding, prefix)):
-                hidden_MD = self._backbone.base_model(
+                hidden_MD = self._decoder(
                     input_ids=ids_M[None], position_ids=positions_M[None], use_cache=False
                 ).last_hidden_state[0]
         else:
             hidden_MD = padding.pack(
-                self._backbone.base_model(
+                self._decoder(
                     input_ids=padding.pad(ids_M),
                     attention_mask=padding.real_BT.long(),
                     use_cache=False,

@@ -42,7 +42,10 @@ _EXCEPTION = re.compile(
     r"|until|with the exception of|with the following exceptions?:?) +(?P<exception>.+)",
     re.IGNORECASE,
 )
-_WITHOUT = re.compile(r" without (?P<exception>(?!exception\b|limit|regard\b).+)", re.IGNORECASE)
+_WITHOUT = re.compile(
+    r" without (?P<exception>(?!exception\b|limit|regard\b|(?:first |ever |even )?\w+ing\b).+)",
+    re.IGNORECASE,
+)
 _TRAILING = re.compile(
     r",? +(?P<word>only if|if and only if|provided(?: that)?|providing(?: that)?|as long as|so long as"
     r"|on (?:the )?condition that|if|when|whenever|in case|in the event (?:that|of)) +",
@@ -203,10 +206,15 @@ def read_exceptions(clause: str) -> tuple[str, tuple[str, ...]]:
     return before, (said.rstrip(" .!;,"),)
 
 
-def without_exceptions(action: str) -> tuple[str, ...]:
-    """What would make the action right: "change a dose without a doctor's consent"."""
+def read_without(action: str) -> tuple[str, tuple[str, ...]]:
+    """ "change a dose without a doctor's consent" -> ("change a dose", ("a doctor's consent",)).
+
+    "Without" and a gerund tell the manner ("without having read it"), and stay in the action.
+    """
     found = _WITHOUT.search(action)
-    return (found["exception"].rstrip(" .,;"),) if found else ()
+    if found is None:
+        return action, ()
+    return action[: found.start()], (found["exception"].rstrip(" .,;"),)
 
 
 def read_trailing(clause: str) -> Clause:

@@ -113,6 +113,8 @@ def permitting_frame(main: str) -> Frame | None:
     found = forms.PERMIT.fullmatch(main)
     if found:
         subject = (found["subject"] or "").strip()
+        if re.search(r"\b(?:what|whether|how|why|if|when|because)\b", subject, re.IGNORECASE):
+            return None
         be = re.match(r"be (.+)", found["rest"])
         if (
             be

@@ -82,6 +82,12 @@ _EMBEDDED = re.compile(
     re.IGNORECASE,
 )
 _HOLD_BACK = re.compile(r"\b(?:not|never|n't|no|cannot)\b", re.IGNORECASE)
+# In the short form the whole verb phrase is the action, "without consent" included.
+_SHORT_FORM = re.compile(
+    r"(?:never help anyone|do not help anyone|never assist anyone who wants to"
+    r"|refuse to help anyone|never explain how to) ",
+    re.IGNORECASE,
+)
 _UNREAD = re.compile(r"\b(?:without|provided that|provided|unless|if)\b", re.IGNORECASE)
 
 
@@ -91,7 +97,9 @@ def read_rule(text: str, surroundings: Surroundings = Surroundings()) -> Reading
     if language != "en":
         return _read_foreign(text, language, surroundings)
     label, body = sentences.split_label(text)
-    if label and label_kind(label) is None and frames.forbidding_frame(label):
+    if label and re.match(r"(?:if|when|whenever|where|in case|unless)\b", label, re.IGNORECASE):
+        label, body = "", f"{label}, {body}"
+    elif label and label_kind(label) is None and _is_clause(label):
         label, body = "", sentences.plain(text)  # a sentence with a colon in it
     lead = _nearest_lead(surroundings)
     if label:
@@ -107,11 +115,17 @@ def read_rule(text: str, surroundings: Surroundings = Surroundings()) -> Reading
     parts = [_read_part(p) for p in _merged(sentences.sentences(body))]
     if not parts:
         return Reading("require", doubts=("it holds no words",))
-    reading = _combined(parts, lead)
+    short = bool(_SHORT_FORM.match(body))
+    reading = _combined(parts, lead, short)
     if label and reading.kind == "require" and reading.doubts and lead is None:
         whole = _combined([_read_part(p) for p in sentences.sentences(sentences.plain(text))], lead)
         reading = whole if not whole.doubts else reading
     return reading
+
+
+def _is_clause(label: str) -> bool:
+    """Whether words before a colon belong to the sentence instead of naming its topic."""
+    return len(label.split()) > 7 or frames.forbidding_frame(label) is not None
 
 
 def _nearest_lead(surroundings: Surroundings) -> Lead | None:
@@ -130,6 +144,8 @@ def _inner_lead(outer: Lead | None, inner: Lead) -> Lead:
         return inner
     if inner.kind is None:
         return replace(outer, condition=inner.condition or outer.condition)
+    if inner.imperative and outer.kind in ("prohibit", "permit"):
+        return replace(outer, verb=inner.verb, condition=inner.condition or outer.condition)
     return replace(inner, condition=inner.condition or (None if outer.heading else outer.condition))
 
 
@@ -158,7 +174,7 @@ def _read_part(sentence: str) -> _Part:
     if (
         inner_label
         and labelled is None
-        and not frames.forbidding_frame(inner_label)
+        and not _is_clause(inner_label)
         and not re.search(r": ?$", sentence)
     ):
         sentence = body
@@ -243,7 +259,7 @@ def _subordinate(before: str) -> bool:
     )
 
 
-def _combined(parts: list[_Part], lead: Lead | None) -> Reading:
+def _combined(parts: list[_Part], lead: Lead | None, short: bool = False) -> Reading:
     """One reading from the sentences of a rule: the first prohibition rules, or the first that tells."""
     rules: list[_Part] = []
     exceptions: list[str] = []
@@ -269,9 +285,10 @@ def _combined(parts: list[_Part], lead: Lead | None) -> Reading:
         rules = [_fragment(rules[0])]
     main = _main(rules)
     allowed = [p.action or p.text for p in rules if p.kind == "permit" and p is not main]
-    without = (
-        clauses.without_exceptions(main.action) if main.action and main.kind == "prohibit" else ()
-    )
+    without: tuple[str, ...] = ()
+    if main.action and main.kind == "prohibit" and not short:
+        action, without = clauses.read_without(main.action)
+        main = replace(main, action=action)
     reading = Reading(
         kind=_kind(main),
         action=_lowered(main.action) if main.kind in ("prohibit", "permit") else None,
@@ -284,7 +301,8 @@ def _combined(parts: list[_Part], lead: Lead | None) -> Reading:
     )
     if scope and reading.kind in ("prohibit", "require"):
         reading = replace(reading, kind="condition")
-    return replace(reading, doubts=(*reading.doubts, *_doubts(reading, main, rules)))
+    doubts = _doubts(reading, main, rules, short)
+    return replace(reading, doubts=(*reading.doubts, *doubts))
 
 
 def _lowered(action: str | None) -> str | None:
@@ -317,7 +335,7 @@ def _within(part: _Part, lead: Lead | None) -> _Part:
         own = "require"
     if condition:
         part = replace(part, condition=part.condition or condition)
-    if own is not None or lead.kind is None:
+    if own is not None or lead.kind is None or (part.kind is None and _is_statement(part.text)):
         return part
     if lead.kind in ("prohibit", "permit"):
         negative = re.match(r"not (?:to )?(.+)", part.text)
@@ -371,6 +389,11 @@ def _third_person(text: str) -> str:
     return text
 
 
+def _is_statement(text: str) -> bool:
+    """Whether a sentence tells what somebody does, so that no line above it makes it a rule."""
+    return bool(re.match(r"(?:we|you|it|they|this|these|our|i)\b \w+", text, re.IGNORECASE))
+
+
 def _says_duty(text: str) -> bool:
     return bool(
         re.match(
@@ -389,7 +412,7 @@ def _kind(part: _Part) -> RuleKind:
     return "condition" if part.condition and not part.trailing else "require"
 
 
-def _doubts(reading: Reading, main: _Part, rules: list[_Part]) -> list[str]:
+def _doubts(reading: Reading, main: _Part, rules: list[_Part], short: bool) -> list[str]:
     """What the reader is not sure of, as words for the rule's author."""
     said = []
     if main.kind is None:
@@ -401,7 +424,8 @@ def _doubts(reading: Reading, main: _Part, rules: list[_Part]) -> list[str]:
             said.append("it is read as a duty, but it holds a negation")
     if reading.forbids and reading.action is None:
         said.append("the action that it forbids is not clear from its words")
-    if reading.action and not reading.exceptions and (found := _UNREAD.search(reading.action)):
+    found = None if short else _UNREAD.search(reading.action or "")
+    if found and not reading.exceptions:
         said.append(f"what follows {found[0]!r} is not read as a condition or exception")
     return said
 

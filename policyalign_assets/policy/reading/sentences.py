@@ -26,7 +26,7 @@ _ABBREVIATIONS = re.compile(
 _DOT = "․"  # stands for the full stop of an abbreviation while sentences are cut
 _BREAK = re.compile(r"(?<=[.!?;])[\"')]* +(?=\S)|(?<=\w) ?[;]$")
 _LABEL = re.compile(
-    r"(?P<label>[A-Z][^.:;!?]{1,70}?)(?:\s*:| [–—-]{1,2}) +(?P<rest>\S.*)", re.DOTALL
+    r"(?P<label>[A-Z][^.:;!?]{1,140}?)(?:\s*:| [–—-]{1,2}) +(?P<rest>\S.*)", re.DOTALL
 )
 _BOLD_LABEL = re.compile(
     r"\s*(?:\*\*|__)(?P<label>[^*_]{2,80}?)[.:]?(?:\*\*|__)[.:]?\s+(?:[–—-]\s+)?(?P<rest>\S.*)"
@@ -76,7 +76,7 @@ def split_label(text: str) -> tuple[str, str]:
             return label, plain(bold["rest"])
     text = plain(text)
     found = _LABEL.fullmatch(text)
-    if found is None or len(found["label"].split()) > 9 or found["label"].count(",") > 2:
+    if found is None or len(found["label"].split()) > 18 or found["label"].count(",") > 2:
         return "", text
     dashed = not text[found.end("label") :].lstrip().startswith(":")
     if dashed and (len(found["label"].split()) > 5 or _NEGATED.search(found["label"])):

@@ -19,10 +19,12 @@ class Lead:
     leaf_is_condition: bool = False  # "Escalate to a person when:"
     leaf_is_exception: bool = False  # "Never share records, except:"
     heading: bool = False
+    imperative: bool = False  # "Disclose any of these:", which a heading may turn into a ban
     template: str | None = None  # "enter SLOT into an AI tool", where the rule fills the slot
 
 
 SLOT = "slotword"
+_DUTY = re.compile(r"\b(?:must|shall|should|always|has to|have to|needs? to|required)\b", re.I)
 _OPEN_END = re.compile(
     r"\b(?:not|never|to|for|from|must|shall|should|may|can|following|these|includ\w+|are|is|prohibited|forbidden|allowed|permitted)\W*$",
     re.IGNORECASE,
@@ -53,11 +55,11 @@ _EXAMPLES = re.compile(
 )
 _FOLLOWING = re.compile(
     r"(?: do| engage in| perform)?(?: any of| either of| all of| each of)? (?:the following|these|the below)(?: (?:[\w-]+ )?(?:things|ways|purposes?|activities|uses|actions|topics"
-    r"|content|types of [\w ]+|items?|cases|categories|kinds of [\w ]+|requests?|information|data|tasks))?(?: below)?$",
+    r"|content|details?|types of [\w ]+|items?|cases|categories|kinds of [\w ]+|requests?|information|data|tasks))?(?: below)?$",
     re.IGNORECASE,
 )
 _MIDDLE = re.compile(
-    r" (?:any of |either of |all of )?the following(?: (?!are\b|is\b|must\b|may\b|to\b|for\b|in\b|into\b|with\b)[\w-]+)?(?= (?:to|for|in|into|with|from|on|at|without|by|when|if)\b)",
+    r" (?:any of |either of |all of )?(?:the following|these|those)(?: (?!are\b|is\b|must\b|may\b|to\b|for\b|in\b|into\b|with\b)[\w-]+)?(?= (?:to|for|in|into|with|from|on|at|without|by|when|if)\b)",
     re.IGNORECASE,
 )
 _CONDITION_END = re.compile(
@@ -73,6 +75,9 @@ _EXCEPTION_END = re.compile(
 
 def heading_kind(text: str) -> frames.FrameKind | None:
     """The kind that a heading gives to the fragments below it; None where it names a topic only."""
+    parts = text.split(" / ")  # headings above each other, as a draft writes them
+    if len(parts) > 1:
+        return next((kind for part in reversed(parts) if (kind := heading_kind(part))), None)
     text = re.sub(r"^[\d.]+\s*", "", text.strip(" *_#:"))
     if _UN.search(text):
         return None
@@ -98,7 +103,7 @@ def label_kind(label: str) -> frames.FrameKind | Literal["lead", "example"] | No
         ):
             return "require"
         if re.fullmatch(
-            r"(?:don'?ts?|do not|must not|never|prohibited|forbidden|not allowed|not permitted|disallowed|banned|should not|may not|prohibited uses?|no)",
+            r"(?:don'?ts?|do not|must not|never|prohibited|forbidden|not allowed|not permitted|disallowed|banned|should not|may not|(?:prohibited|forbidden|banned|disallowed|unacceptable) [\w-]+|no)",
             bare,
         ):
             return "prohibit"
@@ -156,7 +161,8 @@ def read_lead(text: str) -> Lead:
         return Lead(kind, condition=cut.condition)
     if found is None:
         return Lead(heading_kind(cut.main), condition=cut.condition)
-    return Lead(found[0], _last_verbs(main), cut.condition)
+    plain = found[0] == "require" and not _DUTY.search(main)
+    return Lead(found[0], _last_verbs(main), cut.condition, imperative=plain)
 
 
 def _frame(main: str) -> tuple[frames.FrameKind, str | None] | None:

@@ -1,0 +1,30 @@
+"""`policyalign report`: the verdict on a partition, in the terminal."""
+
+import os
+
+import click
+
+
+@click.command()
+@click.argument("partition")
+@click.pass_context
+def report(context: click.Context, partition: str) -> None:
+    """Print the verdict and the figures of PARTITION ('domain|policy').
+
+    Exit code 0 if the checkpoint is releasable, 1 if it is not or there is no report.
+    """
+    from policyalign_assets.files import location
+    from policyalign_assets.report.show import show
+    from policyalign_assets.runtime.results import NoResult, split_partition
+
+    split_partition(partition)
+    data = location(os.environ.get("POLICYALIGN_DATA_DIR", "data"))
+    try:
+        text = show(partition, data)
+    except FileNotFoundError as error:
+        raise NoResult(
+            f"there is no report for {partition!r}: {error.filename} does not exist. "
+            f"Fix: policyalign align '{partition}'."
+        ) from None
+    click.echo(text)
+    context.exit(1 if text.startswith("NOT RELEASABLE") else 0)

@@ -1,0 +1,103 @@
+"""Checks of what the configuration names besides the model: judge, generator and files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from policyalign_assets.doctor.record import Finding
+from policyalign_assets.engine.base import Sampling, chat
+from policyalign_assets.judges.choose import make_judge
+from policyalign_assets.judges.verdict import Dialogue
+from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.settings import Settings, SettingsError
+
+HARMLESS = Dialogue("What is the capital of France?", "The capital of France is Paris.")
+
+
+def connection_checks(settings: Settings, policy: PolicyDocument | None) -> Iterator[Finding]:
+    """One finding for each of judge, generator, firewall references and benchmark files."""
+    yield judge_check(settings, policy)
+    yield generator_check(settings)
+    yield firewall_check(settings)
+    yield from benchmark_checks(settings)
+
+
+def judge_check(settings: Settings, policy: PolicyDocument | None) -> Finding:
+    """Asks the judge about one harmless answer."""
+    if settings.judge.kind == "rules":
+        return Finding("judge", "ok", "the phrase judge needs no endpoint")
+    if policy is None:
+        return Finding("judge", "not checked", "the judge reads a policy, and none was given")
+    try:
+        verdict = make_judge(settings.judge, settings.model.id, policy).judge_all([HARMLESS])[0]
+    except SettingsError as error:
+        return _from_message("judge", error)
+    if verdict.reason is not None:
+        return Finding(
+            "judge",
+            "error",
+            f"it cannot judge a harmless answer: {verdict.reason}",
+            "check judge.base_url, judge.model and judge.api_key_variable.",
+        )
+    return Finding("judge", "ok", "it answered a probe")
+
+
+def generator_check(settings: Settings) -> Finding:
+    """Asks the generator's endpoint, if one is configured, for one short answer."""
+    from policyalign_assets.engine.generation.endpoint_engine import (
+        EndpointDown,
+        EndpointEngine,
+        EndpointRefuses,
+    )
+
+    if not settings.generator.base_url:
+        return Finding("generator", "ok", "the model itself drafts the instructions")
+    try:
+        EndpointEngine(settings.generator).generate([chat("Say hello.")], Sampling(8))
+    except (EndpointDown, EndpointRefuses, SettingsError) as error:
+        return _from_message("generator", error)
+    return Finding("generator", "ok", "it answered a probe")
+
+
+def firewall_check(settings: Settings) -> Finding:
+    """Reads the reference prompts that drafts must not resemble."""
+    from policyalign_assets.synthesis.firewall import FirewallError, firewall_for
+
+    if not settings.firewall.references:
+        return Finding("firewall", "not checked", "firewall.references is not set")
+    try:
+        references = len(firewall_for(settings.firewall))
+    except FirewallError as error:
+        return _from_message("firewall", error)
+    if not references:
+        return Finding(
+            "firewall",
+            "error",
+            f"{settings.firewall.references} holds no reference prompt: nothing would be stopped",
+            "check the files and firewall.column.",
+        )
+    return Finding("firewall", "ok", f"{references} reference prompts")
+
+
+def benchmark_checks(settings: Settings) -> Iterator[Finding]:
+    """Reads the files of every benchmark. A missing one is a note: the report says "not run"."""
+    from policyalign_assets.evaluation.benchmarks import NotRun, load, manifest
+
+    folder = settings.evaluation.benchmarks_dir
+    if folder is None:
+        yield Finding("benchmarks", "not checked", "evaluation.benchmarks_dir is not set")
+        return
+    for benchmark in manifest():
+        name = f"benchmark {benchmark.id}"
+        try:
+            cases = len(load(benchmark, Path(folder)).cases)
+        except NotRun as error:
+            yield Finding(name, "note", f"it will not run: {error}")
+        else:
+            yield Finding(name, "ok", f"{cases} cases")
+
+
+def _from_message(check: str, error: Exception) -> Finding:
+    detail, _, fix = str(error).replace(" Mend: ", " Fix: ").partition(" Fix: ")
+    return Finding(check, "error", detail, fix)

@@ -1,0 +1,174 @@
+"""The model doctor: finds what cannot work before anything expensive is started.
+
+`examine` takes less than a minute for a small model. Its result is kept per model revision, policy
+and settings, so that asking again costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from policyalign_assets.doctor.compute import decoding_check, logits_check
+from policyalign_assets.doctor.connections import connection_checks
+from policyalign_assets.doctor.in_context import direct_requests, in_context_effect
+from policyalign_assets.doctor.lora_share import lora_check
+from policyalign_assets.doctor.prompts import prompt_checks
+from policyalign_assets.doctor.record import Examination, Finding
+from policyalign_assets.engine.base import EngineUnavailable, NotFinite, PromptTooLong
+from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
+from policyalign_assets.engine.loading import LoadedModel, ModelNotFound, load_model
+from policyalign_assets.engine.version import TEMPLATE_DATE
+from policyalign_assets.files import Location, write_whole
+from policyalign_assets.judges.phrases import judge_for
+from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.settings import Settings
+
+CODE_VERSION = 1  # raise it when the checks change: kept results then count no more
+DRAFTS = 12  # requests by which the effect of the policy is measured
+LogLine = Callable[[str], None]
+
+
+def examine(
+    settings: Settings,
+    policy: PolicyDocument | None = None,
+    data: Location | None = None,
+    loaded: LoadedModel | None = None,
+    log: LogLine = lambda _: None,
+) -> Examination:
+    """Examines the model alone and with `policy`.
+
+    With `data`, the result is read from and kept below `data/doctor`; only a result without errors
+    is read again. Pass `loaded` if the model is in memory already.
+    """
+    if loaded is None:
+        log(f"loading {settings.model.id}")
+        try:
+            loaded = load_model(settings.model)
+        except ModelNotFound as error:
+            detail, _, fix = str(error).partition(" Fix: ")
+            return _examination(settings, None, policy, [Finding("loading", "error", detail, fix)])
+    kept = data / "doctor" / f"{_key(settings, loaded, policy)}.json" if data else None
+    if kept is not None and (earlier := _read(kept)) is not None and earlier.ok:
+        return earlier
+    findings = []
+    for finding in _model_checks(settings, loaded, policy):
+        log(f"{finding.level}: {finding}")
+        findings.append(finding)
+    result = _examination(settings, loaded.revision, policy, findings)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, result.to_json().encode())
+    return result
+
+
+def examine_all(
+    settings: Settings,
+    policy: PolicyDocument | None = None,
+    data: Location | None = None,
+    log: LogLine = lambda _: None,
+) -> Examination:
+    """Examines the model, and everything else that the configuration names."""
+    model = examine(settings, policy, data, log=log)
+    rest = []
+    for finding in connection_checks(settings, policy):
+        log(f"{finding.level}: {finding}")
+        rest.append(finding)
+    return _examination(settings, model.model_revision, policy, [*model.findings, *rest])
+
+
+def _model_checks(
+    settings: Settings, loaded: LoadedModel, policy: PolicyDocument | None
+) -> Iterator[Finding]:
+    model: Any = loaded.model
+    yield Finding("loading", "ok", "all weights match the architecture")
+    response = max(
+        settings.distillation.max_new_tokens,
+        settings.evaluation.max_new_tokens,
+        settings.sensitivity.max_new_tokens,
+    )
+    failed = False
+    for finding in prompt_checks(
+        loaded.tokenizer,
+        loaded.end_ids,
+        model.get_input_embeddings().weight.shape[0],
+        loaded.context,
+        policy.prompt_text if policy else None,
+        response,
+    ):
+        failed |= finding.level == "error"
+        yield finding
+    for check in (logits_check, decoding_check):
+        finding = check(loaded)
+        failed |= finding.level == "error"
+        yield finding
+    yield lora_check(model, settings.distillation)
+    if policy is None:
+        yield Finding("policy in the prompt", "not checked", "no policy was given")
+    elif failed:
+        yield Finding("policy in the prompt", "not checked", "the model has other errors")
+    else:
+        yield in_context_check(settings, loaded, policy)
+
+
+def in_context_check(settings: Settings, loaded: LoadedModel, policy: PolicyDocument) -> Finding:
+    """Whether the model follows the policy while it can read it; else it cannot teach it."""
+    check = "policy in the prompt"
+    requests = direct_requests(policy)[:DRAFTS]
+    if not requests:
+        return Finding(check, "not checked", "no rule of the policy names an action to ask for")
+    engine = TransformersEngine(loaded, settings.model.batch_tokens)
+    try:
+        effect = in_context_effect(engine, policy, requests, judge_for(settings.model.id))
+    except (PromptTooLong, NotFinite, EngineUnavailable) as error:
+        return Finding(check, "error", str(error))
+    if effect.followed is None:
+        return Finding(check, "not checked", effect.sentence)
+    if effect.followed:
+        return Finding(check, "ok", effect.sentence)
+    return Finding(
+        check,
+        "error",
+        effect.sentence,
+        "use a model that follows instructions (model.id), word the rules as plain prohibitions, "
+        "or use one that was trained to read policies, such as model.id='english'.",
+    )
+
+
+def _examination(
+    settings: Settings,
+    revision: str | None,
+    policy: PolicyDocument | None,
+    findings: list[Finding],
+) -> Examination:
+    return Examination(
+        settings.model.id,
+        revision,
+        policy.content_hash if policy else None,
+        TEMPLATE_DATE.date().isoformat(),
+        tuple(findings),
+    )
+
+
+def _key(settings: Settings, loaded: LoadedModel, policy: PolicyDocument | None) -> str:
+    """Names a result by everything that it depends on."""
+    parts = [
+        CODE_VERSION,
+        loaded.revision,
+        policy.content_hash if policy else None,
+        settings.model.model_dump(mode="json"),
+        settings.distillation.model_dump(mode="json"),
+        settings.evaluation.max_new_tokens,
+        settings.sensitivity.max_new_tokens,
+    ]
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return f"{loaded.revision.replace('/', '-')}-{digest[:16]}"
+
+
+def _read(file: Location) -> Examination | None:
+    try:
+        return Examination.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError):  # absent, torn or of another version
+        return None

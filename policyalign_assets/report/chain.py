@@ -1,0 +1,165 @@
+"""The chain of hashes from a policy to the verdicts on a checkpoint, compared link by link.
+
+A report or a release for data that was not made from each other is refused. Nothing here trusts a
+summary: hashes are computed from the tables themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pydantic import TypeAdapter
+
+from policyalign_assets.evaluation.generate import GenerationsInfo
+from policyalign_assets.evaluation.judging import JudgementsInfo
+from policyalign_assets.files import sha256_table
+from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.records import Checkpoint
+from policyalign_assets.tables import BENCHMARKS, EVALUATION, GENERATIONS_INFO, JUDGEMENTS_INFO
+
+ALL_STAGES = "materialize the stages from violating_instructions on"
+ANSWERS = "materialize generations, then judgements, then benchmark_report"
+
+
+class NotOfOnePiece(ValueError):
+    """A policy, checkpoint, answers and verdicts that were not made from each other.
+
+    The message says which link is broken and what to make again.
+    """
+
+
+@dataclass(frozen=True)
+class JudgedAnswers:
+    """`heldout` (EVALUATION) and `benchmarks` (BENCHMARKS), with how they were made."""
+
+    heldout: pa.Table
+    benchmarks: pa.Table
+    asked: GenerationsInfo
+    judged: JudgementsInfo
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Everything that a report is made from."""
+
+    policy: PolicyDocument
+    instructions: pa.Table
+    filtered: pa.Table
+    checkpoint: Checkpoint
+    generations: pa.Table
+    judgements: pa.Table
+
+
+def judged_answers(
+    generations: pa.Table, judgements: pa.Table, checkpoint_id: str
+) -> JudgedAnswers:
+    """Each answer with its verdict.
+
+    Raises NotOfOnePiece unless the answers are those of `checkpoint_id` and the verdicts are on
+    exactly these answers.
+    """
+    asked = TypeAdapter(GenerationsInfo).validate_json(
+        _metadata(generations, GENERATIONS_INFO, "generations")
+    )
+    judged = TypeAdapter(JudgementsInfo).validate_json(
+        _metadata(judgements, JUDGEMENTS_INFO, "judgements")
+    )
+    if asked.checkpoint_id != checkpoint_id:
+        raise NotOfOnePiece(
+            f"the answers are those of checkpoint {asked.checkpoint_id}, not of {checkpoint_id}. "
+            f"Fix: {ANSWERS}."
+        )
+    if judged.answers != sha256_table(generations):
+        raise NotOfOnePiece(
+            "the verdicts are on other answers than the present ones. "
+            "Fix: materialize judgements, then benchmark_report."
+        )
+    return JudgedAnswers(*join(generations, judgements), asked, judged)
+
+
+def checked(chain: Chain) -> JudgedAnswers:
+    """The judged answers of a chain whose links all hold. Raises NotOfOnePiece."""
+    answers = judged_answers(chain.generations, chain.judgements, chain.checkpoint.checkpoint_id)
+    for broken in _broken_links(chain, answers):
+        raise NotOfOnePiece(broken)
+    return answers
+
+
+def _broken_links(chain: Chain, answers: JudgedAnswers) -> Iterator[str]:
+    policy, checkpoint, asked = chain.policy, chain.checkpoint, answers.asked
+    made = checkpoint.provenance
+    for name, wanted in (("policy_id", policy.policy_id), ("domain", policy.domain)):
+        if made.get(name) != wanted:
+            yield (
+                f"checkpoint {checkpoint.checkpoint_id} was trained for {name} {made.get(name)!r}, "
+                f"not for {wanted!r}. Fix: {ALL_STAGES}."
+            )
+    if made.get("policy_hash") != policy.content_hash:
+        yield (
+            f"checkpoint {checkpoint.checkpoint_id} was trained for another version of the policy "
+            f"({_short(made.get('policy_hash'))}) than the present one "
+            f"({_short(policy.content_hash)}). Fix: {ALL_STAGES}."
+        )
+    for name, table in (
+        ("violating_instructions", chain.instructions),
+        ("filtered_instructions", chain.filtered),
+        ("generations", chain.generations),
+        ("judgements", chain.judgements),
+    ):
+        others = set(table["policy_hash"].unique().to_pylist()) - {policy.content_hash}
+        if others:
+            yield (
+                f"{name} were made from another version of the policy "
+                f"({_short(next(iter(others)))}) than the present one "
+                f"({_short(policy.content_hash)}). Fix: {ALL_STAGES}."
+            )
+    chosen = chain.filtered.filter(chain.filtered["selected"])
+    if made.get("instructions") != sha256_table(chosen):
+        yield (
+            f"checkpoint {checkpoint.checkpoint_id} was trained on other instructions than those "
+            "of filtered_instructions. Fix: materialize distilled_checkpoint, then the stages "
+            "after it."
+        )
+    models: set[tuple[Any, Any]] = {(checkpoint.model_id, checkpoint.model_revision)}
+    models |= {(asked.model_id, asked.model_revision)}
+    models |= {(made.get("model_id"), made.get("model_revision"))}
+    if len(models) > 1:
+        yield (
+            f"the checkpoint and its answers name different models: {sorted(map(str, models))}. "
+            f"Fix: {ANSWERS}."
+        )
+
+
+def join(generations: pa.Table, judgements: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Each answer with its verdict: held-out cases (EVALUATION) and public benchmarks (BENCHMARKS).
+
+    Raises NotOfOnePiece if an answer has no verdict.
+    """
+    verdicts = {(row["case_id"], row["arm"]): row for row in judgements.to_pylist()}
+    rows = []
+    for row in generations.to_pylist():
+        verdict = verdicts.get((row["case_id"], row["arm"]))
+        if verdict is None:
+            raise NotOfOnePiece(
+                f"there is no verdict on case {row['case_id']!r} of arm {row['arm']!r}. "
+                "Fix: materialize judgements, then benchmark_report."
+            )
+        rows.append({**row, **verdict})
+    return (
+        pa.Table.from_pylist([row for row in rows if row["benchmark"] is None], EVALUATION),
+        pa.Table.from_pylist([row for row in rows if row["benchmark"] is not None], BENCHMARKS),
+    )
+
+
+def _metadata(table: pa.Table, key: bytes, stage: str) -> bytes:
+    found: bytes | None = (table.schema.metadata or {}).get(key)
+    if found is None:
+        raise NotOfOnePiece(f"the table of {stage} does not say how it was made. Fix: {ANSWERS}.")
+    return found
+
+
+def _short(digest: object) -> str:
+    return str(digest)[:12] if digest else "none"
