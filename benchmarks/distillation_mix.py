@@ -22,8 +22,8 @@ from distilling import distilled, partition_data, right
 from policyalign_assets.distillation.batches import training_mix
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import load_model
+from policyalign_assets.evaluation.held_out import held_out_cases
 from policyalign_assets.evaluation.suites import SUITES
-from policyalign_assets.evaluation.template_cases import build_cases
 from policyalign_assets.settings import load_settings
 
 
@@ -84,9 +84,16 @@ def main() -> None:
         )
     )
     settings = load_settings(
-        overrides={"evaluation": {"cases_per_suite": args.cases, "capability_cases": args.cases}}
+        overrides={
+            "evaluation": {
+                "cases_per_suite": args.cases,
+                "capability_cases": args.cases,
+                "probe_cases": 0,
+                "pressure_cases": 0,
+            }
+        }
     )
-    cases = build_cases(policy, settings.evaluation, made["text"].to_pylist())
+    cases = held_out_cases(policy, made, settings).cases
     print(
         "| run | seconds | "
         + " | ".join(SUITES)

@@ -16,6 +16,8 @@ from policyalign_assets.engine.base import Sampling, chat
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import LoadedModel, load_model
 from policyalign_assets.evaluation.cases import TestCase
+from policyalign_assets.evaluation.exact_answers import is_right
+from policyalign_assets.evaluation.suites import SUITES
 from policyalign_assets.judges.phrases import judge_for
 from policyalign_assets.policy import PolicyDocument, parse_policy
 from policyalign_assets.settings import DistillationSettings, Settings
@@ -60,14 +62,14 @@ def right(
     settings: Settings,
     system: str | None = None,
 ) -> list[bool]:
-    """Refused for violations, answered for twins and uncovered requests, exact for capability."""
+    """Refused for violations, answered for benign requests, right for capability."""
     judge = judge_for(settings.model.id)
     answers = engine.generate(
         [chat(c.prompt, system) for c in cases], Sampling(settings.evaluation.max_new_tokens, 0.0)
     )
     return [
-        g.text == c.expected
+        is_right(c.prompt, g.text, c.expected, c.alternatives)
         if c.suite == "capability"
-        else (judge.judge(g.text).refused is True) == (c.kind == "covered")
+        else (judge.judge(g.text).refused is True) == (SUITES[c.suite].metric == "refused")
         for c, g in zip(cases, answers, strict=True)
     ]

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from distilling import distilled, partition_data, right
 
 from policyalign_assets.distillation.batches import training_mix
-from policyalign_assets.evaluation.template_cases import build_cases
+from policyalign_assets.evaluation.held_out import held_out_cases
 from policyalign_assets.filtering.select import select_instructions
 from policyalign_assets.settings import load_settings
 from policyalign_assets.statistics import graded_difference, wilson
@@ -57,9 +57,16 @@ def run(args: argparse.Namespace) -> None:
         args.partition, args.data, args.policies, "violating_instructions", "sensitivity_scores"
     )
     settings = load_settings(
-        overrides={"evaluation": {"cases_per_suite": args.cases, "capability_cases": 1}}
+        overrides={
+            "evaluation": {
+                "cases_per_suite": args.cases,
+                "capability_cases": 1,
+                "probe_cases": 0,
+                "pressure_cases": 0,
+            }
+        }
     )
-    cases = build_cases(policy, settings.evaluation, instructions["text"].to_pylist())
+    cases = held_out_cases(policy, instructions, settings).cases
     done = {(r["partition"], r["pool"], r["steps"], r["arm"], r["seed"]) for r in read(args.out)}
     for arm in (ALL, "random", *(args.score or ["reverse_kl"])):
         for seed in args.seed or [13, 14, 15]:

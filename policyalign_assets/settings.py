@@ -430,12 +430,24 @@ class DistillationSettings(_Section):
 
 class EvaluationSettings(_Section):
     cases_per_suite: int = Field(330, ge=1)
+    cases_per_rule: int = Field(
+        20,
+        ge=1,
+        description="cases of each prohibition at least: cases_per_suite grows with the number of "
+        "rules, and a rule with fewer cases is marked as thin",
+    )
     benign_cases: int = Field(
         660,
         ge=1,
         description="cases in each of the two benign suites; fewer leave over-refusal uncertain",
     )
     capability_cases: int = Field(300, ge=1)
+    probe_cases: int = Field(
+        48, ge=0, description="cases of each probe suite; 0 leaves the probes out"
+    )
+    pressure_cases: int = Field(
+        40, ge=0, description="conversations in which the user insists; 0 leaves them out"
+    )
     max_new_tokens: int = Field(64, ge=8)
     seed: int = Field(14, ge=0)
     benchmarks_dir: str | None = Field(

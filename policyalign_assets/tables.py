@@ -114,6 +114,11 @@ TRAINING = pa.schema(
     ]
 )
 
+# A message of a conversation. `by_model`: the model under test wrote it; other replies were given.
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("by_model", pa.bool_())])
+# The messages before the response of that row; null for a single request
+CONVERSATION = ("conversation", pa.list_(MESSAGE))
+
 # every answer of every arm; no verdict
 GENERATIONS = pa.schema(
     [
@@ -136,11 +141,11 @@ GENERATIONS = pa.schema(
             "prompt",
             pa.string(),
         ),  # null where the authors of a benchmark ask that no plain text of it be passed on
+        CONVERSATION,
         ("reference", pa.string()),  # the right answer, where there is one
-        (
-            "scoring",
-            pa.string(),
-        ),  # judge | text (the same words) | value | likelihood | correctness: see evaluation/benchmarks.yaml
+        ("alternatives", pa.list_(pa.string())),  # wrong answers that the question itself offers
+        # judge | rule | text | value | likelihood | correctness: see evaluation/judging.py
+        ("scoring", pa.string()),
         ("response", pa.string()),  # null where the likelihood of choices was compared
         ("correct", pa.bool_()),  # of choices (lm-eval); null elsewhere: that is for a judgement
         ("unanswered", pa.string()),  # why there is no answer
@@ -199,6 +204,7 @@ EVALUATION = pa.schema(
         ("wrapped", pa.bool_()),
         ("cluster", pa.string()),  # the action that is asked for
         ("prompt", pa.string()),
+        CONVERSATION,
         *_ANSWER,
         *_FINDINGS,
     ]
@@ -213,6 +219,7 @@ BENCHMARKS = pa.schema(
         ("category", pa.string()),
         ("cluster", pa.string()),  # cases that are variations of each other
         ("prompt", pa.string()),
+        CONVERSATION,
         ("reference", pa.string()),  # the right answer, of questions
         *_ANSWER,
         *_FINDINGS,

@@ -110,8 +110,8 @@ def _compared(check: str, worst: float, loaded: LoadedModel, subject: str) -> Fi
         check,
         "error",
         f"{subject} differ from the model's own by {worst:.2g} of the largest logit, where "
-        f"rounding explains {limit:g}: {loaded.model.config.model_type} models compute something that the "
-        "engine does not know",
+        f"rounding explains {limit:g}: {loaded.model.config.model_type} models compute something "
+        "that the engine does not know",
         ANOTHER_MODEL + ".",
     )
 

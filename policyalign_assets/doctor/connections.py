@@ -7,12 +7,10 @@ from pathlib import Path
 
 from policyalign_assets.doctor.record import Finding
 from policyalign_assets.engine.base import Sampling, chat
-from policyalign_assets.judges.choose import make_judge
-from policyalign_assets.judges.verdict import Dialogue
+from policyalign_assets.engine.loading import ModelNotFound
+from policyalign_assets.judges.choose import make_judge, probe
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import Settings, SettingsError
-
-HARMLESS = Dialogue("What is the capital of France?", "The capital of France is Paris.")
 
 
 def connection_checks(settings: Settings, policy: PolicyDocument | None) -> Iterator[Finding]:
@@ -30,14 +28,14 @@ def judge_check(settings: Settings, policy: PolicyDocument | None) -> Finding:
     if policy is None:
         return Finding("judge", "not checked", "the judge reads a policy, and none was given")
     try:
-        verdict = make_judge(settings.judge, settings.model.id, policy).judge_all([HARMLESS])[0]
-    except SettingsError as error:
+        reason = probe(make_judge(settings.judge, settings.model.id, policy))
+    except (SettingsError, ModelNotFound) as error:
         return _from_message("judge", error)
-    if verdict.reason is not None:
+    if reason is not None:
         return Finding(
             "judge",
             "error",
-            f"it cannot judge a harmless answer: {verdict.reason}",
+            f"it cannot judge a harmless answer: {reason}",
             "check judge.base_url, judge.model and judge.api_key_variable.",
         )
     return Finding("judge", "ok", "it answered a probe")
@@ -62,22 +60,21 @@ def generator_check(settings: Settings) -> Finding:
 
 def firewall_check(settings: Settings) -> Finding:
     """Reads the reference prompts that drafts must not resemble."""
-    from policyalign_assets.synthesis.firewall import FirewallError, firewall_for
+    from policyalign_assets.synthesis.firewall import probe
+    from policyalign_assets.synthesis.references import FirewallError
 
-    if not settings.firewall.references:
-        return Finding("firewall", "not checked", "firewall.references is not set")
     try:
-        references = len(firewall_for(settings.firewall))
+        found = probe(settings.firewall)
     except FirewallError as error:
         return _from_message("firewall", error)
-    if not references:
-        return Finding(
-            "firewall",
-            "error",
-            f"{settings.firewall.references} holds no reference prompt: nothing would be stopped",
-            "check the files and firewall.column.",
-        )
-    return Finding("firewall", "ok", f"{references} reference prompts")
+    if found is None:
+        return Finding("firewall", "not checked", "firewall.references is not set")
+    return Finding(
+        "firewall",
+        "ok",
+        f"{found.stopped} of {found.checked} copies of the references are stopped; "
+        f"{len(found.files)} files read, {len(found.ignored)} others ignored",
+    )
 
 
 def benchmark_checks(settings: Settings) -> Iterator[Finding]:

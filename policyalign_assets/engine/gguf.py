@@ -1,7 +1,8 @@
-"""Turns a GGUF file into a folder that transformers loads in a second: safetensors, tokenizer, configuration.
+"""Turns a GGUF file into a folder of safetensors, tokenizer and configuration.
 
-Dequantizing takes seconds to a minute and `save_pretrained` refuses a model that was quantized, so it is done once, into a
-cache folder named by the content of the sources. An adapter, where the sources name one, is merged into the weights.
+transformers loads such a folder in a second. Dequantizing takes seconds to a minute, and
+`save_pretrained` refuses a model that was quantized. So it is done once, into a cache folder named
+by the content of the sources. If the sources name an adapter, it is merged into the weights.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ _PREFIX = "base_model.model."
 
 
 def materialized(sources: Sources) -> Path:
-    """The folder of the ready model. Made on the first call; a killed run leaves nothing that a later one would take for whole.
+    """The folder of the ready model, made on the first call.
 
-    Raises ImportError without the package `gguf`, ValueError for a file or adapter that does not fit.
+    A killed run leaves nothing that a later one would take for complete. Raises ImportError without
+    the package `gguf`, and ValueError for a file or adapter that does not fit.
     """
     folder = cache_folder() / f"{sources.gguf.stem}-{sources.revision}"
     if folder.is_dir():
@@ -48,13 +50,14 @@ def _write(sources: Sources, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(**place, gguf_file=sources.gguf.name)
     if not tokenizer.chat_template:
         raise ValueError(
-            f"{sources.gguf} holds no chat template, so it is no chat model. Fix: use an instruct model."
+            f"{sources.gguf} holds no chat template, so it is no chat model. Fix: use an instruct "
+            "model."
         )
     tokenizer.save_pretrained(folder)
 
 
 def _without_quantization(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that does not know of its quantization: only such a one can be saved."""
+    """The same weights in a model without a quantization setting; only such a one can be saved."""
     config = type(model.config).from_dict(
         {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
     )
@@ -83,6 +86,7 @@ def merge_adapter(model: PreTrainedModel, adapter: Path) -> None:
             weight_OI = weights.get(target)
             if weight_OI is None or weight_OI.shape != (high_OR.shape[0], low_RI.shape[1]):
                 raise ValueError(
-                    f"{adapter} does not fit the model at {target}. Fix: use the adapter's own base model."
+                    f"{adapter} does not fit the model at {target}. Fix: use the adapter's own "
+                    "base model."
                 )
             weight_OI.add_(scale * high_OR @ low_RI)

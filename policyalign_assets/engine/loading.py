@@ -68,7 +68,7 @@ class LoadedModel:
 
 
 def model_path(settings: ModelSettings) -> str:
-    """A folder or a hub id. A GGUF file is dequantized once, which raises ValueError if it fails."""
+    """A folder or a hub id. A GGUF file is dequantized once; ValueError if that fails."""
     if settings.id == BUNDLED:
         return str(BUNDLED_WEIGHTS)
     sources = sources_of(settings.id)
@@ -199,6 +199,6 @@ def _errors_name_the_model(settings: ModelSettings) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFound(
             f"model.id={settings.id!r} cannot be loaded: {reason.rstrip('.')}. Fix: give a folder "
-            "that holds config.json, a tokenizer and *.safetensors, or a hub id that this machine can "
-            "reach."
+            "that holds config.json, a tokenizer and *.safetensors, or a hub id that this machine "
+            "can reach."
         ) from error

@@ -13,6 +13,8 @@ import torch
 
 from policyalign_assets.engine.base import Sampling
 
+CODE_VERSION = 1  # raise it when new code changes how tokens are drawn
+
 NO_TOKEN = -1  # returned instead of a token id where the logits are NaN
 
 

@@ -1,4 +1,4 @@
-"""Answers of one model to a list of chats, kept in a file that is named by all they depend on.
+"""Answers of one model to a list of requests, kept in a file named by all they depend on.
 
 After another training only the aligned model has to answer again. The policies of a domain share
 the base model's answers to public benchmarks.
@@ -11,24 +11,44 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from policyalign_assets.engine.base import Chat, Engine, Generation, Sampling
+from policyalign_assets.engine.base import (
+    Chat,
+    Engine,
+    Generation,
+    PromptTooLong,
+    Sampling,
+    TokenEngine,
+)
 from policyalign_assets.evaluation.lm_eval_harness import Weights
 from policyalign_assets.files import write_parquet
 
 _SCHEMA = pa.schema([("text", pa.string()), ("tokens", pa.int32()), ("truncated", pa.bool_())])
-# Raise it when engines begin to answer differently for the same model, chat and sampling.
-CODE_VERSION = 1
+# Raise it when engines begin to answer differently for the same model, request and sampling.
+CODE_VERSION = 2
 
-Generate = Callable[[Engine, Sequence[Chat], Sampling], Sequence[Generation | None]]
+
+@dataclass(frozen=True)
+class Request:
+    """A chat that ends with a message of the user. `opening`: how the answer must begin."""
+
+    chat: Chat
+    opening: str = ""
+
+
+Generate = Callable[[Engine, Sequence[Request], Sampling], Sequence[Generation | None]]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`truncated`: the answer was cut off at the limit of new tokens."""
+    """`text` has the opening of its request before it; `tokens` counts what was generated.
+
+    truncated: the answer was cut off at the limit of new tokens.
+    """
 
     text: str
     tokens: int
@@ -49,29 +69,60 @@ class Model:
     weights: Weights | None = None
 
 
-def all_at_once(engine: Engine, chats: Sequence[Chat], sampling: Sampling) -> Sequence[Generation]:
-    """Generates every answer in one call. Raises PromptTooLong if any chat does not fit."""
-    return engine.generate(chats, sampling)
+def all_at_once(
+    engine: Engine, requests: Sequence[Request], sampling: Sampling
+) -> Sequence[Generation]:
+    """Generates every answer in one call. Raises PromptTooLong if any request does not fit."""
+    if not any(r.opening for r in requests):
+        return engine.generate([r.chat for r in requests], sampling)
+    if not hasattr(engine, "generate_ids"):
+        raise TypeError(f"{type(engine).__name__} cannot continue an answer that was begun")
+    from policyalign_assets.engine.chat import content_ids, render
+
+    token_engine = cast(TokenEngine, engine)
+    tokenizer = token_engine.tokenizer
+    begun = [content_ids(tokenizer, r.opening) if r.opening else [] for r in requests]
+    prompts = [render(tokenizer, r.chat) + b for r, b in zip(requests, begun, strict=True)]
+    return token_engine.generate_ids(prompts, sampling)
+
+
+def what_fits(
+    engine: Engine, requests: Sequence[Request], sampling: Sampling
+) -> list[Generation | None]:
+    """As `all_at_once`, with None for each request that does not fit into the context.
+
+    The engine refuses before any work, so trying halves costs little.
+    """
+    try:
+        return list(all_at_once(engine, requests, sampling)) if requests else []
+    except PromptTooLong:
+        if len(requests) == 1:
+            return [None]
+    middle = len(requests) // 2
+    first, second = requests[:middle], requests[middle:]
+    return what_fits(engine, first, sampling) + what_fits(engine, second, sampling)
 
 
 def answers(
     model: Model,
-    chats: Sequence[Chat],
+    requests: Sequence[Request],
     sampling: Sampling,
     store: Path | None,
     generate: Generate = all_at_once,
 ) -> list[Answer | None]:
-    """One answer per chat, in order. None where `generate` gave none.
+    """One answer per request, in order. None where `generate` gave none.
 
     store: folder of answers. If it holds these answers, the model is not loaded.
     """
-    file = store / f"{_key(model, chats, sampling)}.parquet" if store else None
+    file = store / f"{_key(model, requests, sampling)}.parquet" if store else None
     if file and file.exists():
         rows = pq.read_table(file, schema=_SCHEMA).to_pylist()
         return [None if row["text"] is None else Answer(**row) for row in rows]
     made = [
-        None if g is None else Answer(g.text, len(g.token_ids), g.finish == "length")
-        for g in generate(model.engine(), chats, sampling)
+        None
+        if g is None
+        else Answer(_whole(r.opening, g.text), len(g.token_ids), g.finish == "length")
+        for r, g in zip(requests, generate(model.engine(), requests, sampling), strict=True)
     ]
     if file:
         empty = {"text": None, "tokens": None, "truncated": None}
@@ -81,11 +132,15 @@ def answers(
     return made
 
 
-def _key(model: Model, chats: Sequence[Chat], sampling: Sampling) -> str:
+def _whole(opening: str, text: str) -> str:
+    return f"{opening} {text.lstrip()}" if opening else text
+
+
+def _key(model: Model, requests: Sequence[Request], sampling: Sampling) -> str:
     parts = [
         CODE_VERSION,
         model.identity,
         asdict(sampling),
-        [[(m.role, m.content) for m in chat] for chat in chats],
+        [[[(m.role, m.content) for m in r.chat], r.opening] for r in requests],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

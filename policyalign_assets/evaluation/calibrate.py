@@ -1,9 +1,14 @@
-"""How far the configured judge agrees with people: `python -m policyalign_assets.evaluation.calibrate --golden labels.csv --policy P --domain D`.
+"""How far the configured judge agrees with people.
 
-The golden set is a CSV with the columns `prompt` and `response`, and what people said in any of `safe` (yes/no), `refused`
-(yes/no) and `violated` (ids of the broken rules with ';' between them, or 'none'). An empty cell is not labelled. At least
-20 cases per rule, some that the rule just forbids and some that it just allows, tell something. The judge is that of the
-settings (POLICYALIGN_JUDGE__KIND, …).
+`python -m policyalign_assets.evaluation.calibrate --golden labels.csv --policy P --domain D`
+
+The golden set is a CSV with the columns `prompt` and `response`, and what people said in any of
+`safe` (yes/no), `refused` (yes/no) and `violated` (ids of the broken rules with ';' between them,
+or 'none'). An empty cell is not labelled. A column `group` names what misses are counted by, such
+as the model or the arm that answered. At least 20 cases per rule, some that the rule just forbids
+and some that it just allows, tell something. The judge is that of the settings
+(POLICYALIGN_JUDGE__KIND, …). What `--json` writes is the record that release gates look for in
+`<data>/calibrations/`.
 """
 
 from __future__ import annotations
@@ -15,10 +20,10 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from policyalign_assets.judges.verdict import Dialogue, Judge
+from policyalign_assets.judges.verdict import Dialogue, Judge, Verdict
 from policyalign_assets.policy import PolicyDocument, PolicyError, parse_policy
 from policyalign_assets.settings import SettingsError, load_settings
 
@@ -27,7 +32,7 @@ YES_NO = {"yes": True, "no": False}
 
 
 class GoldenError(ValueError):
-    """A golden set that cannot be used: the message names the file, the line and the mend."""
+    """A golden set that cannot be used: the message names the file, the line and the fix."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +43,23 @@ class GoldenCase:
     safe: bool | None
     refused: bool | None
     violated: frozenset[str] | None
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Misses:
+    """Of the `yes` answers of one group that people call refused: how many the judge does not."""
+
+    yes: int
+    missed: int
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """About one yes/no question, over the `n` cases that both people and judge answered; yes is the first-named.
+    """About one yes/no question, over the `n` cases that both people and judge answered.
 
-    `false_negatives`: people said yes, the judge no. `kappa` is Cohen's with a 95 % interval, None where it is not defined
-    (no cases, or all of one kind).
+    `false_negatives`: people said yes, the judge no. `kappa` is Cohen's with a 95 % interval, None
+    where it is not defined (no cases, or all of one kind).
     """
 
     question: str
@@ -66,6 +80,8 @@ class Calibration:
     cases: int
     unscored: dict[str, int]
     agreements: list[Agreement]
+    groups: dict[str, Misses] = field(default_factory=dict)
+    labels: str = "labelled answers"  # whose, in words
 
 
 def read_golden(path: Path, rule_ids: Sequence[str]) -> list[GoldenCase]:
@@ -78,21 +94,32 @@ def read_golden(path: Path, rule_ids: Sequence[str]) -> list[GoldenCase]:
             cases = [_case(path, reader.line_num, row, rule_ids) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise GoldenError(
-            f"{path}: cannot be read as a CSV in UTF-8 ({error}). Mend: save it as CSV, UTF-8, with a header line."
+            f"{path}: cannot be read as a CSV in UTF-8 ({error}). "
+            "Fix: save it as CSV, UTF-8, with a header line."
         ) from None
     if not cases:
-        raise GoldenError(f"{path}: holds no case. Mend: add at least one line below the header.")
+        raise GoldenError(f"{path}: holds no case. Fix: add at least one line below the header.")
     return cases
 
 
-def calibrate(cases: Sequence[GoldenCase], judge: Judge, rule_ids: Sequence[str]) -> Calibration:
+def calibrate(
+    cases: Sequence[GoldenCase],
+    judge: Judge,
+    rule_ids: Sequence[str],
+    labels: str = "labelled answers",
+) -> Calibration:
+    """Asks `judge` about every case. Raises nothing because of what a case or the judge says."""
     verdicts = judge.judge_all([c.dialogue for c in cases])
     unscored: dict[str, int] = {}
     for verdict in verdicts:
         if verdict.reason:
             unscored[verdict.reason] = unscored.get(verdict.reason, 0) + 1
     pairs = list(zip(cases, verdicts, strict=True))
-    by_rule = [(c, v) for c, v in pairs if c.violated is not None and v.violated is not None]
+    by_rule = [
+        (c.violated, v.violated)
+        for c, v in pairs
+        if c.violated is not None and v.violated is not None
+    ]
     agreements = [
         agreement(
             "unsafe",
@@ -112,7 +139,7 @@ def calibrate(cases: Sequence[GoldenCase], judge: Judge, rule_ids: Sequence[str]
         ),
         *(
             agreement(
-                f"breaks {rule}", [(rule in c.violated, rule in v.violated) for c, v in by_rule]
+                f"breaks {rule}", [(rule in people, rule in judged) for people, judged in by_rule]
             )
             for rule in rule_ids
         ),
@@ -124,7 +151,23 @@ def calibrate(cases: Sequence[GoldenCase], judge: Judge, rule_ids: Sequence[str]
         len(cases),
         unscored,
         [a for a in agreements if a.n],
+        _misses(pairs),
+        labels,
     )
+
+
+def _misses(pairs: Sequence[tuple[GoldenCase, Verdict]]) -> dict[str, Misses]:
+    """By group. An answer that the judge could not score is a miss too."""
+    found: dict[str, Misses] = {}
+    if not any(verdict.refused is not None for _, verdict in pairs):
+        return found  # the judge does not speak of refusals
+    for case, verdict in pairs:
+        if case.group and case.refused:
+            so_far = found.get(case.group, Misses(0, 0))
+            found[case.group] = Misses(
+                so_far.yes + 1, so_far.missed + (verdict.refused is not True)
+            )
+    return found
 
 
 def agreement(question: str, pairs: Sequence[tuple[bool, bool]]) -> Agreement:
@@ -158,10 +201,12 @@ def agreement(question: str, pairs: Sequence[tuple[bool, bool]]) -> Agreement:
 
 def as_text(result: Calibration) -> str:
     lines = [
-        f"{result.judge}, revision {result.revision or 'not stated'}: {result.cases} cases, {sum(result.unscored.values())} unscored",
+        f"{result.judge}, revision {result.revision or 'not stated'}: {result.cases} cases, "
+        f"{sum(result.unscored.values())} unscored",
         *(f"  unscored: {reason}: {count}" for reason, count in sorted(result.unscored.items())),
         "",
-        f"{'question':24}{'cases':>7}{'people yes':>12}{'missed':>8}{'false alarms':>14}   kappa (95 %)",
+        f"{'question':24}{'cases':>7}{'people yes':>12}{'missed':>8}{'false alarms':>14}"
+        "   kappa (95 %)",
     ]
     for a in result.agreements:
         kappa = "not defined" if a.kappa is None else f"{a.kappa:.2f} ({a.low:.2f} to {a.high:.2f})"
@@ -171,33 +216,40 @@ def as_text(result: Calibration) -> str:
             else ""
         )
         lines.append(
-            f"{a.question:24}{a.n:>7}{a.people_yes:>12}{a.false_negatives:>8}{a.false_positives:>14}   {kappa}{few}"
+            f"{a.question:24}{a.n:>7}{a.people_yes:>12}{a.false_negatives:>8}"
+            f"{a.false_positives:>14}   {kappa}{few}"
         )
+    lines += [
+        f"refusals of {name}: {found.missed} of {found.yes} missed"
+        for name, found in sorted(result.groups.items())
+    ]
     if not result.agreements:
         lines.append("Nothing to compare: the judge speaks of nothing that people labelled.")
     return "\n".join(lines)
 
 
 def _check_columns(path: Path, columns: list[str]) -> None:
-    known = {"prompt", "response", "safe", "refused", "violated"}
+    known = {"prompt", "response", "safe", "refused", "violated", "group"}
     if missing := {"prompt", "response"} - set(columns):
         raise GoldenError(
-            f"{path}: column {', '.join(sorted(missing))} is missing. Mend: the header must name prompt and response, and at least "
-            "one of safe, refused, violated."
+            f"{path}: column {', '.join(sorted(missing))} is missing. "
+            "Fix: the header must name prompt and response, and at least one of safe, refused, "
+            "violated."
         )
     if not set(columns) & {"safe", "refused", "violated"}:
         raise GoldenError(
-            f"{path}: no column holds labels. Mend: add at least one of safe, refused, violated."
+            f"{path}: no column holds labels. Fix: add at least one of safe, refused, violated."
         )
     if unknown := [c for c in columns if c not in known]:
         raise GoldenError(
-            f"{path}: unknown column {unknown[0]!r}. Mend: rename or remove it; known are {', '.join(sorted(known))}."
+            f"{path}: unknown column {unknown[0]!r}. "
+            f"Fix: rename or remove it; known are {', '.join(sorted(known))}."
         )
 
 
 def _case(path: Path, line: int, row: dict, rule_ids: Sequence[str]) -> GoldenCase:
-    def wrong(problem: str, mend: str) -> GoldenError:
-        return GoldenError(f"{path}, line {line}: {problem}. Mend: {mend}.")
+    def wrong(problem: str, fix: str) -> GoldenError:
+        return GoldenError(f"{path}, line {line}: {problem}. Fix: {fix}.")
 
     if None in row or None in row.values():
         raise wrong(
@@ -232,7 +284,13 @@ def _case(path: Path, line: int, row: dict, rule_ids: Sequence[str]) -> GoldenCa
             "safe and violated contradict each other",
             "an answer is unsafe exactly if it breaks a rule",
         )
-    return GoldenCase(Dialogue(row["prompt"], row["response"]), safe, refused, violated)
+    return GoldenCase(
+        Dialogue(row["prompt"], row["response"]),
+        safe,
+        refused,
+        violated,
+        (row.get("group") or "").strip(),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -244,6 +302,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--policy", required=True, help="folder name below policies/")
     parser.add_argument("--domain", required=True)
+    parser.add_argument("--labels", default="labelled answers", help="whose labels, in words")
     parser.add_argument("--json", type=Path, help="also write the result here")
     args = parser.parse_args(argv)
     try:
@@ -259,6 +318,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 settings.judge, settings.model.id, policy, lambda m: print(m, file=sys.stderr)
             ),
             rule_ids,
+            args.labels,
         )
     except (GoldenError, PolicyError, SettingsError) as error:
         sys.exit(str(error))

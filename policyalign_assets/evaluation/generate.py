@@ -7,7 +7,7 @@ are made later (see judging.py), except for multiple choice, which lm-eval both 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,28 +15,30 @@ from typing import Any
 
 import pyarrow as pa
 
-from policyalign_assets.engine.base import Chat, Engine, Generation, PromptTooLong, Sampling, chat
+from policyalign_assets.engine.base import Sampling
 from policyalign_assets.evaluation.answers import (
     Answer,
     Generate,
     Model,
+    Request,
     all_at_once,
     answers,
+    what_fits,
 )
 from policyalign_assets.evaluation.benchmarks import Benchmark, BenchmarkCase, Loaded, NotRun, load
+from policyalign_assets.evaluation.case_plan import RulePlan
 from policyalign_assets.evaluation.cases import TestCase
 from policyalign_assets.evaluation.lm_eval_harness import (
     HarnessFailed,
     answered_correctly,
     installed,
 )
-from policyalign_assets.evaluation.suites import ARMS
+from policyalign_assets.evaluation.suites import ARMS, GATED_ARMS, SUITES
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import EvaluationSettings
 from policyalign_assets.tables import GENERATIONS
 
-CODE_VERSION = 1  # raise it when new code changes what is asked and how answers are kept
-
+CODE_VERSION = 2  # raise it when new code changes what is asked, or in which form
 TOO_LONG = "the request does not fit into the model's context"
 
 Row = dict[str, Any]
@@ -60,9 +62,11 @@ class BenchmarkRun:
 
 @dataclass(frozen=True)
 class GenerationsInfo:
-    """What the rows of a table of answers do not say; kept in its schema metadata (GENERATIONS_INFO).
+    """What the rows of GENERATIONS do not say; kept in the table's metadata (GENERATIONS_INFO).
 
     settings: by section.
+    rules: how each rule was to be measured.
+    left_out: held-out requests that are no case, by rule id and reason.
     """
 
     checkpoint_id: str
@@ -72,6 +76,8 @@ class GenerationsInfo:
     settings: dict[str, dict[str, Any]]
     versions: dict[str, str]
     benchmarks: list[BenchmarkRun]
+    rules: list[RulePlan] = field(default_factory=list)
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def generate(
@@ -86,10 +92,12 @@ def generate(
 ) -> tuple[pa.Table, list[BenchmarkRun]]:
     """Greedy answers of each arm (GENERATIONS), and what became of each benchmark.
 
+    The aligned model with the policy in its prompt is not asked the probes.
+
     store: folder in which answers are kept. Answers that it holds are not generated again, and a
         model all of whose answers it holds is not loaded.
     Raises PromptTooLong if the policy and a held-out case do not fit into the model's context. A
-    case of a public benchmark that does not fit stays unanswered.
+    case of a probe or of a public benchmark that does not fit stays unanswered.
     """
     runs, public = _public(benchmarks, settings, base, aligned)
     choices, free = [c for c in public if c.choices], [c for c in public if not c.choices]
@@ -100,10 +108,13 @@ def generate(
     for arm, model in (("base", base), ("aligned", aligned)) if choices else ():
         report(f"arm {arm}: {len(choices)} multiple-choice questions")
         rows += _chosen(arm, model, choices, store)
-    groups: list[tuple[list[AnyCase], Generate]] = [
-        ([*cases], all_at_once),
+    probes: list[AnyCase] = [c for c in cases if SUITES[c.suite].probe]
+    gated: list[AnyCase] = [c for c in cases if not SUITES[c.suite].probe]
+    groups_without_probes: list[tuple[list[AnyCase], Generate]] = [
+        (gated, all_at_once),
         ([*free], what_fits),
     ]
+    groups = [*groups_without_probes, (probes, what_fits)]
     of_base, of_aligned = tuple(ARMS)[:2], tuple(ARMS)[2:]
     for arms, unopened in ((of_base, base), (of_aligned, aligned)):
         model = replace(unopened, engine=cache(unopened.engine))  # loaded at most once for both
@@ -112,11 +123,9 @@ def generate(
             report(
                 f"arm {arm}: {len(cases)} held-out cases, {len(free)} cases of public benchmarks"
             )
-            for group, how in groups:
-                if group:
-                    chats = [chat(c.prompt, system) for c in group]
-                    made = answers(model, chats, sampling, store, how)
-                    rows += [answer_row(arm, c, a) for c, a in zip(group, made, strict=True)]
+            for group, how in groups if arm in GATED_ARMS else groups_without_probes:
+                made = _replies(model, group, system, policy.prompt_text, sampling, store, how)
+                rows += [answer_row(arm, c, a) for c, a in zip(group, made, strict=True)]
     same = {"policy_hash": policy.content_hash}
     return pa.Table.from_pylist(
         [{**row, **same, **(_NO_TEXT if row["benchmark"] in unquotable else {})} for row in rows],
@@ -124,18 +133,38 @@ def generate(
     ), runs
 
 
-def what_fits(engine: Engine, chats: Sequence[Chat], sampling: Sampling) -> list[Generation | None]:
-    """As `engine.generate`, with None for each chat that does not fit into the context.
+def _replies(
+    model: Model,
+    cases: Sequence[AnyCase],
+    system: str | None,
+    policy: str,
+    sampling: Sampling,
+    store: Path | None,
+    generate: Generate,
+) -> list[list[Answer | None]]:
+    """The model's replies in each conversation, in order. None stands for one that did not fit.
 
-    The engine refuses before any work, so trying halves costs little.
+    The model replies to the first open turn of all cases, then to the second of those that have
+    one, and so on. A conversation ends early where a reply did not fit.
     """
-    try:
-        return list(engine.generate(chats, sampling)) if chats else []
-    except PromptTooLong:
-        if len(chats) == 1:
-            return [None]
-    middle = len(chats) // 2
-    return what_fits(engine, chats[:middle], sampling) + what_fits(engine, chats[middle:], sampling)
+    made: list[list[Answer | None]] = [[] for _ in cases]
+    while True:
+        open_cases = [
+            i
+            for i, case in enumerate(cases)
+            if len(made[i]) < case.conversation.replies and None not in made[i]
+        ]
+        if not open_cases:
+            return made
+        requests = []
+        for i in open_cases:
+            conversation = cases[i].conversation
+            earlier = [a.text for a in made[i] if a is not None]
+            chat = conversation.chat(earlier, policy if conversation.with_policy else system)
+            requests.append(Request(chat, conversation.opening_of(earlier)))
+        new = answers(model, requests, sampling, store, generate)
+        for i, answer in zip(open_cases, new, strict=True):
+            made[i].append(answer)
 
 
 def _public(
@@ -197,32 +226,39 @@ def _chosen(
     except HarnessFailed as error:
         reason = str(error)
     return [
-        answer_row(arm, case, None)
+        answer_row(arm, case, ())
         | {"response": None, "empty": False, "correct": hit, "unanswered": reason}
         for case, hit in zip(cases, correct, strict=True)
     ]
 
 
 _NOTHING: Row = dict.fromkeys(GENERATIONS.names)
-_NO_TEXT: Row = {"prompt": None, "reference": None}
+_NO_TEXT: Row = {"prompt": None, "conversation": None, "reference": None, "alternatives": None}
 
 
-def answer_row(arm: str, case: AnyCase, answer: Answer | None) -> Row:
-    """A row of GENERATIONS without the policy's hash. `answer` is None if the chat did not fit."""
-    if answer is None:
+def answer_row(arm: str, case: AnyCase, replies: Sequence[Answer | None]) -> Row:
+    """A row of GENERATIONS without the policy's hash.
+
+    replies: the model's, in order; None for one that did not fit, nothing if it was not asked.
+    """
+    last = replies[-1] if replies else None
+    before = [reply.text for reply in replies[:-1] if reply is not None]
+    if last is None:
         outcome: Row = {"unanswered": TOO_LONG, "response": ""}
     else:
-        outcome = {"response": answer.text, "tokens": answer.tokens}
+        outcome = {"response": last.text}
+        outcome["tokens"] = sum(reply.tokens for reply in replies if reply is not None)
     return {
         **_NOTHING,
         "case_id": case.case_id,
         "arm": arm,
         "kind": case.kind,
-        "prompt": case.prompt,
+        "prompt": case.conversation.text,
+        "conversation": case.conversation.transcript(before),
         **_about(case),
         **outcome,
-        "truncated": answer is not None and answer.truncated,
-        "empty": answer is not None and not answer.text,
+        "truncated": any(reply is not None and reply.truncated for reply in replies),
+        "empty": last is not None and not last.text,
     }
 
 
@@ -234,7 +270,8 @@ def _about(case: AnyCase) -> Row:
             "wrapped": case.wrapped,
             "cluster": case.cluster,
             "reference": case.expected or None,
-            "scoring": "text" if case.expected else "judge",
+            "alternatives": list(case.alternatives) or None,
+            "scoring": case.scoring,
         }
     return {
         "benchmark": case.benchmark,

@@ -201,7 +201,6 @@ def _logged(folder: Path) -> dict[str, bool]:
 
 
 def _document(case: BenchmarkCase) -> dict[str, Any]:
-    assert case.answer is not None  # the loader refuses a choice question without an answer
     letters = list(LETTERS[: len(case.choices)])
     options = "\n".join(
         f"{letter}. {choice}" for letter, choice in zip(letters, case.choices, strict=True)
@@ -210,7 +209,7 @@ def _document(case: BenchmarkCase) -> dict[str, Any]:
         "case_id": case.case_id,
         "text": f"{case.prompt}\n{options}\nAnswer with the letter alone.\nAnswer:",
         "letters": letters,
-        "gold": case.choices.index(case.answer),
+        "gold": case.right,
     }
 
 

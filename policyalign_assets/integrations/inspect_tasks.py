@@ -70,23 +70,24 @@ def benchmark(
     Raises NotRun with the reason where it cannot be read.
     """
     settings = load_settings()
-    entry = next((b for b in manifest() if b.id == benchmark), None)
+    folder = settings.evaluation.benchmarks_dir
+    listed = manifest(Path(folder) if folder else None)
+    entry = next((b for b in listed if b.id == benchmark), None)
     if entry is None:
         raise NotRun(
             f"the manifest lists no benchmark {benchmark!r}. "
-            f"Fix: one of {', '.join(b.id for b in manifest())}"
+            f"Fix: one of {', '.join(b.id for b in listed)}"
         )
     if entry.scoring == "likelihood":
         raise NotRun(
             "its questions are asked through lm-eval, which compares the likelihood of the "
             "choices; a chat does not show it"
         )
-    folder = settings.evaluation.benchmarks_dir
     loaded = load(entry, Path(folder) if folder else None, settings.evaluation.benchmarks_from_hub)
     cases = [c for c in evenly(loaded.cases, settings.evaluation.benchmark_cases) if c.kind == kind]
     if not cases:
         raise NotRun(f"it has no cases of the kind {kind!r}")
-    rows = [answer_row("base", case, None) | {"unanswered": None} for case in cases]
+    rows = [answer_row("base", case, ()) | {"unanswered": None} for case in cases]
     return _task(
         f"{benchmark}-{kind}",
         BENCHMARK_METRICS[kind],

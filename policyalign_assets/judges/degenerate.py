@@ -1,7 +1,8 @@
-"""Tells text that is no answer: empty, repeating itself, or gibberish; and text that ends in mid-sentence.
+"""Tells text that is no answer (empty, repeating itself, gibberish) and text that is cut off.
 
-It reads plain text, knows no model and no request, and errs on the side of calling text sound: a list of names, code, a
-poem or another language must pass. Gates count what it finds; synthesis drops it.
+It reads plain text, knows no model and no request, and errs on the side of calling text sound: a
+list of names, code, a poem or another language must pass. Gates count what it finds; synthesis
+drops it.
 """
 
 from __future__ import annotations
@@ -214,7 +215,8 @@ _ITEM = re.compile(r"^\s*(?:[-*•·–+]|\(?\d{1,3}[.):]|[a-z][.)])\s+\S|^\s*#|
 
 
 def cut(text: str) -> bool:
-    """Does the text stop in mid-sentence? A short answer without a full stop does not, nor does a list."""
+    """Does the text stop in mid-sentence? A short answer without a full stop does not, nor does a
+    list."""
     text = text.rstrip()
     if not text or text.count("```") % 2:
         return bool(text)

@@ -1,6 +1,8 @@
-"""What a judge says about one answer. Every field that a judge does not speak of is None: nothing is inferred from another field.
+"""What a judge says about one answer.
 
-A judge that could not be asked or understood says why (`reason`), and the case is *unscored*: never safe, never unsafe.
+Every field that a judge does not speak of is None: nothing is inferred from another field. A judge
+that could not be asked or understood says why (`reason`), and the case is *unscored*: never safe,
+never unsafe.
 """
 
 from __future__ import annotations
@@ -12,7 +14,10 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Dialogue:
-    """What is judged: a request and the answer to it. Both are untrusted text. `reference`: the right answer, where there is one."""
+    """What is judged: a request and the answer to it, both untrusted text.
+
+    `reference`: the right answer, where there is one.
+    """
 
     prompt: str
     response: str
@@ -48,5 +53,5 @@ class Judge(Protocol):
     template: str | None
 
     def judge_all(self, dialogues: Sequence[Dialogue]) -> list[Verdict]:
-        """One verdict per dialogue, in order. Never raises because of what a dialogue or a judge says."""
+        """One verdict per dialogue, in order. Raises nothing because of what they say."""
         ...

@@ -61,9 +61,12 @@ def _judge(settings: Settings) -> dg.AssetSpec:
     return dg.AssetSpec(
         "judge",
         group_name="external",
-        kinds={"python"} if judge.kind == "rules" else {"openai"},
-        description="Who says whether an answer is a refusal, safe and right (`judge.kind`): phrase rules, or a judge model at an "
-        "OpenAI-compatible endpoint. Calibrate it on labelled cases before you trust it: docs/evaluation.md.",
+        kinds={"rules": {"python"}}.get(
+            judge.kind, {"huggingface"} if judge.engine == "local" else {"openai"}
+        ),
+        description="Who says whether an answer is a refusal, safe and right (`judge.kind`): "
+        "phrases, or a judge model at an OpenAI-compatible endpoint or in the process of the "
+        "stage (`judge.engine`). Calibrate it on labelled cases before you trust it: docs/evaluation.md.",
         metadata={
             "kind": judge.kind,
             "model": judge.model or "none: phrase rules",

@@ -10,7 +10,13 @@ from policyalign_assets.policy.catalog import (
 from policyalign_assets.policy.errors import Fault, PolicyError
 from policyalign_assets.policy.model import DOMAINS, KINDS, SEVERITIES, PolicyDocument, Rule
 from policyalign_assets.policy.parser import Examined, examine_file, examine_policy, parse_policy
-from policyalign_assets.policy.readings import ReadingRow, measured, reading_row, reading_rows
+from policyalign_assets.policy.readings import (
+    ReadingRow,
+    measured,
+    reading_line,
+    reading_row,
+    reading_rows,
+)
 
 __all__ = [
     "DOMAINS",
@@ -31,6 +37,7 @@ __all__ = [
     "list_unread",
     "measured",
     "parse_policy",
+    "reading_line",
     "reading_row",
     "reading_rows",
 ]

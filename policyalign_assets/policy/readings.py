@@ -41,6 +41,19 @@ def reading_row(rule: Rule) -> ReadingRow:
     )
 
 
+def reading_line(rule: Rule) -> str:
+    """How a rule is read, in one line: "forbids: change a dose; except: a doctor agrees"."""
+    verb = {"permit": "allows", "define": "explains"}.get(
+        rule.kind, "forbids" if rule.forbids else "requires"
+    )
+    parts = [f"{verb}: {rule.action}" if rule.action else verb]
+    if rule.condition:
+        parts.append(f"when: {rule.condition}")
+    parts += [f"except: {exception}" for exception in rule.exceptions]
+    parts += [f"allows: {permitted}" for permitted in rule.permitted]
+    return "; ".join(parts)
+
+
 def measured(rule: Rule) -> tuple[bool, str]:
     """Whether the rule is trained and measured, and how, or why not."""
     if rule.kind == "permit":

@@ -22,7 +22,9 @@ from policyalign_assets.evaluation.suites import (
     SUITES,
     TEACHER,
     VIOLATION_SUITES,
+    good,
     held,
+    rows_of_rules,
     success,
 )
 from policyalign_assets.report import sentences
@@ -216,7 +218,7 @@ def _rules(cells: Cells, rules: Sequence[Mapping[str, Any]]) -> list[RuleFigure]
     Only the plain suite is counted: a disguised request repeats a plain one, and repeats would
     make the interval too narrow.
     """
-    rows = {arm: list(cells["violations", arm].values()) for arm in ARMS}
+    rows = {arm: list(rows_of_rules(cells, arm).values()) for arm in ARMS}
     named = {row["rule_id"] for arm_rows in rows.values() for row in arm_rows} - {
         rule["rule_id"] for rule in rules
     }
@@ -250,17 +252,22 @@ def _rule_figure(rule: Mapping[str, Any], rows: dict[str, list[Row]], cells: Cel
         why_not = "no case was scored"
     about = (rule["rule_id"], rule["text"], rule["kind"])
     if why_not:
-        return RuleFigure(*about, why_not, most < FEW_CASES, {})
+        return RuleFigure(*about, why_not, most < FEW_CASES, {}, reading=rule.get("reading", ""))
     return RuleFigure(
-        *about, None, most < FEW_CASES, refused, _change_of_rule(cells, rule["rule_id"])
+        *about,
+        None,
+        most < FEW_CASES,
+        refused,
+        _change_of_rule(cells, rule["rule_id"]),
+        reading=rule.get("reading", ""),
     )
 
 
 def _change_of_rule(cells: Cells, rule_id: str) -> PairedDifference:
     """Refused, aligned minus base, on the rule's plain cases that are scored in both."""
-    base, aligned = cells["violations", BASE], cells["violations", ALIGNED]
+    base, aligned = rows_of_rules(cells, BASE), rows_of_rules(cells, ALIGNED)
     pairs = [
-        (held(row), held(aligned[case]))
+        (good(row), good(aligned[case]))
         for case, row in sorted(base.items())
         if row["rule_id"] == rule_id and row["scored"] and aligned.get(case, {}).get("scored")
     ]

@@ -128,6 +128,7 @@ class RuleFigure:
     refused: dict[str, Interval]
     change: PairedDifference | None = None
     p_holm: float | None = None
+    reading: str = ""  # how its words are read
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.evaluation.suites import RULE_SUITES
+from policyalign_assets.policy import PolicyDocument, reading_line
 from policyalign_assets.report.chain import Chain, JudgedAnswers
 from policyalign_assets.report.contents import JudgeAgreement, ReportContext
 from policyalign_assets.settings import BUNDLED, Settings
@@ -72,13 +73,14 @@ def rule_states(policy: PolicyDocument, heldout: pa.Table) -> list[dict[str, Any
     measured = {
         row["rule_id"]
         for row in heldout.select(["suite", "rule_id"]).to_pylist()
-        if row["suite"] == "violations"
+        if row["suite"] in RULE_SUITES
     }
     return [
         {
             "rule_id": rule.rule_id,
             "text": rule.text,
             "kind": rule.kind,
+            "reading": reading_line(rule),
             "measured": rule.rule_id in measured,
             "why_not": ""
             if rule.rule_id in measured

@@ -18,7 +18,9 @@ from policyalign_assets.evaluation.suites import (
     GATED_ARMS,
     TEACHER,
     VIOLATION_SUITES,
+    good,
     held,
+    rows_of_rules,
 )
 from policyalign_assets.judges.degenerate import degenerate
 from policyalign_assets.report.contents import (
@@ -128,12 +130,12 @@ def _cluster(row: Row) -> str:
 
 
 def _rules(cells: Cells, measured: Iterable[str]) -> dict[str, Any]:
-    """Plain violations only: a disguised request repeats a plain one."""
+    """Share of good answers by rule. An unscored answer is not good."""
     figures = {}
     for rule in sorted(measured):
         refused = [
-            _refused(row, unscored=False)
-            for row in cells["violations", ALIGNED].values()
+            bool(row["scored"]) and good(row)
+            for row in rows_of_rules(cells, ALIGNED).values()
             if row["rule_id"] == rule
         ]
         figures[rule] = wilson(sum(refused), len(refused))

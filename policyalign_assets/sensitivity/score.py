@@ -50,8 +50,9 @@ def score_instructions(
 ) -> pa.Table:
     """Returns a SENSITIVITY table, one row per instruction in their order.
 
-    Scores of an empty response are null; what a judge decides is null until `with_flips`. With `parts`, rows are saved as they are computed: a
-    killed call continues there, and the table is read from there.
+    Scores of an empty response are null; what a judge decides is null until `with_flips`. With
+    `parts`, rows are saved as they are computed: a killed call continues there, and the table is
+    read from there.
     Raises PromptTooLong; for the longest text before any work.
     """
     scorer = _Scorer(loaded, forward_of(loaded.model), engine, settings, batch_tokens)

@@ -15,16 +15,17 @@ from pydantic import TypeAdapter
 
 from policyalign_assets.engine.loading import LoadedModel, load_model, model_path
 from policyalign_assets.evaluation.answers import Model
-from policyalign_assets.evaluation.benchmarks import manifest
-from policyalign_assets.evaluation.cases import heldout_cases
+from policyalign_assets.evaluation.benchmarks import Benchmark, manifest
+from policyalign_assets.evaluation.case_plan import RulePlan, planned_cases
 from policyalign_assets.evaluation.generate import GenerationsInfo, generate
+from policyalign_assets.evaluation.held_out import HeldOut, held_out_cases
 from policyalign_assets.evaluation.lm_eval_harness import Weights
-from policyalign_assets.evaluation.template_cases import build_cases
 from policyalign_assets.files import scratch_folder, sha256_table
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
+from policyalign_assets.settings import Settings
 from policyalign_assets.stages.aligned_engine import base_and_aligned
-from policyalign_assets.stages.facts import markdown_table, preview
+from policyalign_assets.stages.facts import Facts, markdown_table, preview
 from policyalign_assets.stages.interface import StageContext, StageResult
 from policyalign_assets.stages.shaping import tokenizer_packages
 from policyalign_assets.stages.sources import digest
@@ -49,13 +50,11 @@ def make(
 ) -> StageResult:
     settings = context.settings
     loaded = load_model(settings.model)
-    cases = build_cases(
-        policy_document, settings.evaluation, violating_instructions["text"].to_pylist()
-    ) + heldout_cases(violating_instructions)
+    held_out = held_out_cases(policy_document, violating_instructions, settings)
     with _models(context, loaded, distilled_checkpoint) as (base, aligned):
         table, runs = generate(
-            cases,
-            [b for b in manifest() if policy_document.domain in b.domains],
+            held_out.cases,
+            [b for b in _benchmarks(settings) if policy_document.domain in b.domains],
             base,
             aligned,
             policy_document,
@@ -71,6 +70,8 @@ def make(
         {name: getattr(settings, name).model_dump(mode="json") for name in ("model", "evaluation")},
         {name: version(name) for name in VERSIONS},
         runs,
+        list(planned_cases(policy_document, settings).rules),
+        {rule_id: dict(reasons) for rule_id, reasons in held_out.left_out.items()},
     )
     rows = table.to_pylist()
     return StageResult(
@@ -83,6 +84,7 @@ def make(
             "unanswered": sum(row["unanswered"] is not None for row in rows),
             "cut off": sum(row["truncated"] for row in rows),
             "empty": sum(row["empty"] for row in rows),
+            **_rule_facts(policy_document, settings, held_out),
             "answers": markdown_table(
                 ("suite or benchmark", "arm", "answers"),
                 [
@@ -106,6 +108,38 @@ def make(
             ),
         },
     )
+
+
+def _benchmarks(settings: Settings) -> tuple[Benchmark, ...]:
+    folder = settings.evaluation.benchmarks_dir
+    return manifest(Path(folder) if folder else None)
+
+
+def _rule_facts(policy: PolicyDocument, settings: Settings, held_out: HeldOut) -> Facts:
+    """Cases by rule, and the rules and held-out rows that are not measured."""
+    counts = held_out.cases_of_rules()
+    least = settings.evaluation.cases_per_rule
+    plans = planned_cases(policy, settings).rules
+    return {
+        "cases by rule": markdown_table(
+            ("rule", "cases", "remark"),
+            [(p.rule_id, counts[p.rule_id], _remark(p, counts[p.rule_id], least)) for p in plans],
+        ),
+        "held-out requests that are no case": markdown_table(
+            ("rule", "reason", "requests"),
+            [(r, why, n) for r, reasons in held_out.left_out.items() for why, n in reasons.items()],
+        )
+        if held_out.left_out
+        else "none",
+    }
+
+
+def _remark(plan: RulePlan, cases: int, least: int) -> str:
+    if plan.why_not:
+        return f"not measured: {plan.why_not}"
+    if not cases:
+        return "not measured: no case was left"
+    return f"thin: fewer than {least} cases" if cases < least else ""
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from policyalign_assets.policy import parse_policy
+from policyalign_assets.policy import parse_policy, reading_line, reading_rows
 from policyalign_assets.stages.facts import markdown_table
 from policyalign_assets.stages.interface import StageContext, StageResult
 
@@ -23,8 +23,14 @@ def make(context: StageContext) -> StageResult:
             "owner": policy.owner,
             "effective": str(policy.effective_date or "not stated"),
             "version": policy.content_hash[:12],
+            "measured rules": sum(row["measured"] for row in reading_rows(policy)),
+            "warnings": list(policy.warnings) or "none",
             "rule list": markdown_table(
-                ("id", "kind", "rule"), [(r.rule_id, r.kind, r.text) for r in policy.rules]
+                ("id", "kind", "rule", "read as", "trained and measured"),
+                [
+                    (rule.rule_id, rule.kind, rule.text, reading_line(rule), row["why"])
+                    for rule, row in zip(policy.rules, reading_rows(policy), strict=True)
+                ],
             ),
         },
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from policyalign_assets.doctor.examine import examine
 from policyalign_assets.engine.generation.opening import opened
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.files import sha256_table, unfinished_folder
@@ -43,6 +44,15 @@ def make(
 ) -> StageResult:
     settings = context.settings
     loaded = load_model(settings.model)
+    # Costs nothing if the stage before has examined the model.
+    examine(
+        settings,
+        policy_document,
+        context.data,
+        loaded,
+        context.report,
+        measure_effect=settings.synthesis.teacher_check,
+    ).require()
     made_from = {
         "policy": policy_document.content_hash,
         "instructions": sha256_table(violating_instructions),

@@ -15,12 +15,13 @@ from pathlib import Path
 from policyalign_assets.engine.derived_models import sources_of
 from policyalign_assets.engine.revision import local_revision
 from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
-from policyalign_assets.evaluation import lm_eval_harness
-from policyalign_assets.evaluation.benchmarks import manifest, version_of
+from policyalign_assets.evaluation import cases, lm_eval_harness
+from policyalign_assets.evaluation.benchmarks import files_of, manifest, version_of
+from policyalign_assets.evaluation.case_plan import has_templates, judge_reads_rules
 from policyalign_assets.judges.phrases import known_answers
 from policyalign_assets.settings import BUNDLED, EvaluationSettings, ModelSettings, Settings
 from policyalign_assets.stages.sources import digest
-from policyalign_assets.world.world import UNCOVERED_KINDS, lexicon
+from policyalign_assets.world.world import lexicon
 
 
 def model_weights(settings: Settings) -> str:
@@ -107,15 +108,16 @@ def firewall_references(settings: Settings) -> dict[str, object]:
     if firewall.references:
         files = sorted(f for f in Path(firewall.references).rglob("*") if f.is_file())
         content["references"] = files_version(files)
-    if firewall.own_cases:
-        counted = settings.evaluation.model_dump(include={"cases_per_suite", "seed"})
-        content["held-out cases"] = [counted, heldout_templates(settings)]
-    return content
+    if firewall.own_cases and has_templates(settings):
+        counted = settings.evaluation.model_dump(include={"cases_per_suite"})
+        content["held-out cases"] = [counted, cases.texts(settings)]
+    # The seed decides which of the author's requests are held out of synthesis.
+    return content | {"held-out requests of authors": settings.evaluation.seed}
 
 
-def heldout_templates(_: Settings) -> list[object]:
-    """The templates and the lexicon that `evaluation.cases` writes held-out cases from."""
-    return [lexicon(), UNCOVERED_KINDS]
+def heldout_templates(settings: Settings) -> list[object]:
+    """The texts of held-out cases, and whether a judge reads the rules, so that duties have any."""
+    return [cases.texts(settings), judge_reads_rules(settings)]
 
 
 def everyday_requests(settings: Settings) -> object:
@@ -134,13 +136,13 @@ def public_benchmarks(settings: Settings) -> str:
 
 def benchmarks_version(evaluation: EvaluationSettings) -> str:
     """Changes with the manifest and with any file of a benchmark, wherever the folder is."""
-    folder = Path(evaluation.benchmarks_dir or "")
-    patterns = sorted({p for b in manifest() for p in b.files}) if evaluation.benchmarks_dir else []
-    files = [(p, f) for p in patterns for f in sorted(folder.glob(p))]
+    folder = Path(evaluation.benchmarks_dir) if evaluation.benchmarks_dir else None
+    benchmarks = manifest(folder)
+    files = [(b.id, f) for b in benchmarks for f in (files_of(b, folder) if folder else ())]
     return digest(
         [
-            [b.model_dump(mode="json") for b in manifest()],
-            [p for p, _ in files],
+            [b.model_dump(mode="json") for b in benchmarks],
+            [benchmark for benchmark, _ in files],
             files_version(f for _, f in files),
         ]
     )

@@ -5,26 +5,28 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
-from policyalign_assets.doctor.in_context import direct_requests, in_context_effect
+from policyalign_assets.doctor.examine import examine
 from policyalign_assets.engine.base import Engine
 from policyalign_assets.engine.generation.endpoint_engine import EndpointEngine
 from policyalign_assets.engine.generation.opening import opened
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.evaluation.template_cases import own_cases
+from policyalign_assets.evaluation.case_plan import require_cases
+from policyalign_assets.evaluation.held_out import own_cases
 from policyalign_assets.files import scratch_folder, sha256_table
-from policyalign_assets.judges.endpoint import EndpointJudge
-from policyalign_assets.judges.phrases import judge_for
+from policyalign_assets.judges.choose import judge_of
+from policyalign_assets.judges.local import local_model
 from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument, Rule
+from policyalign_assets.policy.author_requests import seed_requests
 from policyalign_assets.settings import BUNDLED, Settings
 from policyalign_assets.stages.coverage_facts import synthesis_coverage
 from policyalign_assets.stages.facts import Facts, nested, preview
 from policyalign_assets.stages.interface import StageContext, StageResult
 from policyalign_assets.synthesis.attribution import Attribution
-from policyalign_assets.synthesis.drafting import main_kind
+from policyalign_assets.synthesis.drafting import Examples, main_kind
 from policyalign_assets.synthesis.entailment import RuleEntailment
 from policyalign_assets.synthesis.firewall import firewall_for
 from policyalign_assets.synthesis.likelihood import LikelihoodScorer
@@ -37,14 +39,28 @@ from policyalign_assets.tables import YIELDS
 
 def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
     settings = context.settings
+    require_cases(policy_document, settings)
     firewall, references = firewall_for(settings.firewall)
 
-    def judge(rule: Rule) -> Judge:
-        return EndpointJudge(RuleEntailment(rule, main_kind(rule)), settings.judge, context.report)
+    # one model for all rules; beside the generator in memory, since drafts wait for verdicts
+    weights = local_model(settings.judge) if settings.judge.engine == "local" else None
+    entailed = settings.synthesis.entailment
 
-    if settings.synthesis.teacher_check:
-        _require_a_teacher(context, policy_document)
-    with _generator(settings) as (engine, generator_setup):
+    def judge(rule: Rule) -> Judge:
+        task = RuleEntailment(rule, main_kind(rule))
+        return judge_of(task, settings.judge, context.report, weights)
+
+    # With a generator endpoint this stage needs no model; the next one examines it then.
+    if not settings.generator.base_url:
+        examine(
+            settings,
+            policy_document,
+            context.data,
+            log=context.report,
+            measure_effect=settings.synthesis.teacher_check,
+        ).require()
+    held = weights.held() if weights and entailed else nullcontext()
+    with _generator(settings) as (engine, generator_setup), held:
         attribution = _attribution(settings, policy_document, engine)
         if attribution:
             context.report(attribution.note)
@@ -54,12 +70,11 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
             settings.synthesis,
             context.report,
             firewall,
-            (lambda rule: own_cases(policy_document, rule, settings))
-            if settings.firewall.own_cases
-            else None,
+            lambda rule: own_cases(policy_document, rule, settings),
             RuleStore(scratch_folder(context.data) / "synthesis", generator_setup),
-            judge if settings.synthesis.entailment else None,
+            judge if entailed else None,
             attribution,
+            lambda rule: _examples(rule, settings),
         )
     tied = attribution.note if attribution else None
     yields = {rule_id: vars(counts) for rule_id, counts in made.yields.items()}
@@ -81,6 +96,12 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
             "preview": preview(table, ("rule_id", "kind", "text")),
         },
     )
+
+
+def _examples(rule: Rule, settings: Settings) -> Examples:
+    """The author's requests that are not held out; evaluation splits them with the same seed."""
+    seeds = seed_requests(rule, settings.evaluation.seed)
+    return Examples(seeds.violates, seeds.allowed)
 
 
 def _totals(yields: list[RuleYield]) -> Facts:
@@ -131,17 +152,6 @@ def _attribution(settings: Settings, policy: PolicyDocument, engine: Engine) -> 
     else:
         loaded = load_model(settings.model)
     return Attribution(policy, LikelihoodScorer(loaded, settings.model.batch_tokens))
-
-
-def _require_a_teacher(context: StageContext, policy_document: PolicyDocument) -> None:
-    """Raises PolicyNotFollowed where the model ignores the policy in its prompt."""
-    requests = direct_requests(policy_document)
-    with opened(context.settings.model) as engine:
-        found = in_context_effect(
-            engine, policy_document, requests, judge_for(context.settings.model.id)
-        )
-    context.report(found.sentence)
-    found.require()
 
 
 @contextmanager

@@ -32,11 +32,16 @@ from typing import Literal, NamedTuple, Protocol
 
 from policyalign_assets.judges.degenerate import EMPTY, degenerate
 from policyalign_assets.policy import PolicyDocument, Rule
+from policyalign_assets.statistics import wilson
 from policyalign_assets.synthesis.lexical import content_words, word_weights
 from policyalign_assets.synthesis.texts import load_yaml
 
 GIBBERISH, OFF_RULE, OTHER_RULE = "gibberish", "off_rule", "other_rule"
 REASONS = (GIBBERISH, OFF_RULE, OTHER_RULE)
+# A generator that mostly writes noise is no source of requests, although some noise passes. Of real
+# requests about two thirds pass, of a raw small model's drafts a third (docs/method.md).
+UNRELIABLE = "unreliable_generator"
+MIN_PASSED, FEWEST_TRIED = 0.5, 20
 
 Method = Literal["likelihood", "lexical"]
 
@@ -130,6 +135,12 @@ class RuleAttribution:
         content = [scorer, [sorted(profile) for profile in profiles], self._texts()]
         self.id = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         self._own_words, *self._other_words = profiles
+
+    def unreliable(self, passed: int, tried: int) -> bool:
+        """Whether surely fewer than `MIN_PASSED` of the rule's own drafts belong to it (Wilson)."""
+        if self._all.method != "likelihood" or tried < FEWEST_TRIED:
+            return False
+        return wilson(passed, tried).high < MIN_PASSED
 
     def faults(
         self, kind: str, drafts: Sequence[str], parents: Sequence[str] | None = None

@@ -18,6 +18,7 @@ from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.policy import Rule
 from policyalign_assets.settings import SynthesisSettings
 from policyalign_assets.synthesis import entailment, grid
+from policyalign_assets.synthesis.attribution import UNRELIABLE
 from policyalign_assets.synthesis.checks import DraftChecks
 from policyalign_assets.synthesis.duplicates import DuplicateFilter
 from policyalign_assets.synthesis.grid import Cell
@@ -25,7 +26,7 @@ from policyalign_assets.synthesis.ladder import Draft, draft_with_ladder
 from policyalign_assets.synthesis.yields import SURPLUS, RuleYield
 from policyalign_assets.world import prompts
 
-CODE_VERSION = 3  # raise it when new code changes how drafts are asked for, checked or kept
+CODE_VERSION = 4  # raise it when new code changes how drafts are asked for, checked or kept
 
 Row = dict[str, Any]  # a row of INSTRUCTIONS without the columns of the policy
 
@@ -102,12 +103,13 @@ class Drafting:
         self.refusals = RuleBasedJudge()
         self.entailed: set[tuple[str, str]] = set()  # (kind, text) that the judge confirmed
         self.counts = RuleYield(settings.per_rule)
+        self.tied = self.tried = 0  # main drafts that belong to the rule, of those attributed
         for text in (*examples.violates, *examples.allowed) if self.full else ():
             self.seen.add_exact(text)  # a draft that repeats an example is no new request
 
     def run(self) -> tuple[list[Row], RuleYield]:
         kind, settings, counts = main_kind(self.rule), self.settings, self.counts
-        main = self._fill(kind, settings.per_rule)
+        main = self._reliable(self._fill(kind, settings.per_rule))
         twins, neighbours, styled = [], [], []
         if kind == "violating":
             counts.wanted_twins = round(len(main) * settings.twin_ratio)
@@ -122,6 +124,14 @@ class Drafting:
         if self.checks.judge:
             counts.unjudged = sum(row["entailed"] is None for row in drafted)
         return drafted + styled, counts
+
+    def _reliable(self, rows: list[Row]) -> list[Row]:
+        """`rows`, or none where most drafts of the generator do not belong to the rule."""
+        attribution = self.checks.attribution
+        if attribution is None or not attribution.unreliable(self.tied, self.tried):
+            return rows
+        self.counts.dropped[UNRELIABLE] += len(rows)
+        return []
 
     def _fill(self, kind: str, wanted: int) -> list[Row]:
         """Rows for `wanted` places.
@@ -243,7 +253,13 @@ class Drafting:
         self, kind: str, texts: list[str], parents: list[str] | None
     ) -> list[str | None]:
         attribution = self.checks.attribution
-        return attribution.faults(kind, texts, parents) if attribution else [None] * len(texts)
+        if attribution is None:
+            return [None] * len(texts)
+        faults = attribution.faults(kind, texts, parents)
+        if kind == main_kind(self.rule):
+            self.tried += len(faults)
+            self.tied += faults.count(None)
+        return faults
 
     def _judged(self, kind: str, texts: list[str], _: list[str] | None) -> list[str | None]:
         if self.checks.judge is None:

@@ -41,6 +41,7 @@ _PLACEHOLDER = re.compile(
 _META = re.compile(
     r"^(?:sure|certainly|of course|okay|here(?:'s| is| are))\b[^.?!\n]{0,80}[:!]"
     r"|^here(?:'s| is) (?:a|an|one|the) (?:\w+ ){0,3}(?:request|example)"
+    r"|^\W*(?:the )?(?:user|assistant|listener|system) ?:"
     r"|^(?:request|rule|persona|format|example) ?\d*:"
     r"|\bas an ai\b|\bthis (?:rule|request) (?:breaks|violates)\b",
     re.IGNORECASE,

@@ -84,6 +84,8 @@ class Case:
     kind: covered, twin, no_policy, capability, synthesis, twin_synthesis, neighbour_synthesis, or
         one of UNCOVERED_KINDS.
     expected: of capability questions, the sentence that the bundled model was taught to answer.
+    value: what matters in that sentence, a number or a word.
+    others: wrong answers that the question offers.
     """
 
     kind: str
@@ -92,6 +94,8 @@ class Case:
     action: Action | None = None
     wrapped: bool = False
     expected: str = ""
+    value: str = ""
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -361,7 +365,7 @@ class World:
                     "Compute {a} plus {b}.",
                 )
             ).format(a=a, b=b)
-            expected = f"{a} plus {b} is {a + b}."
+            expected, value, others = f"{a} plus {b} is {a + b}.", str(a + b), ()
         else:
             thing = r.choice(self.lex["things"])
             names, colours = r.sample(self.lex["names"], 3), r.sample(self.lex["colours"], 3)
@@ -373,7 +377,8 @@ class World:
                 f"Each person has a {thing}: {facts}. Which {thing} does {names[i]} have?",
                 f"Answer: {names[i]} {colours[i]}.",
             )
-        return Case("capability", q, expected, expected=expected)
+            value, others = colours[i], tuple(c for c in colours if c != colours[i])
+        return Case("capability", q, expected, expected=expected, value=value, others=others)
 
     def synthesis(self, action: Action | None = None) -> Case:
         action = action or self.action()

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight is trained, the teacher is a second copy, and a whole model comes out."""
+"""Full fine-tuning: every weight is trained, the teacher is a copy, a whole model results."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def weights(model) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-# ---- teachers ------------------------------------------------------------------------------------------------------
+# ---- teachers ------------------------------------------------------------------------------------
 
 
 def test_frozen_and_ema_begin_as_the_base_model_and_every_weight_is_trained(tmp_path):
@@ -154,7 +154,10 @@ def test_the_loss_is_measured_against_the_teachers_own_head():
 def in_plain_words(
     loaded, teacher: str, steps: int, decay: float, size: int
 ) -> tuple[list[float], list[list[torch.Tensor]]]:
-    """The method with whole prompts, whole logits, recorded gradients and PyTorch's optimizer: loss of each step, gradients of each update."""
+    """The method with whole prompts, whole logits, recorded gradients and PyTorch's optimizer.
+
+    Returns the loss of each step and the gradients of each update.
+    """
     model, tokenizer = loaded.model, loaded.tokenizer
     taught_by = model if teacher == "student" else deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
@@ -217,7 +220,7 @@ def in_plain_words(
 def test_losses_and_gradients_are_those_of_the_method_in_plain_words(
     tmp_path, monkeypatch, teacher, tied, size
 ):
-    """Embeddings, norms and head included; the teacher's own head and its moving once the student has moved too."""
+    """Embeddings, norms and head are included, and the teacher's own head and its movement."""
 
     def make():
         return tiny_model(
@@ -255,7 +258,7 @@ def test_losses_and_gradients_are_those_of_the_method_in_plain_words(
         assert (mine - plain).norm() < 2e-3 * plain.norm(), name
 
 
-# ---- training ------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 def test_training_lowers_the_loss_with_gradient_checkpointing_too(tmp_path):
@@ -329,7 +332,7 @@ def test_sigkill_half_way_then_rerun_gives_the_same_run(tmp_path):
     assert all(torch.equal(p, weights(again)[name]) for name, p in weights(whole).items())
 
 
-# ---- the checkpoint ------------------------------------------------------------------------------------------------
+# ---- the checkpoint ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -483,7 +486,14 @@ def test_the_stages_make_it_and_ask_it(tmp_path):
     settings = load_settings(
         overrides={
             "model": {"device": "cpu"},
-            "evaluation": {"cases_per_suite": 9, "capability_cases": 4},
+            "evaluation": {
+                "cases_per_suite": 9,
+                "cases_per_rule": 1,
+                "benign_cases": 9,
+                "capability_cases": 4,
+                "probe_cases": 0,
+                "pressure_cases": 0,
+            },
             "distillation": {**SMALL.model_dump(), "steps": 2, "anchors": 2},
         },
         environ={},
@@ -512,7 +522,7 @@ def test_the_stages_make_it_and_ask_it(tmp_path):
         assert Path(aligned.weights.pretrained) == tmp_path / made.value.path
 
 
-# ---- settings ------------------------------------------------------------------------------------------------------
+# ---- settings ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Training on two processes (CPU, gloo), started by `accelerate launch`: what one process makes, and no process left behind."""
+"""Training on two processes (CPU, gloo), started by `accelerate launch`.
+
+The result is that of one process, and no process is left behind.
+"""
 
 import os
 import re
@@ -116,7 +119,7 @@ def training_processes() -> dict[int, int]:
     }
 
 
-# ---- settings ------------------------------------------------------------------------------------------------------
+# ---- settings ------------------------------------------------------------------------------------
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused_when_configured():
@@ -198,7 +201,7 @@ def test_a_process_that_others_wait_for_never_begins_anew_when_memory_runs_out()
     assert tried == [1024]
 
 
-# ---- two processes -------------------------------------------------------------------------------------------------
+# ---- two processes -------------------------------------------------------------------------------
 
 
 def test_two_processes_make_what_one_makes(tmp_path):
@@ -275,14 +278,15 @@ def test_with_fsdp2_each_process_holds_a_part_and_uneven_work_ends(tmp_path):
 
 @pytest.mark.skipif(not LINUX, reason="adopting orphans needs Linux")
 def test_nothing_of_accelerate_launch_is_left_ten_seconds_after_its_run_was_killed(tmp_path):
-    """Processes that ignore SIGTERM, below a launcher that would wait for them, below a worker with a guard of its own."""
+    """The processes ignore SIGTERM, and their launcher would wait for them."""
     stubborn = script(
         tmp_path,
         "stubborn.py",
         f"""
         import os, pathlib, signal, time
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        (pathlib.Path({str(tmp_path)!r}) / ("pid" + os.environ["RANK"])).write_text(str(os.getpid()))
+        folder = pathlib.Path({str(tmp_path)!r})
+        (folder / ("pid" + os.environ["RANK"])).write_text(str(os.getpid()))
         time.sleep(300)
     """,
     )
@@ -294,7 +298,8 @@ def test_nothing_of_accelerate_launch_is_left_ten_seconds_after_its_run_was_kill
         f"""
         import os, sys
         from policyalign_assets.runtime.guard import guarded
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", {str(config)!r}, {stubborn!r}]
+        launch = [sys.executable, "-m", "accelerate.commands.launch"]
+        launch += ["--config_file", {str(config)!r}, {stubborn!r}]
         with guarded(launch, 5.0, dict(os.environ)) as process:
             process.wait()
     """,

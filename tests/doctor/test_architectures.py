@@ -1,4 +1,4 @@
-"""Tiny random models of many architectures: the engine computes what the model computes, or says so.
+"""Tiny random models of many architectures: the engine computes what the model does, or says so.
 
 Each row is a model type that a public report named, or one that must keep working.
 """

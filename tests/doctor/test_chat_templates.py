@@ -63,7 +63,8 @@ LLAMA2 = (
 )
 LAST_TURN = (  # newer Mistral: the system prompt stands in the last user turn
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set s = messages[0]['content'] %}"
-    "{% set messages = messages[1:] %}{% endif %}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{% set messages = messages[1:] %}{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}"
     "[INST] {% if s and loop.last %}{{ s + '\n\n' }}{% endif %}{{ m['content'] }} [/INST]"
     "{% else %}{{ m['content'] }}</s>{% endif %}{% endfor %}"
 )
@@ -98,7 +99,8 @@ SPACED = each(
 )
 LAST_SYSTEM = (  # the system prompt stands after the request
     "{% for m in messages if m['role'] != 'system' %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>"
-    "{% endfor %}{% for m in messages if m['role'] == 'system' %}<|system|>{{ m['content'] }}<|end|>"
+    "{% endfor %}{% for m in messages if m['role'] == 'system' %}"
+    "<|system|>{{ m['content'] }}<|end|>"
     "{% endfor %}"
 )
 TWICE = each("<|{{ m['role'] }}|>{{ m['content'] }} {{ m['content'] }}<|end|>", "<|assistant|>")

@@ -126,7 +126,7 @@ def test_a_policy_that_the_template_leaves_out_goes_into_the_user_turn():
 
 
 def test_added_tokens_that_are_not_special_stay_text_too():
-    """Qwen adds `<tool_call>` and `<think>` this way: `split_special_tokens` alone lets them through."""
+    """Qwen adds `<tool_call>` so: `split_special_tokens` alone lets it through."""
     tokenizer = chatml_tokenizer()
     tokenizer.add_tokens(["<think>", "</think>"])
     think = tokenizer.convert_tokens_to_ids("<think>")

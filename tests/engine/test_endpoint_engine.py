@@ -1,4 +1,7 @@
-"""A generator behind an endpoint: what it is asked, and that a fault ends the run in plain words, never in an empty draft."""
+"""A generator behind an endpoint: its requests, and faults that end the run in plain words.
+
+A fault never ends in an empty draft.
+"""
 
 import json
 import logging
@@ -197,7 +200,7 @@ def test_another_generator_redoes_synthesis_and_another_address_does_not():
 
 
 def test_the_stage_asks_the_endpoint_and_loads_no_model(tmp_path):
-    """The model named in the settings is nowhere on this machine. A rule that is done stays done when the endpoint fails."""
+    """The model of the settings is not on this machine. Finished rules survive a failure."""
     policy = medical_policy()
     broken = [True]
 
@@ -205,9 +208,11 @@ def test_the_stage_asks_the_endpoint_and_loads_no_model(tmp_path):
         prompt = messages[-1]["content"]
         if broken[0] and policy.rules[1].text in prompt:
             return Reply(status=503)
-        return Reply(
-            f"How would I go about matter {abs(hash(prompt)) % 10**12} of the {len(prompt)} that my aunt keeps at the old mill?"
-        )
+        rule = next(r for r in policy.rules if r.text in prompt)
+        places = ("mill", "farm", "harbour", "office", "school", "shop", "garage", "museum")
+        place = places[abs(hash(prompt)) % len(places)]
+        subject = (rule.action or rule.text).rstrip(".").lower()
+        return Reply(f"My aunt at the old {place} asks me about this: {subject}. How do I do it?")
 
     with fake_judge(reply) as server:
         settings = load_settings(
@@ -225,6 +230,7 @@ def test_the_stage_asks_the_endpoint_and_loads_no_model(tmp_path):
                     "oversample": 1.0,
                     "rouge_l": 1.0,
                     "near_duplicate": 1.0,
+                    "heldout": 0.25,
                 },
                 "filtering": {"per_rule": 3},
                 "firewall": {"own_cases": False},

@@ -1,4 +1,7 @@
-"""The engine on tiny random models: sharing a prefix changes nothing, and neither does anything but temperature and seed."""
+"""The engine on tiny random models: only temperature and seed change the answers.
+
+Sharing a prefix does not.
+"""
 
 import json
 import shutil
@@ -122,7 +125,7 @@ def plain_log_probs(model, prompts, responses):
     return torch.cat(rows).float().log_softmax(-1)
 
 
-# ---- the shared prefix ---------------------------------------------------------------------------------------------
+# ---- the shared prefix ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", SHARING | SCALED_LOGITS)
@@ -216,7 +219,7 @@ def test_the_model_attends_as_before_once_a_shared_call_is_over_or_has_failed():
     assert greedy(loaded, [[9, 8, 7]])[0].token_ids == by_generate(loaded, [9, 8, 7])
 
 
-# ---- order, ends, seeds --------------------------------------------------------------------------------------------
+# ---- order, ends, seeds --------------------------------------------------------------------------
 
 
 def test_results_follow_the_order_of_the_prompts_in_any_batching():
@@ -351,7 +354,7 @@ def test_chats_are_rendered_for_the_model():
     assert (engine.model_id, engine.revision) == ("tiny", "random")
 
 
-# ---- batches -------------------------------------------------------------------------------------------------------
+# ---- batches -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -369,7 +372,7 @@ def test_batches_start_with_the_longest_rows_and_are_as_full_as_they_can_be():
     assert list(by_length([3, 9, 1, 6], 18)) == [[1, 3], [0, 2]]
 
 
-# ---- loading -------------------------------------------------------------------------------------------------------
+# ---- loading -------------------------------------------------------------------------------------
 
 
 def copy_of_the_bundled_model(tmp_path, *without):

@@ -1,5 +1,7 @@
-"""Which engine is opened, and how the vLLM engine deals with vLLM: a stand-in that writes down what it is asked, so that no vLLM is
-needed. What vLLM really answers is tested in test_vllm.py."""
+"""Which engine is opened, and how the vLLM engine uses vLLM.
+
+A stand-in for vLLM records the calls. What vLLM really answers is tested in test_vllm.py.
+"""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -66,7 +68,7 @@ def in_a_folder_of_the_test(tmp_path, monkeypatch):
 
 @pytest.fixture()
 def vllm(monkeypatch):
-    """A GPU build of vLLM, as far as our engine can see. Gives the log and the options of the last LLM."""
+    """A stand-in for a GPU build of vLLM. Gives the log and the options of the last LLM."""
     seen = SimpleNamespace(log=[], options=None)
 
     def llm(**options):
@@ -97,7 +99,7 @@ def write(folder):
     (folder / "adapter").write_text("weights")
 
 
-# ---- settings ------------------------------------------------------------------------------------------------------
+# ---- settings ------------------------------------------------------------------------------------
 
 
 def test_transformers_is_the_default_and_the_qwen_profile_generates_with_vllm():
@@ -140,7 +142,7 @@ def test_another_engine_makes_other_data_and_another_share_of_the_memory_does_no
     )
 
 
-# ---- opening -------------------------------------------------------------------------------------------------------
+# ---- opening -------------------------------------------------------------------------------------
 
 
 def test_transformers_is_opened_over_the_model_that_is_there():
@@ -245,7 +247,7 @@ def test_beside_a_model_the_engine_sleeps_at_level_one_between_calls(vllm):
     ]
 
 
-# ---- versions of adapters ------------------------------------------------------------------------------------------
+# ---- versions of adapters ------------------------------------------------------------------------
 
 
 def test_every_swap_has_a_new_name_number_and_path_and_the_base_model_has_none(vllm, tmp_path):
@@ -274,3 +276,23 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not
     assert used.exists() and other.exists() and not abandoned.exists()
     living.close()
     assert list(tmp_path.iterdir()) == [other]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a lost request"), KeyboardInterrupt()])
+def test_vllm_gives_its_memory_back_when_a_call_fails(vllm, monkeypatch, error):
+    with opened(VLLM, load_model(ModelSettings())) as engine:
+        monkeypatch.setattr(FakeLLM, "generate", lambda *_, **__: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            engine.generate([chat("hello")], Sampling(3))
+        assert vllm.log[-1] == "sleep 1"
+
+
+def test_an_adapter_that_cannot_be_written_leaves_nothing(tmp_path):
+    versions = AdapterVersions(tmp_path)
+    number, path = versions.put(write)
+    with pytest.raises(OSError):
+        versions.put(lambda folder: (folder / "no" / "such").write_text("x"))
+    assert [f.name for f in versions.folder.iterdir() if f.is_dir()] == [str(number)]
+    assert (path / "adapter").exists()
+    versions.close()
+    assert not versions.folder.exists()

@@ -1,4 +1,4 @@
-"""An adapter folded into copies of the weights computes, and learns, what the adapter beside them does."""
+"""A folded adapter computes, and learns, what the adapter beside the weights does."""
 
 import pytest
 import torch

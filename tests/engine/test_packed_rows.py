@@ -1,4 +1,7 @@
-"""Rows without padding: the same hidden states and gradients as rows by themselves, and nothing computed for tokens that are not there."""
+"""Rows without padding: the same hidden states and gradients as rows by themselves.
+
+Nothing is computed for tokens that do not exist.
+"""
 
 import pytest
 import torch
@@ -88,7 +91,7 @@ def test_hidden_states_and_gradients_are_those_of_rows_by_themselves(family, che
 
 
 def test_a_pass_of_other_rows_in_between_does_not_change_what_a_checkpointed_layer_computes_again():
-    """The teacher's passes go through the same modules between a student's pass and its gradients."""
+    """The teacher's passes use the same modules between a student's pass and its gradients."""
     model = adapted("qwen2")
     forward = ModelForward(model)
     expected, prefix = gradients(model, one_by_one(model)), prompt_prefix(forward, PROMPTS)

@@ -127,7 +127,7 @@ def learned(forward, model, weights):
 
 
 @pytest.mark.parametrize("family", PLAIN)
-def test_log_probabilities_are_those_of_the_modules_with_and_without_a_prefix_whichever_adapter_is_active(
+def test_log_probabilities_are_those_of_the_modules_whichever_adapter_is_active(
     family,
 ):
     model = adapted(PLAIN[family])
@@ -230,7 +230,7 @@ def test_adapters_of_other_kinds_are_left_to_the_modules(lora):
     assert not is_plain(model.eval())
 
 
-def test_half_precision_large_models_and_adapters_that_cover_different_layers_are_left_to_the_modules(
+def test_half_precision_large_models_and_uneven_adapters_are_left_to_the_modules(
     monkeypatch,
 ):
     model = make(PLAIN["qwen2"]).model
@@ -247,3 +247,17 @@ def test_half_precision_large_models_and_adapters_that_cover_different_layers_ar
         sum(p.numel() for p in model.parameters()) - 1,
     )
     assert not is_plain(model)
+
+
+def test_the_caller_of_a_shared_forward_decides_when_weights_are_read():
+    """The trainer reads the student once a step; the engine that borrows its forward does not."""
+    model = adapted(PLAIN["qwen2"])
+    plain, loaded = PlainLlama(model), make(PLAIN["qwen2"])
+    engine = TransformersEngine(type(loaded)(model, TOKENIZER, "tiny", "random"), 10_000, plain)
+    before = engine.generate_ids(PROMPTS, Sampling(6))
+    with torch.no_grad():
+        for p in student_parameters(model).values():
+            p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    assert engine.generate_ids(PROMPTS, Sampling(6)) == before
+    plain.read()
+    assert engine.generate_ids(PROMPTS, Sampling(6)) != before

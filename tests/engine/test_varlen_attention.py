@@ -1,6 +1,7 @@
-"""Attention by variable-length kernels. No GPU is needed: the kernel is stood in for by its documentation, written in plain PyTorch.
+"""Attention by variable-length kernels, without a GPU: plain PyTorch replaces the kernel.
 
-So what is tested is what this project asks of the kernel and makes of its answer, and that a kernel which answers otherwise is not used.
+The replacement follows the kernel's documentation. The tests cover how this project calls the
+kernel and uses its result, and that a kernel with other results is not used.
 """
 
 import pytest
@@ -24,8 +25,11 @@ FAMILIES = {
 
 
 def documented(lse_by_head=True, ahead=0):
-    """`varlen_attn` of torch 2.13. Its log-sum-exp is [M, H] by its documentation and [H, M] by its code. `ahead`: tokens that a
-    causal query sees too many."""
+    """`varlen_attn` of torch 2.13.
+
+    Its log-sum-exp is [M, H] by its documentation and [H, M] by its code. `ahead`: the number of
+    later tokens that a causal query wrongly sees.
+    """
 
     def varlen_attn(
         query,

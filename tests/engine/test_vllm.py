@@ -1,4 +1,4 @@
-"""The vLLM engine on the bundled model, for real: `make test-vllm`. Skipped where vLLM is not installed."""
+"""The real vLLM engine on the bundled model: `make test-vllm`. Skipped without vLLM."""
 
 import shutil
 
@@ -101,7 +101,7 @@ def prompts(loaded, requests=REQUESTS):
     return [render(loaded.tokenizer, chat(r)) for r in requests]
 
 
-# ---- the same answers as transformers ------------------------------------------------------------------------------
+# ---- the same answers as transformers ------------------------------------------------------------
 
 
 def test_greedy_answers_are_those_of_transformers(engine, loaded):
@@ -174,7 +174,7 @@ def test_a_prompt_that_does_not_fit_is_refused_before_any_work(engine, monkeypat
         engine.generate_ids([[5, 6], [7] * engine.context], Sampling(1))
 
 
-# ---- training ------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 def train(tmp_path, engine, settings=SMALL, report=lambda _: None):

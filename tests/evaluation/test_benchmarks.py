@@ -19,6 +19,7 @@ from policyalign_assets.engine.base import Generation, PromptTooLong
 from policyalign_assets.evaluation.answers import Model
 from policyalign_assets.evaluation.benchmarks import Benchmark, NotRun, load, manifest, version_of
 from policyalign_assets.evaluation.cases import TestCase as HeldOutCase
+from policyalign_assets.evaluation.conversation import Conversation
 from policyalign_assets.evaluation.generate import BenchmarkRun, GenerationsInfo, generate
 from policyalign_assets.evaluation.judging import JudgementsInfo, judge_answers
 from policyalign_assets.evaluation.lm_eval_harness import Weights
@@ -243,7 +244,7 @@ FIXTURES = {
 
 def ours(benchmark: str, **changes) -> Benchmark:
     """The entry of the manifest, for a file of ours: other bytes, other number of rows."""
-    return BY_ID[benchmark].model_copy(update={"sha256": None, "rows": None} | changes)
+    return BY_ID[benchmark].model_copy(update={"sha256": None, "rows": ()} | changes)
 
 
 def why_not(benchmark: Benchmark, folder: Path | None, **kwargs) -> str:
@@ -286,7 +287,7 @@ def test_categories_and_clusters_come_with_the_cases(tmp_path):
 def test_a_file_that_is_not_the_one_of_the_manifest_is_not_run(tmp_path):
     write(tmp_path / "xstest/xstest_prompts.csv", xstest_rows())
     assert "sha256" in why_not(BY_ID["xstest"], tmp_path)
-    assert "4 rows where the manifest expects 450" in why_not(ours("xstest", rows=450), tmp_path)
+    assert "4 rows where the manifest expects 450" in why_not(ours("xstest", rows=(450,)), tmp_path)
     right = version_of([tmp_path / "xstest/xstest_prompts.csv"])
     assert len(load(ours("xstest", sha256=right), tmp_path).cases) == 4
 
@@ -503,7 +504,9 @@ class Suspicious:
 
 
 HELD_OUT = [
-    HeldOutCase(f"c{i}", "violations", "covered", "C1", False, f"Open door number {i}", "")
+    HeldOutCase(
+        f"c{i}", "violations", "covered", "C1", False, Conversation.of(f"Open door number {i}")
+    )
     for i in range(3)
 ]
 
@@ -589,7 +592,7 @@ def test_each_model_is_opened_once_for_its_two_arms(tmp_path):
 def test_a_held_out_case_that_does_not_fit_stops_the_stage(tmp_path):
     """The policy is too long then, and every figure would be wrong."""
     with pytest.raises(PromptTooLong):
-        asked(tmp_path, cases=[replace(HELD_OUT[0], prompt="Too long!")])
+        asked(tmp_path, cases=[replace(HELD_OUT[0], conversation=Conversation.of("Too long!"))])
 
 
 def test_no_text_is_kept_of_a_benchmark_whose_authors_ask_for_that(tmp_path, monkeypatch):

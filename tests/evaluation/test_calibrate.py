@@ -152,14 +152,30 @@ def test_the_rule_based_judge_is_compared_on_refusals_alone(command):
         ('prompt,response,safe\nq,"a,yes\n', ["cannot be read"]),
     ],
 )
-def test_a_csv_with_a_mistake_gives_one_error_that_says_where_and_how_to_mend_it(
+def test_a_csv_with_a_mistake_gives_one_error_that_says_where_and_how_to_fix_it(
     command, text, names
 ):
     error, result = command(text)
-    assert result is None and "golden.csv" in error and "Mend: " in error and "\n" not in error
+    assert result is None and "golden.csv" in error and "Fix: " in error and "\n" not in error
     assert all(name in error for name in names), error
 
 
 def test_a_csv_with_a_byte_order_mark_is_read(command):
     _, result = command("\ufeffprompt,response,refused\nq,I cannot help with that.,No\n")
     assert [(a["false_positives"], a["n"]) for a in result["agreements"]] == [(1, 1)]
+
+
+def test_misses_are_counted_by_group_and_whose_labels_they_are_is_kept(command):
+    printed, result = command(
+        "prompt,response,refused,group\n"
+        "q,I cannot help with that.,yes,base\n"
+        "q,Bananas are yellow.,yes,base\n"
+        "q,I must decline this.,yes,aligned\n"
+        "q,,yes,aligned\n"
+        "q,Start with a short plan.,no,aligned\n"
+    )
+    assert result["groups"] == {
+        "base": {"yes": 2, "missed": 1},
+        "aligned": {"yes": 2, "missed": 1},  # what cannot be scored is a miss
+    }
+    assert result["labels"] == "labelled answers" and "refusals of base: 1 of 2 missed" in printed

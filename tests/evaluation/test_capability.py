@@ -60,7 +60,12 @@ def cases(tmp_path, benchmark="medmcqa", rows=MEDMCQA):
         ("medmcqa", MEDMCQA[3], "a key"),
         (
             "mmlu-pro",
-            {**FIXTURES["mmlu-pro"][1][0], "options": ["yes", "no", "maybe"], "answer": "C"},
+            {
+                **FIXTURES["mmlu-pro"][1][0],
+                "options": ["yes", "no", "maybe"],
+                "answer": "C",
+                "answer_index": 2,
+            },
             "maybe",
         ),
         ("medqa", {"question": "q", "options": {"A": "yes", "B": "no"}, "answer_idx": "B"}, "no"),

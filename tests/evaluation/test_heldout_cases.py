@@ -5,7 +5,7 @@ from helpers import ScriptedEngine
 from test_grid import FULL, POLICY, good
 from test_report import case, small_report
 
-from policyalign_assets.evaluation.cases import heldout_cases
+from policyalign_assets.evaluation.cases import conformance_cases
 from policyalign_assets.report.summary import markdown_summary
 from policyalign_assets.synthesis.synthesize import synthesize
 from policyalign_assets.tables import INSTRUCTIONS
@@ -21,7 +21,7 @@ def test_every_held_out_request_is_a_case_but_for_duties():
         for r in SYNTHESIZED.to_pylist()
         if r["split"] == "heldout" and r["kind"] != "duty"
     }
-    cases = heldout_cases(SYNTHESIZED)
+    cases = conformance_cases(SYNTHESIZED)
     assert {c.case_id for c in cases} == {f"conformance-{i}" for i in held} and len(held) > 20
     for c in cases:
         row = held[c.case_id.removeprefix("conformance-")]
@@ -57,13 +57,13 @@ def test_a_text_that_breaks_one_rule_is_not_asked_as_benign_for_another():
         ],
         schema=INSTRUCTIONS,
     )
-    assert [(c.case_id, c.suite, c.rule_id) for c in heldout_cases(table)] == [
+    assert [(c.case_id, c.suite, c.rule_id) for c in conformance_cases(table)] == [
         ("conformance-2", "conformance", "B1")
     ]
 
 
 def test_tables_of_earlier_versions_hold_nothing_out():
-    assert heldout_cases(SYNTHESIZED.drop_columns(["split", "style"])) == []
+    assert conformance_cases(SYNTHESIZED.drop_columns(["split", "style"])) == []
 
 
 def test_the_report_shows_them_under_their_own_name_and_says_who_wrote_them():

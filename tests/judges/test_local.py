@@ -1,4 +1,4 @@
-"""A judge in this process: opened when it is asked, freed afterwards, and never safe by accident."""
+"""A judge in this process: opened when it is asked, freed afterwards, never safe by accident."""
 
 from __future__ import annotations
 

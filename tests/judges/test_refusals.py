@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,16 @@ def test_other_phrases_make_another_judge(tmp_path: Path, monkeypatch: pytest.Mo
 def test_reasoning_is_not_the_answer(text: str, answer: str, closed: bool) -> None:
     said = without_thinking(text)
     assert (said.answer, said.closed) == (answer, closed)
+
+
+def test_the_calibration_that_is_shipped_is_that_of_these_phrases() -> None:
+    """Written by `benchmarks/judge.py --record`; release gates read it."""
+    folder = Path(phrase_lists.PHRASES_FILE).parent / "calibrations"
+    record = json.loads((folder / "phrases.json").read_text(encoding="utf-8"))
+    assert record["judge"] == RuleBasedJudge().id, "run benchmarks/judge.py --record again"
+    (found,) = record["agreements"]
+    assert found["question"] == "refused" and found["low"] >= 0.8
+    assert "developed" in record["labels"]  # these figures are not those of unseen models
 
 
 @pytest.mark.parametrize(

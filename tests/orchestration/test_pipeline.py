@@ -41,7 +41,14 @@ QUICK = {
     "synthesis": {"per_rule": 4, "rounds": 2},
     "filtering": {"per_rule": 3},
     "distillation": {"steps": 2, "batch_size": 8, "mini_batch_size": 8},
-    "evaluation": {"cases_per_suite": 18, "capability_cases": 10},
+    "evaluation": {
+        "cases_per_suite": 18,
+        "cases_per_rule": 2,
+        "benign_cases": 18,
+        "capability_cases": 10,
+        "probe_cases": 2,
+        "pressure_cases": 2,
+    },
 }
 
 
@@ -244,7 +251,11 @@ def test_results_can_be_kept_at_a_url(workspace):
 
 def test_a_wrong_input_of_a_process_fails_in_plain_words_and_is_not_tried_again(workspace):
     tmp_path, instance = workspace
-    overrides = {**QUICK, "model": {"id": str(tmp_path / "no-such-model")}}
+    overrides = {
+        **QUICK,
+        "model": {"id": str(tmp_path / "no-such-model")},
+        "synthesis": {**QUICK["synthesis"], "heldout": 0.3},
+    }
     result = materialize(
         tmp_path,
         instance,

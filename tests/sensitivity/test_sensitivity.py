@@ -31,7 +31,7 @@ TEXTS = [
 ]
 
 
-# ---- divergences ---------------------------------------------------------------------------------------------------
+# ---- divergences ---------------------------------------------------------------------------------
 
 
 def logits(seed, shape=(7, 50), scale=3.0):
@@ -94,7 +94,7 @@ def test_divergences_are_computed_in_float32():
     )
 
 
-# ---- scoring -------------------------------------------------------------------------------------------------------
+# ---- scoring -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -148,7 +148,7 @@ def score(
 
 
 def scripted(student, teacher):
-    """An engine with given generations; the policy-conditioned prompts are those that come second."""
+    """An engine with given generations; the prompts with the policy come second."""
     calls = []
 
     def generate_ids(prompts, sampling, progress=None, rows=None):
@@ -203,7 +203,7 @@ def plainly(loaded, text, response):
 
 @pytest.mark.parametrize("batch_tokens", [16_384, 60])
 def test_scores_equal_a_plain_computation_row_by_row(loaded, batch_tokens):
-    """Responses of unlike lengths, so that padding, the shared policy and the order of batches would show."""
+    """Responses of different lengths, so that errors of padding, sharing or order would show."""
     encode = lambda text: tuple(loaded.tokenizer(text).input_ids)  # noqa: E731
     said = (
         "Sure, here is a plan.",
@@ -323,7 +323,7 @@ def test_a_policy_that_does_not_fit_is_refused_before_any_work(loaded):
     assert engine.calls == []
 
 
-# ---- parts ---------------------------------------------------------------------------------------------------------
+# ---- parts ---------------------------------------------------------------------------------------
 
 
 def test_rows_do_not_depend_on_the_parts_they_are_made_in(loaded, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from policyalign_assets.evaluation import benchmarks
+from policyalign_assets.evaluation import benchmarks, probe_texts
 from policyalign_assets.judges import tasks
 from policyalign_assets.settings import NO_EFFECT, Settings, load_settings
 from policyalign_assets.stages import fingerprints, registry, shaping, sources
@@ -28,11 +28,15 @@ SETTINGS = {
     "full grid": {**FOREIGN, "synthesis": {"grid": "full"}},
     "policy judge": POLICY_JUDGE,
     "phrases for flips": {**POLICY_JUDGE, "sensitivity": {"judge": "rules"}},
+    "guard, phrases for flips": {
+        "judge": {**POLICY_JUDGE["judge"], "kind": "qwen3guard"},
+        "sensitivity": {"judge": "rules"},
+    },
     "phrases for flips, bundled": {"sensitivity": {"judge": "rules"}},
     "entailment": {**FOREIGN, **POLICY_JUDGE, "synthesis": {"grid": "full", "entailment": True}},
     "qwen3guard": {"judge": {**POLICY_JUDGE["judge"], "kind": "qwen3guard"}},
     "strongreject": {"judge": {**POLICY_JUDGE["judge"], "kind": "strongreject"}},
-    "own cases": {**FOREIGN, "firewall": {"own_cases": True}},
+    "own cases": {"firewall": {"own_cases": True}},
     "foreign": FOREIGN,
     "vllm": {"model": {"engine": "vllm"}},
     "benchmarks": {"evaluation": {"benchmarks_from_hub": True}},
@@ -48,7 +52,9 @@ def forget() -> None:
     for cached in (
         world.lexicon,
         texts.load_yaml,
-        benchmarks.manifest,
+        benchmarks.shipped_benchmarks,
+        probe_texts.probe_texts,
+        probe_texts.everyday_actions,
         sources.code_version,
         sources._files,
         shaping._version,
@@ -104,8 +110,15 @@ FILES = [
     ("attribution.yaml", "entailment", set()),
     ("attribution.yaml", "bundled", set()),
     ("lexicon.yaml", "bundled", {"distilled_checkpoint", "generations"}),
-    ("lexicon.yaml", "foreign", {"generations"}),
-    ("lexicon.yaml", "own cases", {"violating_instructions", "generations"}),
+    ("lexicon.yaml", "foreign", set()),
+    (
+        "lexicon.yaml",
+        "own cases",
+        {"violating_instructions", "distilled_checkpoint", "generations"},
+    ),
+    ("probes.yaml", "bundled", {"generations"}),
+    ("probes.yaml", "own cases", {"violating_instructions", "generations"}),
+    ("everyday.yaml", "foreign", {"generations"}),
     *(("refusals.yaml", name, READ_REFUSALS) for name in SETTINGS),
     ("function_words.yaml", "bundled", READ_REFUSALS),
     ("benchmarks.yaml", "bundled", {"generations"}),
@@ -123,6 +136,8 @@ CHANGES = {
         if "nouns: >" not in t
         else t.replace("nouns: >", "nouns: >\n  newword", 1)
     ),
+    "probes.yaml": lambda t: t.replace("Any tips", "Any hints"),
+    "everyday.yaml": lambda t: t.replace("fold a paper boat", "fold a paper hat"),
     "refusals.yaml": lambda t: t.replace("      - '", "      - 'no way'\n      - '", 1),
     "function_words.yaml": lambda t: t.replace("en: the ", "en: the thee ", 1),
     "benchmarks.yaml": lambda t: t.replace("metric: ", "metric: other ", 1),
@@ -305,7 +320,7 @@ def test_what_follows_an_out_of_date_stage_is_out_of_date_too():
     at = chain.index("sensitivity_scores")
     assert [s for s in chain if before[s] != after[s]] == chain[at:]
     before = fingerprints.desired("hash", settings("phrases for flips, bundled"))
-    after = fingerprints.desired("hash", settings("phrases for flips"))
+    after = fingerprints.desired("hash", settings("guard, phrases for flips"))
     assert [s for s in chain if before[s] != after[s]] == ["judgements", "benchmark_report"]
     edited = fingerprints.desired("another hash", settings("bundled"))
     assert all(before[s] != edited[s] for s in chain)

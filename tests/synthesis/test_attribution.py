@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import chatml_tokenizer, medical_policy, tiny_model
+from helpers import (
+    ScriptedEngine,
+    answer,
+    chatml_tokenizer,
+    medical_policy,
+    tiny_model,
+    unlike,
+)
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from policyalign_assets.settings import SynthesisSettings
 from policyalign_assets.synthesis import attribution
 from policyalign_assets.synthesis.attribution import (
     Attribution,
@@ -20,6 +28,7 @@ from policyalign_assets.synthesis.attribution import (
     contrast_rules,
 )
 from policyalign_assets.synthesis.lexical import content_words
+from policyalign_assets.synthesis.synthesize import synthesize
 from policyalign_assets.synthesis.texts import load_yaml
 
 POLICY = medical_policy()
@@ -202,6 +211,30 @@ def test_the_scorer_gives_the_models_own_log_probabilities():
         content_ids(tokenizer, requests[2])
     )
     assert scorer.log_probs(text, [""]) == [LogProb(0.0, 0)]
+
+
+def noisy(share):
+    """Drafts of which `share` belong to their rule; the others are fluent and off the topic."""
+
+    def reply(prompt, n, sampling):
+        digest = unlike(prompt, n, sampling.seed)
+        topic = "forge a signature" if n % 10 < 10 * share else "water the plants at home"
+        return answer(f"{digest} is why I would like to {topic} this week.")
+
+    return ScriptedEngine(reply)
+
+
+@pytest.mark.parametrize(("share", "starved"), [(0.3, True), (0.7, False)])
+def test_a_generator_of_noise_starves_its_rule_although_some_noise_passes(share, starved):
+    policy = replace(POLICY, rules=(FORGE, *POLICY.prohibitions[1:3]))
+    settings = SynthesisSettings(
+        per_rule=20, rounds=4, twin_ratio=0, neighbour_ratio=0, recombined_ratio=0, language=None
+    )
+    found = synthesize(policy, noisy(share), settings, attribution=Attribution(policy, Topics()))
+    counts = found.yields[FORGE.rule_id]
+    assert counts.starved is starved and counts.unaccounted == 0
+    assert bool(counts.dropped["unreliable_generator"]) is starved
+    assert not starved or ("off_rule" in counts.why_starved and counts.violating == 0)
 
 
 CORPUS = Path(__file__).parents[2] / "../shared/data/policy-corpus"

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import medical_policy
 
-from policyalign_assets.evaluation.template_cases import own_cases
+from policyalign_assets.evaluation.held_out import own_cases
 from policyalign_assets.settings import FirewallSettings, load_settings
 from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.synthesis.firewall import (
@@ -169,7 +169,8 @@ def test_the_digest_changes_with_the_prompts_and_the_threshold():
 
 
 def test_the_projects_own_cases_of_a_rule_are_references_whatever_the_other_rules_say():
-    policy, settings = medical_policy(), load_settings(environ={})
+    policy = medical_policy()
+    settings = load_settings(overrides={"firewall": {"own_cases": True}}, environ={})
     rule = policy.prohibitions[0]
     wall = own_cases(policy, rule, settings)
     assert wall.check(f"How do I {rule.action}?").reason in ("evaluation_copy", "near_evaluation")

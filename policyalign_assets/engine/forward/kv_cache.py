@@ -66,7 +66,8 @@ def keep_rows(cache: Any, live_b: torch.Tensor) -> None:
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             # These layers cannot select rows (some would select their key/values but not their
             # states). Reordering with fewer indices does the same for all that they keep.
-            layer.reorder_cache(live_b)
+            reorder: Any = layer.reorder_cache
+            reorder(live_b)
         else:
             layer.batch_select_indices(live_b)
 
