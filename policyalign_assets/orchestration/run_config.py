@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, create_model
 from policyalign_assets.settings import Settings
 
 # Whoever starts a run must not send a key of the deployment to a server of their own
-ENDPOINTS = {"api_key_variable", "base_url"}
+ENDPOINTS = {"api_key_variable", "base_url", "extra_parameters"}
 NOT_BY_RUN = {"profile", "automation", "alerts"}  # chosen beside the overrides, or read by no run
 
 

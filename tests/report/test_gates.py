@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import pytest
-from helpers import deployed
 from test_report import CONTEXT, case, small_report, table, unscored
 
 from policyalign_assets.orchestration.release_checks import GATES as CHECKS
