@@ -171,7 +171,7 @@ def _last_failed(instance: dg.DagsterInstance, key: dg.AssetCheckKey, partition:
             AssetCheckExecutionRecordStatus.FAILED,
             AssetCheckExecutionRecordStatus.SUCCEEDED,
         },
-        partition_filter=PartitionKeyFilter(partition),
+        partition_filter=PartitionKeyFilter(key=partition),
     )
     for record in history:
         run = instance.get_run_by_id(record.run_id)

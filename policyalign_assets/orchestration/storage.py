@@ -14,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+from dagster import DagsterInvariantViolationError
 from upath import UPath
 
 from policyalign_assets.files import write_whole
@@ -46,10 +47,11 @@ class _IOManager(dg.UPathIOManager):
 
 
 def _experiment(context: dg.InputContext | dg.OutputContext) -> str | None:
-    """The experiment of the run that reads or writes, by the run's tag."""
-    if isinstance(context, dg.InputContext) and not context.has_step_context:
+    """The experiment of the run that reads or writes, by the run's tag; None outside a run."""
+    try:
+        step = context.step_context
+    except DagsterInvariantViolationError:
         return None  # somebody loads a value outside a run
-    step = context.step_context
     run = step.instance.get_run_by_id(step.run_id)
     return run.tags.get(EXPERIMENT) if run else None
 

@@ -27,18 +27,18 @@ class PartitionBusy(RuntimeError):
 
 @contextmanager
 def partition_lock(
-    data: Path, partition: str, holder: str, patience: float = PATIENCE
+    data: Path, partition: str, holder: str, patience: float | None = None
 ) -> Iterator[None]:
     """Holds the lock of `partition` below `data`. `holder` is what others are told.
 
-    Raises PartitionBusy after `patience` seconds.
+    Raises PartitionBusy after `patience` seconds, PATIENCE by default.
     """
     folder = data / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(partition.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     descriptor = os.open(folder / f"{name}.lock", os.O_CREAT | os.O_RDWR, 0o660)
     try:
-        _take(descriptor, partition, patience)
+        _take(descriptor, partition, PATIENCE if patience is None else patience)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, holder.encode("utf-8", "replace"), 0)
         guard.INHERITED.add(descriptor)

@@ -294,14 +294,13 @@ def test_each_stage_can_be_redone_alone_with_the_same_result(workspace):
 
 def test_a_domain_that_the_policy_does_not_name_fails_in_plain_words(workspace):
     tmp_path, instance = workspace
-    result = materialize(
-        tmp_path, instance, STAGES[:1], key="medical|computer-use-agent", raise_on_error=False
-    )
-    assert not result.success
-    message = result.failure_data_for_node("policy_document").user_failure_data.description
-    assert (
-        "computer-use-agent" in message and "does not apply to" in message and "general" in message
-    )
+    with pytest.raises(click.ClickException) as refused:
+        materialize(
+            tmp_path, instance, STAGES[:1], key="medical|computer-use-agent", raise_on_error=False
+        )
+    message = str(refused.value)
+    assert "'computer-use-agent' is not registered for the domain 'medical'" in message
+    assert "its front matter lists the domain" in message and "Fix:" in message
 
 
 @pytest.mark.skipif(
@@ -424,7 +423,7 @@ def test_definitions_validate():
         (
             "POLICYALIGN_DISTILATION__STEPS",
             "60",
-            "POLICYALIGN_DISTILATION__STEPS='60' names no setting",
+            "POLICYALIGN_DISTILATION__STEPS names no setting",
         ),
         ("POLICYALIGN_PROFILE", "gpt", "profile 'gpt' does not exist"),
         ("POLICYALIGN_LAUNCHER", "slurm", "POLICYALIGN_LAUNCHER='slurm' names no launcher"),

@@ -7,6 +7,13 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import (
+    InProcessCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.test_utils import create_run_for_test
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from policyalign_assets.orchestration import assets
 from policyalign_assets.orchestration.metadata import RECIPE
@@ -121,7 +128,8 @@ def test_an_addendum_edit_redoes_one_partition_and_a_shared_edit_all_of_its_poli
         (
             "judge",
             {"kind": "policy", "base_url": "http://localhost/v1", "model": "m"},
-            EVIDENCE[1:],
+            # its verdicts are part of the scores, and a judge that reads rules measures duties
+            [s for s in ALL if s not in ("policy_document", "violating_instructions")],
         ),
         ("report", {"show_harmful": True}, EVIDENCE[2:]),
         ("judge", {"retries": 9}, []),
@@ -251,7 +259,7 @@ def test_the_sensor_registers_new_folders_and_retires_deleted_ones_but_not_under
     assert isinstance(tick(), dg.SkipReason)
     instance.delete_run(run.run_id)
     assert [r.partition_keys for r in tick().dynamic_partitions_requests] == [
-        ["computer-use-agent"]
+        ["general|computer-use-agent"]
     ]
 
 
@@ -322,12 +330,19 @@ def test_one_broken_policy_stops_no_other_and_keeps_its_partitions(instance, pol
 
 def test_a_queued_run_of_a_deleted_policy_is_cancelled(instance, policies):
     instance.add_dynamic_partitions(NAME, sorted(desired_states(policies, SETTINGS)))
-    queued = {
-        key: instance.create_run_for_job(
-            assets_job(), tags={"dagster/partition": key}, status=dg.DagsterRunStatus.QUEUED
-        ).run_id
-        for key in ("general|computer-use-agent", "legal|data-privacy")
-    }
+    queued = {}
+    location = InProcessCodeLocationOrigin(
+        LoadableTargetOrigin(executable_path="python", module_name="m")
+    )
+    origin = RemoteJobOrigin(RemoteRepositoryOrigin(location, "r"), "alignment")
+    for key in ("general|computer-use-agent", "legal|data-privacy"):
+        run = create_run_for_test(
+            instance,
+            status=dg.DagsterRunStatus.QUEUED,
+            tags={"dagster/partition": key},
+            remote_job_origin=origin,
+        )
+        queued[key] = run.run_id
     shutil.rmtree(policies / "computer-use-agent")
     tick(instance, policies)
     status = {key: instance.get_run_by_id(run).status for key, run in queued.items()}
