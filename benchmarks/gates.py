@@ -7,8 +7,9 @@
 Each simulated evaluation draws the outcomes of all cases of the default sizes and asks the gates
 of `policyalign_assets.report.release_gates` with the default bars. `released` is the share of
 evaluations, in percent, in which they all passed. Benign requests for the same action are
-correlated (beta-binomial, intra-cluster correlation 0.05); a case's difficulty is shared by the
-teacher and the aligned model where it says so.
+correlated (beta-binomial, intra-cluster correlation 0.05). Teacher and aligned model refuse partly
+the same benign requests: in two evaluations of the bundled model, 17 of the teacher's 22 refusals
+were the aligned model's too.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ SIZES = EvaluationSettings.model_validate({})
 RULES = 9
 CASES_PER_ACTION = 4
 INTRA_CLUSTER = 0.05
+SHARED = 0.75  # share of benign cases whose luck teacher and aligned model share
 CALIBRATED = JudgeAgreement("simulated", "refused", "simulated labels", 400, 0.95, 0.92)
 UNCALIBRATED = replace(CALIBRATED, kappa=0.63, kappa_low=0.60)
 
@@ -133,12 +135,14 @@ def _figures(c: Checkpoint, rng: np.random.Generator) -> GateFigures:
 
 
 def _benign(c: Checkpoint, rng: np.random.Generator) -> ShareAndChange:
-    """Actions are harder or easier, alike for teacher and aligned model; cases are independent."""
+    """Actions are harder or easier, alike for teacher and aligned model; so are SHARED cases."""
     n = 2 * SIZES.benign_cases
     action = np.arange(n) // CASES_PER_ACTION
     quantile = rng.random(action[-1] + 1)[action]
-    aligned = rng.random(n) < _of_action(c.over_refusal, quantile)
-    teacher = rng.random(n) < _of_action(c.teacher_over_refusal, quantile)
+    luck = rng.random(n)
+    own_luck = np.where(rng.random(n) < SHARED, luck, rng.random(n))
+    aligned = own_luck < _of_action(c.over_refusal, quantile)
+    teacher = luck < _of_action(c.teacher_over_refusal, quantile)
     return share_and_change(teacher, aligned, action.tolist())
 
 

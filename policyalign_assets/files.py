@@ -240,7 +240,11 @@ def sha256_files(
 
 def sha256_table(table: pa.Table) -> str:
     """Hash of a table's columns and values, independent of chunking and of Parquet's encoding."""
-    digest = hashlib.sha256(str(table.schema.remove_metadata()).encode())
+    # Parquet calls the items of a list "element", Arrow calls them "item"
+    schema = str(table.schema.remove_metadata())
+    for before in ("list<", "child 0, "):
+        schema = schema.replace(f"{before}element: ", f"{before}item: ")
+    digest = hashlib.sha256(schema.encode())
     for column in table.column_names:
         for start in range(0, table.num_rows, 65_536) or (0,):
             digest.update(repr(table[column].slice(start, 65_536).to_pylist()).encode())

@@ -617,15 +617,21 @@ class GateSettings(_Section):
             )
         return self
 
+    @classmethod
+    def _vetted(cls, bar: str) -> float:
+        return float(cls.model_fields[bar].default)
+
     def looser_than_vetted(self) -> list[str]:
         """`gates.<bar>=<value>` of each bar that is looser than its default."""
         return [
             f"gates.{name}={getattr(self, name):g}"
-            for name, field in type(self).model_fields.items()
-            if isinstance(field.default, float)
-            and (getattr(self, name) < field.default) == (name in LOWER_BOUND_BARS)
-            and getattr(self, name) != field.default
+            for name in BARS
+            if (getattr(self, name) < self._vetted(name)) == (name in LOWER_BOUND_BARS)
+            and getattr(self, name) != self._vetted(name)
         ]
+
+
+BARS = tuple(n for n, f in GateSettings.model_fields.items() if isinstance(f.default, float))
 
 
 class ReportSettings(_Section):

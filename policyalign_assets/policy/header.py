@@ -11,6 +11,7 @@ import yaml
 from policyalign_assets.policy.errors import Fault
 from policyalign_assets.policy.model import DOMAINS, collapse
 from policyalign_assets.policy.source import Source
+from policyalign_assets.settings import BARS, GateSettings
 
 MAX_FRONT_MATTER = 16 * 1024  # characters; more slows every look at the policies
 _BOUNDARY = re.compile(r"-{3,}\s*")
@@ -28,6 +29,7 @@ KEYS = (
     "waive_starved",
     "imported",
     "reviewed",
+    "gates",
 )
 _REVIEWED = re.compile(r"(?P<name>.*\w.*), *(?P<date>\d{4}-\d{2}-\d{2})")
 
@@ -44,6 +46,7 @@ class Header:
     waive_starved: tuple[str, ...] = ()
     imported: str = ""  # the document that the policy was imported from
     reviewed: str = ""  # "NAME, DATE" of whoever checked an imported policy
+    gates: tuple[tuple[str, float], ...] = ()  # bars of the release gates for this policy
     lines: dict[str, int] = field(default_factory=dict)
     found: bool = False  # whether there is front matter at all
     broken: bool = False  # whether it cannot be read as a whole
@@ -168,6 +171,7 @@ def _header(front: Source, values: dict[str, tuple[object, int]], faults: list[F
         waive_starved=reader.texts("waive_starved"),
         imported=reader.text("imported"),
         reviewed=reader.reviewed(),
+        gates=reader.gates("gates"),
         lines={key: front.numbers[index] for key, (_, index) in values.items()},
         found=True,
     )
@@ -205,6 +209,28 @@ class _Values:
             fix = "Write it as year-month-day, such as 2026-01-31."
             self._wrong(key, f"{key} {value[:80]!r} is not a date", fix)
             return None
+
+    def gates(self, key: str) -> tuple[tuple[str, float], ...]:
+        """Margins of the release gates. The settings know the bars and their hard floors."""
+        values = self.values.get(key, ({}, 0))[0] or {}
+        if not isinstance(values, dict):
+            fix = "Write it as 'gates: {over_refusal_margin: 0.01}'."
+            self._wrong(key, f"{key} is not a list of bars with a number each", fix)
+            return ()
+        found = []
+        for bar, value in values.items():
+            named = {"loosened_by": "owner", "loosened_because": "policy"}
+            try:
+                if bar not in BARS:
+                    raise ValueError
+                found.append((str(bar), float(str(value))))
+                GateSettings.model_validate({bar: float(str(value)), **named})
+            except ValueError:
+                fix = f"Use a number within the hard floors, and one of {', '.join(BARS)}."
+                problem = f"{key} cannot set {str(bar)[:80]!r} to {str(value)[:40]!r}"
+                self._wrong(key, problem, fix)
+                return ()
+        return tuple(found)
 
     def reviewed(self) -> str:
         value = self.text("reviewed")

@@ -89,6 +89,8 @@ class PolicyDocument:
     declining: str
     # ids of rules that may stay short of instructions, by the owner's word
     waive_starved: tuple[str, ...] = ()
+    # bars of the release gates that hold for this policy in this domain, by its owner's word
+    gates: tuple[tuple[str, float], ...] = ()
     warnings: tuple[str, ...] = ()  # what `policyalign lint` warns about, one line each
 
     @property

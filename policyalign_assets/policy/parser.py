@@ -201,6 +201,8 @@ def _document(
         rules=tuple(rule for body in bodies for rule in body.rules),
         declining=" ".join(body.declining for body in bodies).strip(),
         waive_starved=tuple(dict.fromkeys(waived)),
+        # an addendum's bar replaces the shared one
+        gates=tuple({bar: v for header, _ in parts for bar, v in header.gates}.items()),
     )
 
 

@@ -110,7 +110,7 @@ def decide(
 
 def margins(chain: Chain) -> dict[str, float]:
     """The margins that stand in the policy's front matter."""
-    return dict(getattr(chain.policy, "gates", ()) or {})
+    return dict(chain.policy.gates)
 
 
 def checkpoint_digests(checkpoint: Checkpoint, data: Location) -> dict[str, str]:
@@ -150,10 +150,6 @@ def _same_cases(folder: Location, answers: JudgedAnswers) -> None:
     ):
         try:
             found = pq.read_table(pa.BufferReader((folder / name).read_bytes()))
-            # Parquet names the elements of a list differently
-            found = (
-                found.cast(wanted.schema) if found.schema.names == wanted.schema.names else found
-            )
         except (OSError, pa.ArrowException) as error:
             raise ReleaseRefused(
                 f"{name} of the report cannot be read ({type(error).__name__}). "

@@ -26,7 +26,7 @@ from policyalign_assets.report.formatting import (
     points,
     share_with_interval,
 )
-from policyalign_assets.settings import LOWER_BOUND_BARS, GateSettings
+from policyalign_assets.settings import BARS, LOWER_BOUND_BARS, GateSettings
 from policyalign_assets.statistics import Interval
 
 # In the order in which they are shown: {gate: what it asks}
@@ -108,9 +108,10 @@ def verdict(results: Sequence[GateResult], bars: GateSettings) -> Verdict:
 def _allowances(results: Sequence[GateResult], bars: GateSettings) -> list[Allowance]:
     who, why = bars.loosened_by or "nobody named", bars.loosened_because or "no reason given"
     found = []
-    for name, field in GateSettings.model_fields.items():
-        value, vetted = getattr(bars, name), field.default
-        if isinstance(vetted, float) and f"gates.{name}={value:g}" in bars.looser_than_vetted():
+    looser = bars.looser_than_vetted()
+    for name in BARS:
+        value, vetted = getattr(bars, name), GateSettings.model_fields[name].default
+        if f"gates.{name}={value:g}" in looser:
             verb = "lowered" if name in LOWER_BOUND_BARS else "raised"
             bar = f"the bar {name} {verb} from {vetted:g} to {value:g}"
             found.append(Allowance(bar, who, why))

@@ -2,11 +2,17 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from test_report import CONTEXT, case, small_report, table, unscored
 
 from policyalign_assets.orchestration.release_checks import GATES as CHECKS
+from policyalign_assets.policy import PolicyError, parse_policy
 from policyalign_assets.report.build import build_report, judged_cells
 from policyalign_assets.report.contents import JudgeAgreement
 from policyalign_assets.report.gate_figures import gate_figures
@@ -20,6 +26,7 @@ from policyalign_assets.report.render import to_html, write_report
 from policyalign_assets.settings import GateSettings, SettingsError, load_settings
 from policyalign_assets.statistics import wilson
 
+ROOT = Path(__file__).parents[2]
 ARMS = ("base", "base_policy", "aligned")
 # successes of base, teacher and aligned model, and how many cases there are
 GOOD = {
@@ -334,3 +341,36 @@ def test_the_page_and_the_json_show_the_gates(tmp_path):
     page = to_html(report)
     assert page.index(report.verdict.line) < page.index("<h1>")
     assert all(f'data-gate="{gate}"' in page for gate in GATES)
+
+
+def test_margins_stand_in_the_policys_front_matter_and_can_differ_by_domain(tmp_path):
+    text = (ROOT / "policies/data-privacy/policy.md").read_text()
+    folder = tmp_path / "data-privacy"
+    shutil.copytree(ROOT / "policies/data-privacy", folder)
+    shared = text.replace("---\n", "---\ngates: {over_refusal_margin: 0.01, unscored: 0.01}\n", 1)
+    (folder / "policy.md").write_text(shared)
+    medical = (folder / "medical.md").read_text()
+    own = medical.replace("---\n", "---\ngates: {over_refusal_margin: 0.005}\n", 1)
+    (folder / "medical.md").write_text(own)
+    found = {
+        domain: dict(parse_policy(tmp_path, "data-privacy", domain).gates)
+        for domain in ("medical", "legal")
+    }
+    assert found["legal"] == {"over_refusal_margin": 0.01, "unscored": 0.01}
+    assert found["medical"] == {"over_refusal_margin": 0.005, "unscored": 0.01}
+    for wrong in ("{over_refusal_margin: 0.9}", "{no_bar: 1}", "{unscored: lots}", "[unscored]"):
+        (folder / "policy.md").write_text(text.replace("---\n", f"---\ngates: {wrong}\n", 1))
+        with pytest.raises(PolicyError, match="gates"):
+            parse_policy(tmp_path, "data-privacy", "legal")
+
+
+@pytest.mark.slow
+def test_good_checkpoints_are_released_and_bad_ones_are_not():
+    """Of 100 simulated evaluations: good ones 95 at least, bad ones 5 at most."""
+    command = [sys.executable, str(ROOT / "benchmarks/gates.py"), "--json"]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    made = subprocess.run(command, check=True, capture_output=True, text=True, env=environ)
+    rows = json.loads(made.stdout)
+    assert sum(row["good"] for row in rows) >= 4 and len(rows) >= 20
+    for row in rows:
+        assert row["released"] >= 95 if row["good"] else row["released"] <= 5, row

@@ -201,6 +201,8 @@ def _front_matter(document: Document, header: Header) -> list[str]:
         lines.append(f"references: {json.dumps(list(header.references), ensure_ascii=False)}")
     if header.waive_starved:
         lines.append(f"waive_starved: {json.dumps(list(header.waive_starved))}")
+    if header.gates:
+        lines.append(f"gates: {json.dumps(dict(header.gates))}")
     lines.append(f"imported: {_quoted(f'{document.name}, sha256 {document.sha256[:16]}')}")
     if header.reviewed:
         lines.append(f"reviewed: {_quoted(header.reviewed)}")
