@@ -21,6 +21,7 @@ import dagster as dg
 from policyalign_assets.orchestration import assets
 from policyalign_assets.orchestration.realign import desired_states, policy_changes
 from policyalign_assets.orchestration.resources import Pipeline
+from policyalign_assets.policy import DOMAINS
 from policyalign_assets.stages import fingerprints
 
 POLICY = """---
@@ -67,15 +68,16 @@ def look(policies: int) -> tuple[int, float, float]:
             (folder / f"p{n}").mkdir()
             (folder / f"p{n}/policy.md").write_text(POLICY.format(n))
         wanted = desired_states(folder, assets.DEPLOYED)
-        instance.add_dynamic_partitions("policy", [f"p{n}" for n in range(policies)])
+        instance.add_dynamic_partitions(
+            "policies", [f"{d}|p{n}" for n in range(policies) for d in DOMAINS]
+        )
 
         def tick() -> float:
             begun = time.perf_counter()
-            policy_changes(
-                dg.build_sensor_context(
-                    instance=instance, resources={"pipeline": Pipeline(policies_dir=name)}
-                )
-            )
+            with dg.build_sensor_context(
+                instance=instance, resources={"pipeline": Pipeline(policies_dir=name)}
+            ) as context:
+                policy_changes(context)
             return time.perf_counter() - begun
 
         fresh = tick()

@@ -5,6 +5,7 @@ import os
 import dagster as dg
 
 from policyalign_assets.orchestration import (
+    alerts,
     assets,
     data_checks,
     external,
@@ -26,7 +27,7 @@ defs = dg.Definitions(
     assets=[*dg.load_assets_from_modules([assets, leaderboard]), *external.external_assets],
     asset_checks=dg.load_asset_checks_from_modules([data_checks, release_checks]),
     jobs=[alignment_job],
-    sensors=[policy_changes],
+    sensors=[policy_changes, leaderboard.leaderboard_refresh, alerts.run_failures],
     schedules=[nightly_realignment],
     resources={
         "pipeline": Pipeline(data_dir=DATA_DIR),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
+# Results quote policies, requests and answers, some of them harmful: the owner and the group read
+# them, and nobody else. Weights hold no text, and a server's user must read them, so they are open.
+# The umask can take more away, never give more.
+PRIVATE, OPEN = 0o640, 0o644
+# In the name of whatever is unfinished, with the process that writes it
+MARK, UNKNOWN = ".policyalign-", "unknown"
+_OWNED = re.compile(re.escape(MARK) + r"(\w+)-(\d+)-([^.]+)\.")
 Location = Path | UPath  # a folder, or a URL of anything that fsspec reads: s3://, gs://, memory://
 
 
@@ -46,27 +56,105 @@ def unfinished_folder(data: Location, stage: str, made_from: Mapping[str, Any]) 
     return scratch_folder(data) / "unfinished" / stage / digest[:16]
 
 
+def process_start(pid: int) -> str | None:
+    """When a process of this machine started; None if there is no such process, or no /proc.
+
+    The ticks since this boot, with the boot's id: another process with the same number differs.
+    """
+    try:
+        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+    except OSError:
+        return None
+    return None if ticks[0] == "Z" else f"{ticks[19]}@{boot}"
+
+
+@cache
+def _owner_mark(pid: int) -> str:
+    """Says in a temporary name whose it is, so that `sweep` can tell what a dead process left."""
+    return f"{MARK}{_host()}-{pid}-{process_start(pid) or UNKNOWN}."
+
+
+@cache
+def _host() -> str:
+    """Several machines, or containers, may share a data folder and number their processes alike."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+@contextmanager
+def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
+    """A folder that is removed afterwards, and by `sweep` if this process is killed.
+
+    It lies in `beside`, or among the machine's temporary files.
+    """
+    prefix = _owner_mark(os.getpid())
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=beside, ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+def sweep(data: Path) -> list[Path]:
+    """Removes what killed processes of this machine left half written, and returns it.
+
+    Looks among the machine's temporary files, and in `data` at every depth.
+    """
+    removed = []
+    for folder in (Path(tempfile.gettempdir()), *_folders(data)):
+        for entry in _entries(folder):
+            owner = _OWNED.search(entry.name)
+            if owner is None or owner[1] != _host() or owner[3] == UNKNOWN:
+                continue
+            if process_start(int(owner[2])) != owner[3]:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
+                removed.append(entry)
+    return removed
+
+
+def _folders(top: Path) -> Iterator[Path]:
+    for folder, below, _ in os.walk(top):
+        below[:] = [name for name in below if MARK not in name]
+        yield Path(folder)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return [entry for entry in folder.iterdir() if MARK in entry.name]
+    except OSError:  # it is gone by now
+        return []
+
+
+def allow(path: Path, mode: int) -> None:
+    """Sets the mode of a file, or of a folder with all that is in it, as far as the umask lets.
+
+    Whoever may read a file may enter its folder.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for entry in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        enter = (mode & 0o444) >> 2 if entry.is_dir() else 0
+        entry.chmod((mode | enter) & ~mask)
+
+
 @contextmanager
 def uploading(folder: Location) -> Iterator[Path]:
-    """Gives a local folder to write in: `folder` itself, or one whose files are then put into the object store."""
+    """Gives a local folder to write in: `folder`, or one whose files then go into the store."""
     if isinstance(folder, Path):
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="policyalign.") as name:
-        yield Path(name)
-        upload(Path(name), folder)
+    with temporary_folder() as name:
+        yield name
+        upload(name, folder)
 
 
 @contextmanager
 def downloaded(folder: Location) -> Iterator[Path]:
-    """Gives a local folder to read from: `folder` itself, or a copy of the files directly in it."""
+    """Gives a local folder to read from: `folder`, or a copy of the files directly in it."""
     if isinstance(folder, Path):
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="policyalign.") as name:
+    with temporary_folder() as name:
         for file in folder.iterdir():
-            _copy(file, Path(name) / file.name)
-        yield Path(name)
+            _copy(file, name / file.name)
+        yield name
 
 
 def upload(local: Path, target: UPath, last: str | None = None) -> None:
@@ -100,35 +188,35 @@ def write_whole(path: Location, data: bytes) -> None:
         return
     with replacing_file(path) as aside:
         aside.write_bytes(data)
-        aside.chmod(0o644)  # mkstemp makes it private
 
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; renamed over it on success, removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=_owner_mark(os.getpid()))
     os.close(fd)
     aside = Path(name)
     try:
         yield aside
+        allow(aside, PRIVATE)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
-    """Gives a temporary folder beside `path`; renamed to it on success. A finished `path` is never touched again."""
+def new_directory(path: Path, mode: int = OPEN) -> Iterator[Path]:
+    """Gives a temporary folder beside `path`; renamed to it on success.
+
+    A finished `path` is never touched again. `mode` is that of its files: most hold weights.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
+    with temporary_folder(path.parent) as aside:
         yield aside
         if not path.exists():
-            aside.chmod(0o755)  # mkdtemp makes it private
+            allow(aside, mode)
             os.rename(aside, path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
@@ -36,9 +36,17 @@ PLAIN_VARIABLES = {
     "KEY_VARIABLES",
     "ENDPOINT_HOSTS",
 }
+VARIABLE = "^[A-Za-z_][A-Za-z0-9_]{0,63}$"  # the name of an environment variable
 LORA_RANKS_OF_VLLM = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Where somebody may put a secret by mistake
-NEVER_SHOWN = {"api_key_variable", "base_url"}
+NEVER_SHOWN = {
+    "api_key_variable",
+    "base_url",
+    "webhook_variable",
+    "smtp_password_variable",
+    "smtp_user",
+}
+_LIKE_A_SECRET = re.compile(r"://|[\w+/=.-]{24}|^(?:sk|hf|pk|gh[a-z]|xox[a-z])[-_]", re.IGNORECASE)
 
 
 # What may hold a key for an endpoint: run config must not choose any secret of the machine.
@@ -53,7 +61,7 @@ def may_hold_a_key(variable: str) -> bool:
 
 
 class SettingsError(ValueError):
-    """A setting that cannot work. The message names the setting, the value and the mend."""
+    """A setting that cannot work. The message names the setting, the value and the fix."""
 
 
 # Marks a field that says how fast work is done or where something is, not what comes out of it
@@ -199,7 +207,7 @@ class EndpointSettings(_Section):
     revision: str | None = Field(None, description="revision of the weights; goes into every row")
     api_key_variable: str | None = Field(
         None,
-        pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$",
+        pattern=VARIABLE,
         description="environment variable that holds the key: POLICYALIGN_..._KEY or ..._TOKEN, or "
         "one that POLICYALIGN_KEY_VARIABLES lists",
         json_schema_extra=NO_EFFECT,
@@ -415,7 +423,7 @@ class DistillationSettings(_Section):
             )
         if self.accelerate_config and self.processes == 1:
             raise ValueError(
-                f"accelerate_config={self.accelerate_config!r} has no use with processes=1. Mend: one process for each GPU"
+                f"accelerate_config={self.accelerate_config!r} has no use with processes=1. Fix: one process for each GPU"
             )
         return self
 
@@ -464,7 +472,7 @@ def _check_endpoint(base_url: str, section: str) -> None:
         raise ValueError(f"{section}.base_url must begin with http:// or https:// and name a host")
     if url.username or url.password or url.query:
         raise ValueError(
-            f"{section}.base_url holds credentials or a query, which reports would show. Mend: {section}.api_key_variable"
+            f"{section}.base_url holds credentials or a query, which reports would show. Fix: {section}.api_key_variable"
         )
 
 
@@ -636,14 +644,46 @@ class ReportSettings(_Section):
 class AutomationSettings(_Section):
     """When re-alignment looks for work. No stage reads these."""
 
-    enabled: bool | None = Field(
-        None,
-        description="whether sensor and schedule start switched on; not set: with the bundled model only",
+    enabled: bool = Field(
+        False,
+        description="whether sensor and schedule start switched on, without a click in the UI",
     )
     sensor_seconds: int = Field(30, ge=1, description="between two looks at the policies")
     nightly: str = Field(
         "0 2 * * *", description="cron of the schedule that also tries again what failed"
     )
+
+
+class AlertSettings(_Section):
+    """Who is told of failed runs and failed release gates. Nobody, unless a way is set."""
+
+    webhook_variable: str | None = Field(
+        None,
+        pattern=VARIABLE,
+        description="environment variable that holds the URL of a webhook that takes {'text': …}",
+    )
+    email_to: str | None = Field(None, description="address that alerts are sent to")
+    email_from: str = Field("policyalign@localhost", description="address that they come from")
+    smtp_host: str = "localhost"
+    smtp_port: int = Field(25, ge=1, le=65535)
+    smtp_tls: bool = Field(False, description="use STARTTLS; wanted wherever a password is sent")
+    smtp_user: str | None = None
+    smtp_password_variable: str | None = Field(
+        None, pattern=VARIABLE, description="environment variable that holds the password"
+    )
+
+    @property
+    def on(self) -> bool:
+        return bool(self.webhook_variable or self.email_to)
+
+    @model_validator(mode="after")
+    def _no_password_in_the_clear(self) -> AlertSettings:
+        if self.smtp_password_variable and not self.smtp_tls:
+            raise ValueError(
+                "alerts.smtp_password_variable is set, but alerts.smtp_tls is not, so the password "
+                "would be readable on the way. Fix: alerts.smtp_tls=true"
+            )
+        return self
 
 
 class Settings(_Section):
@@ -660,6 +700,7 @@ class Settings(_Section):
     gates: GateSettings = GateSettings()
     report: ReportSettings = ReportSettings()
     automation: AutomationSettings = AutomationSettings()
+    alerts: AlertSettings = AlertSettings()
 
     @property
     def attributes_drafts(self) -> bool:
@@ -674,7 +715,7 @@ class Settings(_Section):
         if self.model.id == BUNDLED and self.synthesis.grid == "full":
             raise ValueError(
                 "synthesis.grid='full' asks questions that the bundled model was not trained on. "
-                "Mend: synthesis.grid='reduced', or an instruct model"
+                "Fix: synthesis.grid='reduced', or an instruct model"
             )
         return self
 
@@ -683,7 +724,7 @@ class Settings(_Section):
         if self.generator.base_url and self.synthesis.grid == "reduced":
             raise ValueError(
                 "generator.base_url is set, but synthesis.grid='reduced' holds the bundled model's own questions. "
-                "Mend: synthesis.grid='full', or unset it"
+                "Fix: synthesis.grid='full', or unset it"
             )
         return self
 
@@ -692,7 +733,7 @@ class Settings(_Section):
         if self.synthesis.entailment and self.judge.kind != "policy":
             raise ValueError(
                 f"synthesis.entailment needs a judge that reads the rules, and judge.kind={self.judge.kind!r} does not. "
-                "Mend: judge.kind='policy' with judge.base_url and judge.model, or synthesis.entailment=false"
+                "Fix: judge.kind='policy' with judge.base_url and judge.model, or synthesis.entailment=false"
             )
         return self
 
@@ -701,12 +742,12 @@ class Settings(_Section):
         if self.model.engine == "vllm" and self.distillation.lora_rank > LORA_RANKS_OF_VLLM[-1]:
             raise ValueError(
                 f"model.engine='vllm' serves LoRA ranks up to {LORA_RANKS_OF_VLLM[-1]}, but distillation.lora_rank="
-                f"{self.distillation.lora_rank}. Mend: a lower rank, or model.engine='transformers'"
+                f"{self.distillation.lora_rank}. Fix: a lower rank, or model.engine='transformers'"
             )
         if self.model.engine == "vllm" and self.distillation.processes > 1:
             raise ValueError(
                 f"model.engine='vllm' samples for a training of one process, but distillation.processes={self.distillation.processes}. "
-                "Mend: distillation.processes=1, or model.engine='transformers'"
+                "Fix: distillation.processes=1, or model.engine='transformers'"
             )
         return self
 
@@ -717,17 +758,17 @@ class Settings(_Section):
         if self.model.dtype != "float32":
             raise ValueError(
                 f"distillation.tuning='full' takes steps that are lost in the rounding of model.dtype={self.model.dtype!r}. "
-                "Mend: model.dtype='float32', or distillation.tuning='lora'"
+                "Fix: model.dtype='float32', or distillation.tuning='lora'"
             )
         if self.model.engine == "vllm":
             raise ValueError(
                 "distillation.tuning='full' makes no adapter, which is all that model.engine='vllm' takes over at each step. "
-                "Mend: model.engine='transformers', or distillation.tuning='lora'"
+                "Fix: model.engine='transformers', or distillation.tuning='lora'"
             )
         if self.distillation.processes > 1:
             raise ValueError(
                 f"distillation.tuning='full' trains in one process, but distillation.processes={self.distillation.processes} exchange "
-                "adapters alone. Mend: distillation.processes=1, or distillation.tuning='lora'"
+                "adapters alone. Fix: distillation.processes=1, or distillation.tuning='lora'"
             )
         return self
 
@@ -851,8 +892,8 @@ def _merge(base: dict, extra: Mapping) -> dict:
     return out
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    sections: dict[str, dict[str, str]] = {}
+def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    sections: dict[str, dict[str, Any]] = {}
     for name, value in environ.items():
         if not name.startswith(ENV_PREFIX):
             continue
@@ -865,11 +906,17 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, str]]:
             or section not in Settings.model_fields
             or field not in getattr(Settings.model_fields[section].annotation, "model_fields", {})
         ):
+            # the value is not repeated: a mistyped name may hold a key
+            sections_there = ", ".join(k for k in Settings.model_fields if k != "profile")
             raise SettingsError(
-                f"{name} names no setting. Mend: {ENV_PREFIX}<SECTION>__<FIELD>, for example "
-                f"{ENV_PREFIX}DISTILLATION__STEPS=60; sections are {', '.join(k for k in Settings.model_fields if k != 'profile')}."
+                f"the environment variable {name} names no setting. Fix: "
+                f"{ENV_PREFIX}<SECTION>__<FIELD>, for example {ENV_PREFIX}DISTILLATION__STEPS=60; "
+                f"sections are {sections_there}."
             )
-        sections.setdefault(section, {})[field] = value
+        kind = Settings.model_fields[section].annotation.model_fields[field].annotation
+        several = get_origin(kind) is tuple  # written with commas
+        parsed = [part.strip() for part in value.split(",") if part.strip()] if several else value
+        sections.setdefault(section, {})[field] = parsed
     return sections
 
 
@@ -911,11 +958,11 @@ def load_settings(
     profile = named or _profile_of_the_model(overrides, environ)
     if profile not in PROFILES:
         raise SettingsError(
-            f"profile {profile!r} does not exist. Mend: one of {', '.join(sorted(PROFILES))}."
+            f"profile {profile!r} does not exist. Fix: one of {', '.join(sorted(PROFILES))}."
         )
     if overrides and "profile" in overrides:
         raise SettingsError(
-            f"overrides cannot choose the profile ({overrides['profile']!r}). Mend: give it as `profile`, or set "
+            f"overrides cannot choose the profile ({overrides['profile']!r}). Fix: give it as `profile`, or set "
             f"{ENV_PREFIX}PROFILE."
         )
     values = _merge(_merge(PROFILES[profile], _from_environment(environ)), overrides or {})
@@ -927,13 +974,21 @@ def load_settings(
     try:
         return Settings.model_validate({**values, "profile": profile})
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg'].removeprefix('Value error, ')}"
-            + (
-                ""
-                if isinstance(e["input"], (dict, BaseModel)) or e["loc"][-1] in NEVER_SHOWN
-                else f" (got {e['input']!r})"
-            )
-            for e in error.errors()
-        ]
+        lines = [_line(dict(fault)) for fault in error.errors()]
         raise SettingsError("Wrong settings:\n  " + "\n  ".join(lines)) from None
+
+
+def _line(fault: dict[str, Any]) -> str:
+    """One fault of pydantic's. A text is repeated only where it cannot be a secret by mistake."""
+    name = ".".join(map(str, fault["loc"])) or "settings"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" + (f" (got {fault['input']!r})" if _may_be_shown(fault) else "")
+
+
+def _may_be_shown(fault: dict[str, Any]) -> bool:
+    value = fault["input"]
+    if isinstance(value, (dict, BaseModel)) or fault["type"] == "extra_forbidden":
+        return False
+    if not fault["loc"] or fault["loc"][-1] in NEVER_SHOWN:
+        return False
+    return not isinstance(value, str) or not _LIKE_A_SECRET.search(value)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -126,6 +128,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@contextmanager
+def deployed(settings: dict[str, dict]) -> Iterator[None]:
+    """Within it, `settings` by section are those of the deployment, set by the environment."""
+    variables = {
+        f"POLICYALIGN_{section}__{field}".upper(): ",".join(value)
+        if isinstance(value, (list, tuple))
+        else str(value)
+        for section, values in settings.items()
+        for field, value in values.items()
+    }
+    with patch.dict(os.environ, variables):
+        yield
 
 
 def medical_policy() -> PolicyDocument:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +27,9 @@ from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.files import (
     Location,
     downloaded,
-    is_local,
     new_directory,
     sha256_files,
+    temporary_folder,
     upload,
 )
 from policyalign_assets.records import Checkpoint
@@ -68,8 +67,7 @@ def publish(
     """
     folder = data_dir / "checkpoints"
     tuning: Tuning = "lora" if isinstance(model, PeftModel) else "full"
-    with _temporary_folder(folder) as name:
-        aside = Path(name)
+    with _temporary_folder(folder) as aside:
         if isinstance(model, PeftModel):
             _write_adapter(model, loaded.model_id, aside)
         else:
@@ -132,12 +130,12 @@ def _id(folder: Path, tuning: str) -> str:
     )[:16]
 
 
-def _temporary_folder(folder: Location) -> tempfile.TemporaryDirectory[str]:
+def _temporary_folder(folder: Location) -> AbstractContextManager[Path]:
     """On the same disk as `folder`, so that files can be renamed; anywhere for an object store."""
-    if not is_local(folder):
-        return tempfile.TemporaryDirectory(prefix=".unpublished.")
+    if not isinstance(folder, Path):
+        return temporary_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(dir=str(folder), prefix=".unpublished.")
+    return temporary_folder(folder)
 
 
 def load_aligned(checkpoint: Checkpoint, base: LoadedModel, data_dir: Location) -> LoadedModel:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from policyalign_assets.evaluation.cases import is_duty
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.policy.author_requests import heldout_requests
 from policyalign_assets.settings import BUNDLED, Settings
@@ -171,3 +170,8 @@ def _no_source(rule: Rule, settings: Settings) -> str:
         "no request is held out for it. Fix: raise synthesis.heldout, or write requests under "
         "`violates`"
     )
+
+
+def is_duty(rule: Rule) -> bool:
+    """Whether a rule asks for something in the answer, instead of forbidding a request."""
+    return rule.kind == "require" or (rule.kind == "condition" and not rule.forbids)

@@ -20,28 +20,16 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from policyalign_assets.evaluation import probe_texts
+from policyalign_assets.evaluation.case_plan import is_duty
 from policyalign_assets.evaluation.conversation import Conversation
 from policyalign_assets.filtering.select import conformance_set
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.policy.author_requests import heldout_requests
-from policyalign_assets.settings import BUNDLED, Settings
 from policyalign_assets.synthesis.duplicates import normalize
-from policyalign_assets.world.world import lexicon
 
 CODE_VERSION = 2  # raise it when new code changes which held-out cases are built
 
 Scoring = Literal["judge", "rule", "text"]
-
-
-def texts(settings: Settings) -> list[object]:
-    """The texts that cases are written from under `settings`, for fingerprints."""
-    return [probe_texts.texts(), lexicon() if settings.model.id == BUNDLED else _plain_words()]
-
-
-def _plain_words() -> dict[str, object]:
-    """The parts of the lexicon that everyday requests and questions of any model use."""
-    return {key: lexicon()[key] for key in ("request_frames", "things", "names", "colours")}
 
 
 @dataclass(frozen=True)
@@ -159,11 +147,6 @@ def conformance_cases(instructions: pa.Table) -> list[TestCase]:
             )
         )
     return _distinct(cases)
-
-
-def is_duty(rule: Rule) -> bool:
-    """Whether a rule asks for something in the answer, instead of forbidding a request."""
-    return rule.kind == "require" or (rule.kind == "condition" and not rule.forbids)
 
 
 def suite_of(rule: Rule, breaks: bool, wrapped: bool) -> str:

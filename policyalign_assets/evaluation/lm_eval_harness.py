@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from typing import Any
 import yaml
 
 from policyalign_assets.evaluation.benchmarks import LETTERS, BenchmarkCase
-from policyalign_assets.files import replacing_file
+from policyalign_assets.files import replacing_file, temporary_folder
 
 HOURS = 12
 _GRACE = 10  # seconds to wait for the output of a process that was killed
@@ -137,8 +136,7 @@ def command(weights: Weights, tasks: Sequence[str], folder: Path) -> list[str]:
 
 
 def _ask(weights: Weights, cases: Sequence[BenchmarkCase]) -> list[bool]:
-    with tempfile.TemporaryDirectory(prefix="policyalign-lm-eval-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         tasks = write_tasks(cases, folder)
         environment = os.environ | {
             "HF_HUB_OFFLINE": "1",

@@ -17,7 +17,8 @@ import random
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
-from policyalign_assets.evaluation.cases import TestCase, is_duty, suite_of
+from policyalign_assets.evaluation.case_plan import is_duty
+from policyalign_assets.evaluation.cases import TestCase, suite_of
 from policyalign_assets.evaluation.conversation import Conversation
 from policyalign_assets.evaluation.probe_texts import ProbeTexts, probe_texts
 from policyalign_assets.policy import PolicyDocument, Rule

@@ -15,12 +15,24 @@ import pyarrow as pa
 
 from policyalign_assets.orchestration.data_checks import failed_checks
 from policyalign_assets.orchestration.dead_runs import bury_dead_runs
+from policyalign_assets.orchestration.found_policies import find_policies
+from policyalign_assets.orchestration.instance import NO_INSTANCE, history_is_kept
 from policyalign_assets.orchestration.launchers import Launcher
-from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG, shown, table_schema
+from policyalign_assets.orchestration.metadata import (
+    POLICY_VERSION_TAG,
+    RECIPE,
+    shown,
+    table_schema,
+)
 from policyalign_assets.orchestration.owners import asset_owners
-from policyalign_assets.orchestration.partitions import partitions, policy_dimension
-from policyalign_assets.orchestration.resources import POLICIES_DIR, Pipeline, deployed_settings
-from policyalign_assets.policy import PolicyDocument, list_policies
+from policyalign_assets.orchestration.partitions import NAME, partitions
+from policyalign_assets.orchestration.resources import (
+    EXPERIMENT,
+    POLICIES_DIR,
+    Pipeline,
+    deployed_settings,
+)
+from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
 from policyalign_assets.stages import fingerprints
 from policyalign_assets.stages.interface import StageData
@@ -35,15 +47,25 @@ OWNERS = asset_owners(Path(POLICIES_DIR))
 def policy_catalog(
     context: dg.AssetExecutionContext, pipeline: Pipeline
 ) -> dg.MaterializeResult[Any]:
-    """Registers every folder of `policies/` as a partition. Materialize this first."""
+    """Registers every policy in `policies/`, with each of its domains, as a partition.
+
+    Materialize this first. A policy with a mistake is left out, and the mistake is logged.
+    """
+    if not history_is_kept() and not context.instance.is_ephemeral:
+        raise dg.Failure(NO_INSTANCE.format(folder=Path.cwd()), allow_retries=False)
     bury_dead_runs(context.instance)
-    policies = list_policies(pipeline.policies)
-    known = set(context.instance.get_dynamic_partitions(policy_dimension.name))
-    context.instance.add_dynamic_partitions(
-        policy_dimension.name, [p for p in policies if p not in known]
+    found = find_policies(pipeline.policies, context.log.warning)
+    known = set(context.instance.get_dynamic_partitions(NAME))
+    context.instance.add_dynamic_partitions(NAME, [key for key in found.keys if key not in known])
+    context.log.info(f"policies: {', '.join(found.policies)}")
+    return dg.MaterializeResult(
+        metadata={
+            "policies": sorted(found.policies),
+            "partitions": found.keys,
+            "not read": sorted(found.broken) or "none",
+            "dagster/row_count": len(found.policies),
+        }
     )
-    context.log.info(f"policies: {', '.join(policies)}")
-    return dg.MaterializeResult(metadata={"policies": policies, "dagster/row_count": len(policies)})
 
 
 def stage_asset(stage: Stage) -> dg.AssetsDefinition:
@@ -95,14 +117,23 @@ def _run(
         if stage.result is PolicyDocument
         else _made_from(stage.name, pipeline, inputs)
     )
+    tags = {
+        fingerprints.TAG: fingerprint,
+        POLICY_VERSION_TAG: _policy_hash(made.value, inputs)[:40],
+    }
+    if pipeline.experiment:
+        tags[EXPERIMENT] = pipeline.experiment
+        facts["experiment"] = (
+            f"settings of this run alone; results in {pipeline.results}, not used by the deployment"
+        )
     return dg.MaterializeResult(
         value=_stamped(made.value, fingerprint),
         data_version=dg.DataVersion(made.version),
-        metadata=shown(facts),
-        tags={
-            fingerprints.TAG: fingerprint,
-            POLICY_VERSION_TAG: _policy_hash(made.value, inputs)[:40],
+        metadata={
+            **shown(facts),
+            RECIPE: dg.MetadataValue.json(fingerprints.recipe(stage.name, pipeline.settings)),
         },
+        tags=tags,
     )
 
 

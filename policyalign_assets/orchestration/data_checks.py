@@ -8,10 +8,11 @@ import warnings
 
 import dagster as dg
 import pyarrow as pa
+from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
-from policyalign_assets.orchestration.partitions import partitions
-from policyalign_assets.orchestration.resources import Pipeline
+from policyalign_assets.orchestration.partitions import domain_and_policy, partitions
+from policyalign_assets.orchestration.resources import EXPERIMENT, Pipeline
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.stages.coverage_facts import yields_of
 
@@ -34,7 +35,7 @@ def no_rule_is_starved(
     left = {rule: got for rule, got in short.items() if rule not in waived}
     return _result(
         not left,
-        f"starved: {_listed(left)}. Mend: raise synthesis.rounds, reword the rule, or write 'waive_starved: "
+        f"starved: {_listed(left)}. Fix: raise synthesis.rounds, reword the rule, or write 'waive_starved: "
         f"[{', '.join(left)}]' into the policy's front matter"
         if left
         else "every rule has its instructions, or a waiver",
@@ -66,7 +67,7 @@ def every_rule_has_its_minimum(
     short = {rule: n for rule, n in chosen.items() if n < wanted and rule not in waived}
     return _result(
         not short,
-        f"fewer than {wanted} instructions selected: {_listed(short)}. Mend: synthesize more (synthesis.per_rule), lower "
+        f"fewer than {wanted} instructions selected: {_listed(short)}. Fix: synthesize more (synthesis.per_rule), lower "
         f"filtering.minimum or filtering.at_least, or waive the rule"
         if short
         else f"each rule has {wanted} or more",
@@ -93,7 +94,7 @@ def twin_ratio_is_in_band(
     mend = (
         ""
         if low <= ratio <= high
-        else ". Mend: synthesis.twin_ratio, or filtering.twins_low and twins_high"
+        else ". Fix: synthesis.twin_ratio, or filtering.twins_low and twins_high"
     )
     return _result(
         low <= ratio <= high,
@@ -148,32 +149,40 @@ def nothing_held_out_is_trained_on(
 def failed_checks(instance: dg.DagsterInstance, partition: str) -> list[str]:
     """The checks above whose latest evaluation for `partition` failed.
 
-    Dagster blocks only within one run. A later run of the training alone (the sensor's next one, say) must ask. Dagster has no
-    public way to ask for a partition's checks yet, hence its storage.
+    Dagster blocks only within one run. A later run of the training alone, such as the sensor's next
+    one, must ask. Dagster has no public way to ask for a partition's checks yet, hence its storage.
+    Evaluations of experiments do not count: they are about other data.
     """
-    keys = [
-        key
-        for check in (
-            no_rule_is_starved,
-            every_rule_has_its_minimum,
-            twin_ratio_is_in_band,
-            nothing_held_out_is_trained_on,
-        )
-        for key in check.check_keys
-    ]
-    found = instance.event_log_storage.get_asset_check_partition_info(
-        keys, partition_keys=[partition]
+    checks = (
+        no_rule_is_starved,
+        every_rule_has_its_minimum,
+        twin_ratio_is_in_band,
+        nothing_held_out_is_trained_on,
     )
-    return sorted(
-        info.check_key.name
-        for info in found
-        if info.latest_execution_status == AssetCheckExecutionRecordStatus.FAILED
+    keys = [key for check in checks for key in check.check_keys]
+    return sorted(key.name for key in keys if _last_failed(instance, key, partition))
+
+
+def _last_failed(instance: dg.DagsterInstance, key: dg.AssetCheckKey, partition: str) -> bool:
+    history = instance.event_log_storage.get_asset_check_execution_history(
+        key,
+        limit=100,
+        status={
+            AssetCheckExecutionRecordStatus.FAILED,
+            AssetCheckExecutionRecordStatus.SUCCEEDED,
+        },
+        partition_filter=PartitionKeyFilter(key=partition),
     )
+    for record in history:
+        run = instance.get_run_by_id(record.run_id)
+        if run is None or EXPERIMENT not in run.tags:
+            return record.status == AssetCheckExecutionRecordStatus.FAILED
+    return False
 
 
 def _waived(context: dg.AssetCheckExecutionContext, pipeline: Pipeline) -> set[str]:
-    keys = context.partition_key.keys_by_dimension
-    return set(parse_policy(pipeline.policies, keys["policy"], keys["domain"]).waive_starved)
+    domain, policy = domain_and_policy(context.partition_key)
+    return set(parse_policy(pipeline.policies, policy, domain).waive_starved)
 
 
 def _listed(items: dict[str, object]) -> str:

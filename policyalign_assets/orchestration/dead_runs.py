@@ -6,25 +6,16 @@ for ever. So each run notes its process, and whoever looks for work on the same 
 
 import os
 import socket
-from pathlib import Path
 
 import dagster as dg
+
+from policyalign_assets.files import process_start
 
 TAG = "policyalign/process"  # host:pid:start
 
 
-def _start(pid: int) -> str | None:
-    """When the process started, in ticks since this boot, with the boot's id; None if there is no such process."""
-    try:
-        ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
-    except OSError:
-        return None
-    return None if ticks[0] == "Z" else f"{ticks[19]}@{boot}"
-
-
 def note_process(instance: dg.DagsterInstance, run_id: str) -> None:
-    if start := _start(
+    if start := process_start(
         os.getpid()
     ):  # nothing is noted, and nothing buried, where there is no /proc
         instance.add_run_tags(run_id, {TAG: f"{socket.gethostname()}:{os.getpid()}:{start}"})
@@ -38,7 +29,7 @@ def bury_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     ):
         host, _, rest = run.tags.get(TAG, "").partition(":")
         pid, _, start = rest.partition(":")
-        if host == socket.gethostname() and start and _start(int(pid)) != start:
+        if host == socket.gethostname() and start and process_start(int(pid)) != start:
             instance.report_run_failed(
                 run, "Its process is gone: it was killed, or the machine restarted."
             )

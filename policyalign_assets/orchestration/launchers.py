@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -19,7 +18,8 @@ import click
 import dagster as dg
 
 import policyalign_assets
-from policyalign_assets.files import Location
+from policyalign_assets.files import Location, temporary_folder
+from policyalign_assets.orchestration.partitions import domain_and_policy
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.runtime.exchange import Exchange, Problem, problem_of
 from policyalign_assets.runtime.execution import make
@@ -48,7 +48,6 @@ class Launcher(dg.ConfigurableResource):
         inputs: dict[str, StageData],
     ) -> StageResult:
         """Makes a stage in the process of the run itself, as those that load no model are. Raises as `make`."""
-        keys = context.partition_key.keys_by_dimension
         try:
             return make(
                 stage,
@@ -57,7 +56,8 @@ class Launcher(dg.ConfigurableResource):
                     pipeline.data,
                     context.log.info,
                     pipeline.policies,
-                    (keys["domain"], keys["policy"]),
+                    domain_and_policy(context.partition_key),
+                    pipeline.experiment,
                 ),
                 inputs,
             )
@@ -121,8 +121,8 @@ class Subprocess(OutOfProcess):
 
     @contextlib.contextmanager
     def folder(self, context: dg.AssetExecutionContext) -> Iterator[Location]:
-        with tempfile.TemporaryDirectory(prefix="policyalign.") as name:
-            yield Path(name)
+        with temporary_folder() as folder:
+            yield folder
 
     def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
         with dg.open_pipes_session(
@@ -184,6 +184,6 @@ def launcher_from_environment(environ: Mapping[str, str] = os.environ) -> Launch
     name = environ.get("POLICYALIGN_LAUNCHER", "subprocess")
     if name not in known:
         raise click.ClickException(
-            f"POLICYALIGN_LAUNCHER={name!r} names no launcher. Mend: one of {', '.join(known)}."
+            f"POLICYALIGN_LAUNCHER={name!r} names no launcher. Fix: one of {', '.join(known)}."
         )
     return known[name]()

@@ -6,12 +6,18 @@ import pyarrow as pa
 from policyalign_assets.stages.facts import Facts
 
 POLICY_VERSION_TAG = "policyalign/policy_version"
+RECIPE = "made with"  # metadata of a materialization, see `fingerprints.recipe`
 _TYPES = {"md": dg.MetadataValue.md, "path": dg.MetadataValue.path, "json": dg.MetadataValue.json}
 
 
 def shown(facts: Facts) -> dict[str, object]:
+    """As Dagster shows it. Shares and means are rounded to four digits, which is what they tell."""
     return {
-        name: _TYPES[fact["type"]](fact["raw_value"]) if isinstance(fact, dict) else fact
+        name: float(f"{fact:.4g}")
+        if isinstance(fact, float)
+        else _TYPES[fact["type"]](fact["raw_value"])
+        if isinstance(fact, dict)
+        else fact
         for name, fact in facts.items()
     }
 

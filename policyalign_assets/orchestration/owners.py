@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from policyalign_assets.orchestration.partitions import PARTITION_TAG, domain_and_policy
 from policyalign_assets.policy import PolicyError, list_owners, parse_policy
 
 TAG = "policyalign/owner"
@@ -31,11 +32,8 @@ def as_owner(name: str) -> str | None:
 
 def note_owner(instance: dg.DagsterInstance, run: dg.DagsterRun, policies_dir: Path) -> None:
     """As a tag of the run, by which the UI finds all runs of one owner. A policy with a mistake gets none: its run says the mistake."""
-    if "dagster/partition/policy" in run.tags:
+    domain, policy_id = domain_and_policy(run.tags.get(PARTITION_TAG, ""))
+    if policy_id:
         with contextlib.suppress(PolicyError):
-            policy = parse_policy(
-                policies_dir,
-                run.tags["dagster/partition/policy"],
-                run.tags["dagster/partition/domain"],
-            )
+            policy = parse_policy(policies_dir, policy_id, domain)
             instance.add_run_tags(run.run_id, {TAG: policy.owner})

@@ -1,4 +1,12 @@
-"""Partitions: `<domain>|<policy>`, for example `medical|general-conduct`. Policies come and go; domains are fixed."""
+"""Partitions: `<domain>|<policy>`, for example `medical|general-conduct`.
+
+Only pairs that exist are partitions: the domains that a policy lists in its front matter. The
+sensor and `policy_catalog` register them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 import click
 import dagster as dg
@@ -6,33 +14,39 @@ import dagster as dg
 from policyalign_assets.policy import DOMAINS
 
 CATALOG = "dagster asset materialize -m policyalign_assets.definitions --select policy_catalog"
+PARTITION_TAG = "dagster/partition"
 
 
-class Partitions(dg.MultiPartitionsDefinition):
-    """Says in plain words what is wrong with a key, where Dagster's command line would only say that it is unknown."""
+class Partitions(dg.DynamicPartitionsDefinition):
+    """Says what is wrong with a key, where Dagster's command line only says that it is unknown."""
 
-    def validate_partition_key(self, partition_key: str, context) -> None:
+    def validate_partition_key(self, partition_key: str, context: Any) -> None:
         domain, bar, policy = str(partition_key).partition("|")
         if not bar or domain not in DOMAINS:
             raise click.ClickException(
-                f"{partition_key!r} is no partition. Mend: write <domain>|<policy>, for example 'medical|general-conduct'; "
-                f"the domains are {', '.join(DOMAINS)}."
+                f"{partition_key!r} is no partition. Fix: write <domain>|<policy>, for example "
+                f"'medical|general-conduct'; the domains are {', '.join(DOMAINS)}."
             )
         try:
             super().validate_partition_key(partition_key, context)
         except dg.DagsterUnknownPartitionError:
             raise click.ClickException(
-                f"policy {policy!r} is not registered. Mend: see that its folder with a policy.md is in policies/, then run "
-                f"`{CATALOG}`."
+                f"policy {policy!r} is not registered for the domain {domain!r}. Fix: see that its "
+                "folder with a policy.md is in policies/ and that its front matter lists the "
+                f"domain, then run `{CATALOG}`."
             ) from None
 
 
-policy_dimension = dg.DynamicPartitionsDefinition(name="policy")
-partitions = Partitions(
-    {"domain": dg.StaticPartitionsDefinition(list(DOMAINS)), "policy": policy_dimension}
-)
+NAME = "policies"  # under which Dagster keeps the keys
+partitions = Partitions(name=NAME)
 
 
-def domain_and_policy(context: dg.AssetExecutionContext) -> tuple[str, str]:
-    keys = context.partition_key.keys_by_dimension
-    return keys["domain"], keys["policy"]
+def domain_and_policy(partition: str) -> tuple[str, str]:
+    """The parts of a partition's key; two empty texts for one that is no key of this pipeline."""
+    domain, _, policy = str(partition).partition("|")
+    return (domain, policy) if policy else ("", "")
+
+
+def policy_of(run: dg.DagsterRun) -> str | None:
+    """The policy that a run is about; None for runs without a partition."""
+    return domain_and_policy(run.tags.get(PARTITION_TAG, ""))[1] or None

@@ -1,10 +1,14 @@
-"""Removes what is left of policies whose folder is gone: `python -m policyalign_assets.orchestration.prune [--caches] [--yes]`.
+"""Removes what is left of policies whose folder is gone.
 
-A deleted folder only retires a policy: its results, checkpoints and history stay, for whoever has to show what was deployed.
-With --caches, what only saves time goes too, of all policies: drafted rows, generated answers, unfinished work. They have
-no owner (policies that share a rule share its rows), so they go all together, and not while a run is live. Without --yes this
-command says what it would remove, and removes nothing. Run it in the project's folder, or with DAGSTER_HOME
-set.
+    python -m policyalign_assets.orchestration.prune [--caches] [--yes]
+
+A deleted folder only retires a policy: its results, checkpoints and history stay, for whoever has
+to show what was deployed. With --caches, what only saves time goes too, for all policies: drafted
+rows, generated answers, experiments and unfinished work. It has no owner, because policies that
+share a rule share its rows. So it goes all together, and not while a run is live.
+
+Without --yes this command says what it would remove, and removes nothing. Run it in the project's
+folder or below it, or set DAGSTER_HOME.
 """
 
 from __future__ import annotations
@@ -20,12 +24,18 @@ from pathlib import Path
 import dagster as dg
 
 from policyalign_assets.files import Location, location, remove, scratch_folder
-from policyalign_assets.orchestration.partitions import policy_dimension
+from policyalign_assets.orchestration.instance import instance_folder
+from policyalign_assets.orchestration.partitions import (
+    NAME,
+    PARTITION_TAG,
+    domain_and_policy,
+    policy_of,
+)
 from policyalign_assets.orchestration.realign import live_runs
+from policyalign_assets.orchestration.resources import EXPERIMENTS
 from policyalign_assets.policy import PolicyError, list_policies
 
-POLICY = "dagster/partition/policy"
-CACHES = ("synthesis", "generations", "unfinished")
+CACHES = ("synthesis", "generations", "unfinished", EXPERIMENTS)
 
 
 @dataclass(frozen=True)
@@ -49,17 +59,16 @@ class Leftovers:
 def find_leftovers(instance: dg.DagsterInstance, policies_dir: Path, data: Location) -> Leftovers:
     """What belongs to policies without a folder. Those with a live run are left out: the run still writes."""
     present = set(list_policies(policies_dir))
-    live = {run.tags.get(POLICY) for run in live_runs(instance)}
+    live = {policy_of(run) for run in live_runs(instance)}
     owned = [(policy, path) for policy, path in _files(data) if policy not in present | live]
-    known = {
-        *instance.get_dynamic_partitions(policy_dimension.name),
-        *(v for _, values in instance.get_run_tags([POLICY]) for v in values),
-    }
-    retired = sorted({policy for policy, _ in owned} | known - present - live)
+    ran = {value for _, values in instance.get_run_tags([PARTITION_TAG]) for value in values}
+    known = {domain_and_policy(key)[1] for key in {*instance.get_dynamic_partitions(NAME), *ran}}
+    retired = sorted({policy for policy, _ in owned} | known - present - live - {""})
     runs = [
         run.run_id
-        for policy in retired
-        for run in instance.get_runs(dg.RunsFilter(tags={POLICY: policy}))
+        for key in sorted(ran)
+        if domain_and_policy(key)[1] in retired
+        for run in instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: key}))
     ]
     return Leftovers(retired, [path for _, path in owned], runs)
 
@@ -78,18 +87,20 @@ def prune(instance: dg.DagsterInstance, leftovers: Leftovers) -> None:
         remove(path)
     for run_id in leftovers.runs:
         instance.delete_run(run_id)
-    for policy in set(leftovers.policies) & set(
-        instance.get_dynamic_partitions(policy_dimension.name)
-    ):
-        instance.delete_dynamic_partition(policy_dimension.name, policy)
+    for key in instance.get_dynamic_partitions(NAME):
+        if domain_and_policy(key)[1] in leftovers.policies:
+            instance.delete_dynamic_partition(NAME, key)
 
 
 def _files(data: Location) -> Iterator[tuple[str, Location]]:
     """(policy, path) of every result: tables and records, report folders, checkpoints."""
-    for stage in _below(data / "assets"):
-        for domain in _below(stage):
-            yield from ((file.stem, file) for file in _below(domain))
-    yield from ((folder.name, folder) for folder in _below(data / "reports"))
+    for top in (data, *_below(data / EXPERIMENTS)):
+        for stage in _below(top / "assets"):
+            for domain in _below(stage):
+                yield from ((file.stem, file) for file in _below(domain))
+    # beside the policies' folders lie the leaderboard's files, which belong to no policy
+    for top in (data / "reports", *(e / "reports" for e in _below(data / EXPERIMENTS))):
+        yield from ((folder.name, folder) for folder in _below(top) if folder.is_dir())
     for checkpoint in _below(data / "checkpoints"):
         card = checkpoint / "checkpoint.json"
         if card.exists():
@@ -116,7 +127,7 @@ def main() -> None:
     )
     asked = parser.parse_args()
     data = location(os.environ.get("POLICYALIGN_DATA_DIR", "data"))
-    with dg.DagsterInstance.from_config(os.environ.get("DAGSTER_HOME", ".")) as instance:
+    with dg.DagsterInstance.from_config(str(instance_folder())) as instance:
         try:
             leftovers = find_leftovers(
                 instance, Path(os.environ.get("POLICYALIGN_POLICIES_DIR", "policies")), data

@@ -1,81 +1,112 @@
-"""Re-alignment on change: a sensor and a nightly schedule that start what is out of date, and nothing else.
+"""Re-alignment on change: a sensor and a nightly schedule that start what is out of date.
 
-Both compare desired state (policy files and settings of now) with the fingerprints on the latest materializations. The
-sensor keeps no cursor, so downtime loses nothing; a run key names the wanted state and the last materialization, so a
-failed attempt is not repeated for ever, a run that got further is, and a reverted edit is not mistaken for an old run.
+Both compare the desired state (the current policy files and settings) with the fingerprints on the
+latest materializations. The sensor keeps no cursor, so downtime loses nothing. A run key names the
+wanted state and the last materialization: a failed attempt is not repeated for ever, a run that got
+further is, and a reverted edit is not mistaken for an old run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
 from policyalign_assets.orchestration import assets
 from policyalign_assets.orchestration.dead_runs import bury_dead_runs
-from policyalign_assets.orchestration.partitions import partitions, policy_dimension
-from policyalign_assets.orchestration.resources import Pipeline
-from policyalign_assets.policy import PolicyError, applicable_domains, list_policies, parse_policy
-from policyalign_assets.settings import BUNDLED, Settings
+from policyalign_assets.orchestration.found_policies import FoundPolicies, find_policies
+from policyalign_assets.orchestration.metadata import RECIPE
+from policyalign_assets.orchestration.partitions import (
+    NAME,
+    PARTITION_TAG,
+    domain_and_policy,
+    partitions,
+    policy_of,
+)
+from policyalign_assets.orchestration.resources import EXPERIMENT, Pipeline
+from policyalign_assets.settings import Settings
 from policyalign_assets.stages import fingerprints
+from policyalign_assets.stages.reasons import changes
 from policyalign_assets.stages.registry import STAGES
 
+WHY = "policyalign/why"  # tag of a run: what had changed
 BUSY = [
     s
     for s in dg.DagsterRunStatus
     if s
     not in (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 ]
+WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 
 alignment_job = dg.define_asset_job(
     "alignment",
     selection=dg.AssetSelection.assets(*STAGES),
-    partitions_def=partitions,
     description="Aligns one partition: the stages of the chain that are out of date.",
 )
 
 
 def desired_states(
-    policies_dir: Path, settings: Settings, log=lambda _: None
+    policies_dir: Path, settings: Settings, log: Callable[[str], None] = lambda _: None
 ) -> dict[str, dict[str, str]]:
     """{partition key: {stage: fingerprint}} for every pair of policy and domain that applies.
 
-    A policy with a mistake in it is left as it is (its last good state stays) and the mistake is logged.
+    A policy with a mistake in it is left as it is, and the mistake is logged.
     """
-    wanted = {}
+    return _desired(find_policies(policies_dir, log), settings)
+
+
+def _desired(found: FoundPolicies, settings: Settings) -> dict[str, dict[str, str]]:
     versions = fingerprints.own_versions(settings)
-    for policy_id in list_policies(policies_dir):
-        try:
-            for domain in applicable_domains(policies_dir, policy_id):
-                policy = parse_policy(policies_dir, policy_id, domain)
-                wanted[f"{domain}|{policy_id}"] = fingerprints.desired(
-                    policy.content_hash, settings, versions
-                )
-        except PolicyError as error:
-            log(f"skipped: {error}")
-    return wanted
+    return {
+        key: fingerprints.desired(policy.content_hash, settings, versions)
+        for key, policy in found.documents.items()
+    }
+
+
+@dataclass(frozen=True)
+class Made:
+    """The latest materialization of a stage, as far as re-alignment reads it."""
+
+    fingerprint: str | None = None
+    storage_id: int = 0
+    recipe: Mapping[str, Any] | None = None
 
 
 def out_of_date(
-    instance: dg.DagsterInstance, wanted: dict[str, dict[str, str]], salt: str = ""
+    instance: dg.DagsterInstance,
+    wanted: dict[str, dict[str, str]],
+    salt: str = "",
+    settings: Settings | None = None,
+    left: Callable[[str, str], None] = lambda partition, why: None,
 ) -> Iterator[dg.RunRequest]:
-    """One run request per partition that is not as wanted, for the stages that are not. Partitions with a live run wait."""
-    # before the state is read: a run that ends in between is then seen as busy, and its result on the next tick
-    busy = {run.tags.get("dagster/partition") for run in live_runs(instance)}
+    """One run request per partition that is not as wanted, for the stages that are not.
+
+    `left` is told of each partition that is out of date and gets no run, and why. `settings` are
+    those that `wanted` was made from; with them, a request's tags say what had changed.
+    """
+    # before the state is read: a run that ends in between is then seen as busy, and its result on
+    # the next look
+    busy = {run.tags.get(PARTITION_TAG) for run in live_runs(instance)}
     latest = {stage: _latest(instance, stage) for stage in STAGES}
+    recipes = {s: fingerprints.recipe(s, settings) for s in STAGES} if settings else {}
     for partition, stages in wanted.items():
-        if partition in busy:
+        made = {s: latest[s].get(partition, Made()) for s in stages}
+        todo = [s for s, fingerprint in stages.items() if made[s].fingerprint != fingerprint]
+        if not todo:
             continue
-        made = {
-            s: latest[s].get(partition, (None, 0)) for s in stages
-        }  # fingerprint and storage id
-        todo = [s for s, fingerprint in stages.items() if made[s][0] != fingerprint]
-        if todo and (salt or not _stopped_by_hand(instance, partition, stages["benchmark_report"])):
-            last = max(storage_id for _, storage_id in made.values())
+        if partition in busy:
+            left(partition, "it has a run already")
+        elif not salt and _stopped_by_hand(instance, partition, stages["benchmark_report"]):
+            left(partition, "somebody stopped its run, and nothing has changed since")
+        else:
+            last = max(m.storage_id for m in made.values())
+            why = changes(todo[0], made[todo[0]].recipe, recipes.get(todo[0]))
             yield dg.RunRequest(
                 run_key=f"{partition}@{stages['benchmark_report']}#{last}{salt}",
                 partition_key=partition,
                 asset_selection=[dg.AssetKey(s) for s in todo],
-                tags={fingerprints.TAG: stages["benchmark_report"]},
+                tags={fingerprints.TAG: stages["benchmark_report"], WHY: why},
             )
 
 
@@ -91,8 +122,8 @@ def live_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
 
 
 def _stopped_by_hand(instance: dg.DagsterInstance, partition: str, fingerprint: str) -> bool:
-    """Whether somebody terminated the last run of the partition, and nothing that it was to make has changed since."""
-    last = instance.get_runs(dg.RunsFilter(tags={"dagster/partition": partition}), limit=1)
+    """Whether somebody terminated the last run, and nothing that it was to make has changed."""
+    last = instance.get_runs(dg.RunsFilter(tags={PARTITION_TAG: partition}), limit=1)
     return (
         bool(last)
         and last[0].status == dg.DagsterRunStatus.CANCELED
@@ -100,8 +131,8 @@ def _stopped_by_hand(instance: dg.DagsterInstance, partition: str, fingerprint: 
     )
 
 
-def _latest(instance: dg.DagsterInstance, stage: str) -> dict[str, tuple[str | None, int]]:
-    """{partition: (fingerprint, storage id)} of the latest materializations, in two queries however many partitions there are."""
+def _latest(instance: dg.DagsterInstance, stage: str) -> dict[str, Made]:
+    """The latest materialization of each partition, in two queries however many there are."""
     key = dg.AssetKey(stage)
     ids = instance.event_log_storage.get_latest_storage_id_by_partition(
         key, dg.DagsterEventType.ASSET_MATERIALIZATION
@@ -111,59 +142,132 @@ def _latest(instance: dg.DagsterInstance, stage: str) -> dict[str, tuple[str | N
     records = instance.fetch_materializations(
         dg.AssetRecordsFilter(key, storage_ids=list(ids.values())), limit=len(ids)
     ).records
-    return {
-        r.partition_key: (r.asset_materialization.tags.get(fingerprints.TAG), r.storage_id)
-        for r in records
-    }
+    latest: dict[str, Made] = {}
+    for record in records:
+        if EXPERIMENT in _tags(record):
+            record = _before_experiments(instance, key, record.partition_key)
+        if record is not None:
+            event = record.asset_materialization
+            recipe = event.metadata.get(RECIPE) if event else None
+            latest[record.partition_key] = Made(
+                _tags(record).get(fingerprints.TAG),
+                record.storage_id,
+                recipe.value if isinstance(recipe, dg.JsonMetadataValue) else None,
+            )
+    return latest
+
+
+def _tags(record: dg.EventLogRecord) -> Mapping[str, str]:
+    return record.asset_materialization.tags or {} if record.asset_materialization else {}
+
+
+def _before_experiments(
+    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str
+) -> dg.EventLogRecord | None:
+    """The latest materialization that is no experiment's, among the last thousand."""
+    records = instance.fetch_materializations(
+        dg.AssetRecordsFilter(key, asset_partitions=[partition]), limit=1000
+    ).records
+    return next((r for r in records if EXPERIMENT not in _tags(r)), None)
 
 
 AUTOMATION = assets.DEPLOYED.automation
-ON = AUTOMATION.enabled if AUTOMATION.enabled is not None else assets.DEPLOYED.profile == BUNDLED
+SWITCH_ON = (
+    "Switched off until you say so: switch it on here, run `dagster sensor start policy_changes`, "
+    "or set POLICYALIGN_AUTOMATION__ENABLED=true."
+)
+
+
+def _stop_what_nobody_wants(
+    instance: dg.DagsterInstance, present: set[str], log: Callable[[str], None]
+) -> None:
+    """Cancels waiting runs of policies whose folder is gone: they could only fail."""
+    for run in instance.get_runs(dg.RunsFilter(statuses=list(WAITING))):
+        policy = policy_of(run)
+        if policy and policy not in present:
+            instance.report_run_canceling(run, f"policy {policy} was deleted")
+            instance.report_run_canceled(run)
+            log(f"run {run.run_id} is canceled: its policy {policy} was deleted")
 
 
 @dg.sensor(
     job=alignment_job,
     minimum_interval_seconds=AUTOMATION.sensor_seconds,
-    default_status=dg.DefaultSensorStatus.RUNNING if ON else dg.DefaultSensorStatus.STOPPED,
+    default_status=dg.DefaultSensorStatus.RUNNING
+    if AUTOMATION.enabled
+    else dg.DefaultSensorStatus.STOPPED,
+    description="Watches the policies and the settings, and re-aligns what is out of date. An edit "
+    "of a shared file re-aligns every domain of that policy, an edit of an addendum one. "
+    + ("" if AUTOMATION.enabled else SWITCH_ON),
 )
 def policy_changes(
     context: dg.SensorEvaluationContext, pipeline: Pipeline
 ) -> dg.SensorResult | dg.SkipReason:
-    """Watches `policies/` and the settings: an edit of a shared file re-aligns all domains of that policy, of an addendum one."""
     for run_id in bury_dead_runs(context.instance):
         context.log.warning(f"run {run_id} had no process any more and is marked as failed")
-    policies_dir = pipeline.policies
-    wanted = desired_states(policies_dir, assets.DEPLOYED, context.log.warning)
-    known, present = (
-        set(context.instance.get_dynamic_partitions(policy_dimension.name)),
-        set(list_policies(policies_dir)),
+    found = find_policies(pipeline.policies, context.log.warning)
+    present = {*found.policies, *found.broken}
+    _stop_what_nobody_wants(context.instance, present, context.log.warning)
+    known = set(context.instance.get_dynamic_partitions(NAME))
+    live = {run.tags.get(PARTITION_TAG) for run in live_runs(context.instance)}
+    # a broken policy keeps its partitions; a live run would fail at its end without its own
+    gone = {
+        key
+        for key in known - set(found.keys) - live
+        if domain_and_policy(key)[1] not in found.broken
+    }
+    requests: list[Any] = []
+    if new := sorted(set(found.keys) - known):
+        requests.append(partitions.build_add_request(new))
+    if gone:
+        requests.append(partitions.build_delete_request(sorted(gone)))
+    left: dict[str, str] = {}
+    wanted = _desired(found, assets.DEPLOYED)
+    runs = list(
+        out_of_date(context.instance, wanted, settings=assets.DEPLOYED, left=left.__setitem__)
     )
-    live = {run.tags.get("dagster/partition/policy") for run in live_runs(context.instance)}
-    changes = []
-    if new := sorted(present - known):
-        changes.append(policy_dimension.build_add_request(new))
-    if gone := sorted(
-        known - present - live
-    ):  # never under a live run, which would fail at its end
-        changes.append(policy_dimension.build_delete_request(gone))
-    requests = list(out_of_date(context.instance, wanted))
-    if not requests and not changes:
-        return dg.SkipReason(f"all {len(wanted)} partitions are as wanted, or have a run already")
-    return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=changes)
+    for request in runs:
+        context.log.info(f"{request.partition_key}: {request.tags[WHY]}")
+    for partition, why in left.items():
+        context.log.info(f"{partition} is out of date, but {why}")
+    if not runs and not requests:
+        return dg.SkipReason(_idle(len(wanted), left, found.broken))
+    return dg.SensorResult(run_requests=runs, dynamic_partitions_requests=requests)
+
+
+def _idle(partitions_found: int, left: Mapping[str, str], broken: Mapping[str, str]) -> str:
+    """Why a look starts nothing."""
+    parts = [f"{partitions_found - len(left)} of {partitions_found} partitions are as wanted"]
+    parts += [f"{partition} waits: {why}" for partition, why in list(left.items())[:5]]
+    parts += [f"policy {policy} cannot be read: {why}" for policy, why in list(broken.items())[:5]]
+    return "; ".join(parts)
 
 
 @dg.schedule(
     job=alignment_job,
     cron_schedule=AUTOMATION.nightly,
-    default_status=dg.DefaultScheduleStatus.RUNNING if ON else dg.DefaultScheduleStatus.STOPPED,
+    default_status=dg.DefaultScheduleStatus.RUNNING
+    if AUTOMATION.enabled
+    else dg.DefaultScheduleStatus.STOPPED,
+    description="Once a night, does what the sensor does, and tries again what failed during the "
+    "day. "
+    + (
+        ""
+        if AUTOMATION.enabled
+        else SWITCH_ON.replace("sensor start", "schedule start").replace(
+            "policy_changes", "nightly_realignment"
+        )
+    ),
 )
-def nightly_realignment(context: dg.ScheduleEvaluationContext, pipeline: Pipeline):
-    """What the sensor does, once a night, and once more for what failed during the day."""
+def nightly_realignment(
+    context: dg.ScheduleEvaluationContext, pipeline: Pipeline
+) -> Iterator[dg.RunRequest]:
     day = context.scheduled_execution_time.date().isoformat()
     wanted = desired_states(pipeline.policies, assets.DEPLOYED, context.log.warning)
-    registered = set(context.instance.get_dynamic_partitions(policy_dimension.name))
+    registered = set(context.instance.get_dynamic_partitions(NAME))
     yield from out_of_date(
         context.instance,
-        {k: v for k, v in wanted.items() if k.split("|")[1] in registered},
+        {key: stages for key, stages in wanted.items() if key in registered},
         salt=f"!{day}",
+        settings=assets.DEPLOYED,
     )

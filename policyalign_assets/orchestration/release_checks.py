@@ -12,7 +12,8 @@ import dagster as dg
 import pyarrow as pa
 
 from policyalign_assets.files import Location
-from policyalign_assets.orchestration.partitions import partitions
+from policyalign_assets.orchestration.alerts import send_alert
+from policyalign_assets.orchestration.partitions import domain_and_policy, partitions
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
@@ -60,20 +61,27 @@ def release_gates(
     from policyalign_assets.report.folders import remove_release
     from policyalign_assets.report.release import decide
 
-    keys = context.partition_key.keys_by_dimension
-    domain, policy = keys["domain"], keys["policy"]
+    domain, policy = domain_and_policy(context.partition_key)
+    results = pipeline.results
     # before anything is read, so that no error can leave an old release in place
-    remove_release(pipeline.data, domain, policy)
+    remove_release(results, domain, policy)
     try:
-        stored = [_stored(pipeline.data, stage, domain, policy) for stage in CHAIN]
+        stored = [_stored(pipeline, stage, domain, policy) for stage in CHAIN]
     except FileNotFoundError as error:
         raise dg.Failure(
             f"there is no complete report for {context.partition_key}: {error.filename} does not "
             "exist. Fix: materialize benchmark_report for it.",
             allow_retries=False,
         ) from None
-    decision = decide(pipeline.data, Chain(*stored), pipeline.settings.gates)
+    decision = decide(results, Chain(*stored), pipeline.settings.gates, pipeline.data)
     context.log.info(decision.verdict.line)
+    if not decision.verdict.releasable and not pipeline.experiment:
+        send_alert(
+            pipeline.settings.alerts,
+            f"PolicyAlign: {context.partition_key} is not releasable",
+            "\n".join([decision.verdict.line, *decision.verdict.remedies]),
+            context.log.warning,
+        )
     found = {result.gate: result for result in decision.gates}
     for gate in GATES:
         if gate == PROVENANCE:
@@ -118,12 +126,16 @@ def _provenance(problem: str | None, line: str) -> dg.AssetCheckResult:
     )
 
 
-def _stored(data: Location, stage: str, domain: str, policy: str) -> Any:
-    """What a stage has stored for a partition. Raises FileNotFoundError."""
+def _stored(pipeline: Pipeline, stage: str, domain: str, policy: str) -> Any:
+    """What a stage has stored for a partition. Raises FileNotFoundError.
+
+    An experiment reads from the deployment what it has not made itself.
+    """
     kind = CHAIN[stage]
     suffix = "parquet" if kind is pa.Table else "json"
-    file = data / "assets" / stage / domain / f"{policy}.{suffix}"
-    try:
-        return decode(file.read_bytes(), kind)
-    except FileNotFoundError:
-        raise FileNotFoundError(2, "No such file or directory", str(file)) from None
+    below = ("assets", stage, domain, f"{policy}.{suffix}")
+    for folder in dict.fromkeys((pipeline.results, pipeline.data)):
+        file: Location = folder.joinpath(*below)
+        if file.exists():
+            return decode(file.read_bytes(), kind)
+    raise FileNotFoundError(2, "No such file or directory", str(file))

@@ -1,25 +1,34 @@
-"""The settings: of this deployment, when Dagster loads the definitions, and of a run, as the resource `pipeline`."""
+"""The settings: of the deployment, when Dagster loads the definitions, and of a run (`pipeline`)."""
 
+import contextlib
+import hashlib
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import dagster as dg
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
-from policyalign_assets.files import Location, location
-from policyalign_assets.orchestration.dead_runs import note_process
+from policyalign_assets.files import Location, location, scratch_folder, sweep
+from policyalign_assets.orchestration.dead_runs import bury_dead_runs, note_process
 from policyalign_assets.orchestration.owners import note_owner
+from policyalign_assets.orchestration.run_config import Overrides
+from policyalign_assets.runtime.partition_lock import PartitionBusy, partition_lock
 from policyalign_assets.settings import ENV_PREFIX, Settings, SettingsError, load_settings
+from policyalign_assets.stages import fingerprints
 
 POLICIES_DIR = os.environ.get("POLICYALIGN_POLICIES_DIR", "policies")
+EXPERIMENT = "policyalign/experiment"  # tag of a run and of what it materializes
+EXPERIMENTS = "experiments"
 
 
 def deployed_settings() -> Settings:
-    """Settings of now; a run may override them, and is then out of date by design.
+    """The settings of the deployment, from the environment.
 
-    Raises click.ClickException, which Dagster's commands print without a traceback. The UI and the daemon show its words first.
+    Raises click.ClickException, which Dagster's commands print without a traceback. The UI and the
+    daemon show its words first.
     """
     try:
         return load_settings()
@@ -35,23 +44,71 @@ def deployed_settings() -> Settings:
 
 
 class Pipeline(dg.ConfigurableResource):
-    """Run config: `resources: {pipeline: {config: {profile: ..., overrides: {distillation: {steps: 60}}}}}`."""
+    """Settings and folders of a run.
 
-    profile: str | None = None
-    overrides: dict[str, Any] = {}
-    policies_dir: str = POLICIES_DIR
-    data_dir: str = "data"  # or a URL: s3://bucket/policyalign
+    In the launchpad: `resources: {pipeline: {config: {overrides: {distillation: {steps: 60}}}}}`.
+    A run whose settings would give other results than those of the deployment is an experiment: it
+    reads what the deployment made, and writes to `<data>/experiments/<id>/`.
+    """
+
+    profile: str | None = Field(
+        default=None, description="settings to begin with; not set: those of the deployment"
+    )
+    overrides: Overrides = Field(
+        default_factory=Overrides,
+        description="single settings for this run; other results than the deployment's are kept "
+        "apart, as an experiment",
+    )
+    policies_dir: str = Field(default=POLICIES_DIR, description="folder of the policies")
+    data_dir: str = Field(
+        default="data",
+        description="folder of the results, or a URL such as s3://bucket/policyalign",
+    )
     _settings: Settings = PrivateAttr()
+    _experiment: str | None = PrivateAttr(default=None)
+
+    @contextlib.contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["Pipeline"]:
+        """Refuses wrong settings, and a second run of a partition, before the first stage starts."""
+        self.setup_for_execution(context)
+        partition = context.run.tags.get("dagster/partition") if context.run else None
+        if context.run is None or partition is None:
+            yield self
+            return
+        scratch = scratch_folder(self.results)
+        holder = f"run {context.run.run_id} (process {os.getpid()})"
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(partition_lock(scratch, partition, holder))
+            except PartitionBusy as error:
+                raise self._refusal(context, str(error)) from None
+            sweep(scratch)
+            yield self
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Refuses wrong settings here, before the first stage of a run starts."""
         try:
-            self._settings = load_settings(self.profile, self.overrides)
+            overrides = self.overrides.values_set()
+            self._settings = load_settings(self.profile, overrides)
+            if self.profile or overrides:
+                self._experiment = experiment_id(self._settings, load_settings())
         except SettingsError as error:
-            raise dg.Failure(str(error), allow_retries=False) from None
-        if context.run:
+            raise self._refusal(context, str(error)) from None
+        if context.run and context.instance:
+            # before a step waits for a pool slot that a dead run still holds
+            for run_id in bury_dead_runs(context.instance):
+                if context.log:
+                    context.log.warning(f"run {run_id} had no process any more: marked as failed")
             note_process(context.instance, context.run.run_id)
             note_owner(context.instance, context.run, self.policies)
+            if self._experiment:
+                context.instance.add_run_tags(context.run.run_id, {EXPERIMENT: self._experiment})
+
+    @staticmethod
+    def _refusal(context: dg.InitResourceContext, message: str) -> dg.Failure:
+        """A failure that Dagster does not try again: nothing would differ."""
+        if context.run and context.instance:
+            context.instance.add_run_tags(context.run.run_id, {"dagster/max_retries": "0"})
+        return dg.Failure(message, allow_retries=False)
 
     @property
     def settings(self) -> Settings:
@@ -63,4 +120,28 @@ class Pipeline(dg.ConfigurableResource):
 
     @property
     def data(self) -> Location:
+        """Where checkpoints and kept work lie, named by their content; every run shares them."""
         return location(self.data_dir)
+
+    @property
+    def experiment(self) -> str | None:
+        return self._experiment
+
+    @property
+    def results(self) -> Location:
+        """Where the run's tables, records and reports go."""
+        return self.data / EXPERIMENTS / self._experiment if self._experiment else self.data
+
+
+def experiment_id(settings: Settings, deployed: Settings) -> str | None:
+    """A name for settings that give other results, or other release bars, than the deployment's.
+
+    None where results are the same: more tokens in a batch, say, or the values of the deployment.
+    """
+    decisive = [
+        [fingerprints.own_versions(s), s.gates.model_dump(mode="json")]
+        for s in (settings, deployed)
+    ]
+    if decisive[0] == decisive[1]:
+        return None
+    return hashlib.sha256(json.dumps(decisive[0], sort_keys=True).encode()).hexdigest()[:10]

@@ -67,8 +67,12 @@ class Decision:
     provenance: str | None
 
 
-def decide(data: Location, chain: Chain, bars: GateSettings) -> Decision:
+def decide(
+    data: Location, chain: Chain, bars: GateSettings, checkpoints: Location | None = None
+) -> Decision:
     """Decides on the current report of the chain's partition; writes or removes `release.json`.
+
+    data: the folder of `reports/`. checkpoints: that of `checkpoints/`, if it is another one.
 
     The old release is removed before anything is read, so that no error can leave it in place.
     """
@@ -83,8 +87,8 @@ def decide(data: Location, chain: Chain, bars: GateSettings) -> Decision:
         folder = current_report(data, domain, policy)
         answers = checked(chain)
         _same_cases(folder, answers)
-        digests = checkpoint_digests(chain.checkpoint, data)
-        results = _gate_results(chain, answers, data, margins_of_policy)
+        digests = checkpoint_digests(chain.checkpoint, checkpoints or data)
+        results = _gate_results(chain, answers, checkpoints or data, margins_of_policy)
         final = verdict(results, margins_of_policy)
     except FileNotFoundError as error:
         problem = f"there is no complete report ({error.filename} is missing)"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig
 
 import policyalign_assets
+from policyalign_assets.files import temporary_folder
 from policyalign_assets.runtime.exchange import Exchange, Failed, Problem
 from policyalign_assets.runtime.guard import guarded
 from policyalign_assets.settings import Settings
@@ -39,10 +39,10 @@ def train_on_processes(context: StageContext, inputs: dict[str, StageData]) -> S
     cpu = on_cpu(context.settings)
     if not cpu and (gpus := torch.cuda.device_count()) < count:
         raise AccelerateConfigError(
-            f"distillation.processes={count} but PyTorch sees {gpus} GPUs. Mend: one process for each GPU."
+            f"distillation.processes={count} but PyTorch sees {gpus} GPUs. Fix: one process for each GPU."
         )
-    with tempfile.TemporaryDirectory(prefix="policyalign.") as name:
-        exchange = Exchange(Path(name))
+    with temporary_folder() as name:
+        exchange = Exchange(name)
         exchange.give(stage, context.settings, str(context.data), inputs)
         (exchange.folder / "accelerate.yaml").write_text(yaml.safe_dump(config))
         command = [
@@ -53,7 +53,7 @@ def train_on_processes(context: StageContext, inputs: dict[str, StageData]) -> S
             f"{name}/accelerate.yaml",
             "-m",
             "policyalign_assets.runtime.training_process",
-            name,
+            str(name),
         ]
         environment = {
             **os.environ,
@@ -89,7 +89,7 @@ def launch_config(settings: Settings) -> dict:
         ) from None
     if not isinstance(given, dict) or not isinstance(given.get("fsdp_config", {}), dict):
         raise AccelerateConfigError(
-            f"distillation.accelerate_config={file!r} is no mapping. Mend: as deploy/accelerate/*.yaml"
+            f"distillation.accelerate_config={file!r} is no mapping. Fix: as deploy/accelerate/*.yaml"
         )
     sharded = given.get("distributed_type") == "FSDP"
     fixed = {
@@ -129,7 +129,7 @@ def launch_config(settings: Settings) -> dict:
             ):
                 mend = " or ".join([repr(v) for v in allowed.get(key, ())] + ["leave it out"])
                 raise AccelerateConfigError(
-                    f"distillation.accelerate_config={file!r}: {key}={value!r} is not supported here. Mend: {mend}."
+                    f"distillation.accelerate_config={file!r}: {key}={value!r} is not supported here. Fix: {mend}."
                 )
     config = {key: values[0] for key, values in fixed.items()} | given
     return config | (

@@ -1,10 +1,12 @@
-"""Runs a command and lets no process of it outlive this one, or the one that started it. Standard library only: starts fast.
+"""Runs a command whose processes never outlive the guard, nor the process that started the guard.
 
-    python -I -S guard.py <grace seconds> <command> …      with a pipe as standard input, on which nothing is written
+    python -I -S guard.py <grace seconds> <command> …
 
-The pipe closes when the starter dies, however it dies: that is the watchdog, and it works on every system. Training launchers
-start workers in sessions of their own, which a signal to a process group misses, so on Linux this process adopts every
-orphan below it (PR_SET_CHILD_SUBREAPER) and ends all its descendants: SIGTERM, and SIGKILL after the grace.
+Standard input must be a pipe on which nothing is written. It closes when the starter dies, however
+it dies, and the guard then ends the command; this works on every system. Training launchers start
+workers in sessions of their own, which a signal to a process group misses. So on Linux the guard
+adopts every orphan below it (PR_SET_CHILD_SUBREAPER) and ends all its descendants with SIGTERM, and
+with SIGKILL after the grace. Only the standard library is used, so that the guard starts fast.
 """
 
 import contextlib
@@ -20,6 +22,7 @@ from pathlib import Path
 
 LINUX = sys.platform == "linux"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+INHERITED: set[int] = set()  # file descriptors, such as locks, that a guard keeps until it ends
 asked_to_stop = False
 
 
@@ -27,15 +30,20 @@ asked_to_stop = False
 def guarded(
     command: list[str], grace: float, environment: dict[str, str], pipe_output: bool = False
 ) -> Iterator[subprocess.Popen]:
-    """Starts `command` under a guard; its exit code is the command's (128 + n for signal n). Afterwards, or when this process dies, every
-    process below `command` is ended. `pipe_output`: standard output is the guard's `stdout`."""
+    """Starts `command` under a guard, whose exit code is the command's (128 + n for signal n).
+
+    Afterwards, or when this process dies, every process below `command` is ended.
+    `pipe_output`: standard output is the guard's `stdout`.
+    """
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(grace), *command],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if pipe_output else None,
         start_new_session=True,
+        pass_fds=tuple(INHERITED),
     )
+    assert process.stdin is not None  # a pipe, see above
     try:
         yield process
     finally:
@@ -44,9 +52,8 @@ def guarded(
             process.wait(grace + 3)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(
-                    process.pid, signal.SIGKILL
-                )  # if the guard itself was killed, its group is still there
+                # if the guard itself was killed, its group is still there
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if process.stdout:
                 process.stdout.close()
@@ -56,7 +63,7 @@ def prctl(option: int, value: int) -> None:
     ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def stop(*_) -> None:
+def stop(*_: object) -> None:
     global asked_to_stop
     asked_to_stop = True
 

@@ -50,7 +50,7 @@ def make(
     """Raises NotOfOnePiece, before anything is written, where the inputs were not made from each
     other. An earlier release of the partition is withdrawn first: it was for another report.
     """
-    settings, data = context.settings, context.data
+    settings, data, results = context.settings, context.data, context.results
     domain, policy_id = policy_document.domain, policy_document.policy_id
     chain = Chain(
         policy_document,
@@ -60,7 +60,7 @@ def make(
         generations,
         judgements,
     )
-    remove_release(data, domain, policy_id)
+    remove_release(results, domain, policy_id)
     answers = checked(chain)
     bars = with_policy_margins(settings.gates, margins(chain))
     calibration = find_calibration(answers, data)
@@ -81,7 +81,7 @@ def make(
         show_harmful=settings.report.show_harmful,
     )
     try:
-        last = read_report(current_report(data, domain, policy_id))
+        last = read_report(current_report(results, domain, policy_id))
     except FileNotFoundError:
         last = None
     report = replace(report, changes=changes_since(last, report))
@@ -104,15 +104,16 @@ def make(
         code_version(),
         None if calibration is None else [calibration.n, calibration.kappa],
     ]
-    partition = partition_folder(data, domain, policy_id)
+    partition = partition_folder(results, domain, policy_id)
     folder = publish(partition, report_id(distilled_checkpoint.checkpoint_id, made_from), write)
     write_history(partition)
     page = folder / "report.html"
+    relative = folder.relative_to(data).as_posix()
     context.report(report.verdict.line)
     context.report(f"report: {page}")
     metrics = metric_values(report)
     return StageResult(
-        ReportRecord(f"reports/{policy_id}/{domain}/{folder.name}", version, metrics),
+        ReportRecord(relative, version, metrics),
         version,
         {
             "verdict": report.verdict.line,

@@ -27,7 +27,8 @@ class StageContext:
     """What a stage needs beside its inputs.
 
     `data` is the folder or URL of the results. `report` takes one line of progress. `policies` and
-    `partition` (domain, policy id) say where the first stage finds its policy.
+    `partition` (domain, policy id) say where the first stage finds its policy. `experiment` names
+    the folder of results that are kept apart from those of the deployment.
     """
 
     settings: Settings
@@ -35,6 +36,12 @@ class StageContext:
     report: Callable[[str], None] = lambda _: None
     policies: Path | None = None
     partition: tuple[str, str] | None = None
+    experiment: str | None = None
+
+    @property
+    def results(self) -> Location:
+        """The folder that holds `reports/`: an experiment has one of its own."""
+        return self.data / "experiments" / self.experiment if self.experiment else self.data
 
 
 @dataclass(frozen=True)

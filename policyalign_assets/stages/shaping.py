@@ -15,7 +15,7 @@ from pathlib import Path
 from policyalign_assets.engine.derived_models import sources_of
 from policyalign_assets.engine.revision import local_revision
 from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
-from policyalign_assets.evaluation import cases, lm_eval_harness
+from policyalign_assets.evaluation import case_texts, lm_eval_harness
 from policyalign_assets.evaluation.benchmarks import files_of, manifest, version_of
 from policyalign_assets.evaluation.case_plan import has_templates, judge_reads_rules
 from policyalign_assets.judges.phrases import known_answers
@@ -110,14 +110,14 @@ def firewall_references(settings: Settings) -> dict[str, object]:
         content["references"] = files_version(files)
     if firewall.own_cases and has_templates(settings):
         counted = settings.evaluation.model_dump(include={"cases_per_suite"})
-        content["held-out cases"] = [counted, cases.texts(settings)]
+        content["held-out cases"] = [counted, case_texts.texts(settings)]
     # The seed decides which of the author's requests are held out of synthesis.
     return content | {"held-out requests of authors": settings.evaluation.seed}
 
 
 def heldout_templates(settings: Settings) -> list[object]:
     """The texts of held-out cases, and whether a judge reads the rules, so that duties have any."""
-    return [cases.texts(settings), judge_reads_rules(settings)]
+    return [case_texts.texts(settings), judge_reads_rules(settings)]
 
 
 def everyday_requests(settings: Settings) -> object:

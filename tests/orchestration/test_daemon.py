@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from policyalign_assets.orchestration.dead_runs import TAG as PROCESS
+from policyalign_assets.orchestration.partitions import NAME
 from policyalign_assets.orchestration.realign import desired_states, live_runs
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import load_settings
@@ -111,6 +112,7 @@ class World:
             "FAKE_CONTROL": str(self.control),
             "OMP_NUM_THREADS": "1",
             "POLICYALIGN_AUTOMATION__SENSOR_SECONDS": "1",
+            "POLICYALIGN_AUTOMATION__ENABLED": "true",
             "POLICYALIGN_DATA_DIR": str(self.folder / "data"),
             **more,
         }
@@ -134,7 +136,9 @@ class World:
 
     # what happened
     def runs(self) -> list[dg.DagsterRun]:
-        return [r.dagster_run for r in self.instance.get_run_records(ascending=True)]
+        """Runs of a partition; those of the leaderboard are counted apart."""
+        runs = [r.dagster_run for r in self.instance.get_run_records(ascending=True)]
+        return [run for run in runs if "dagster/partition" in run.tags]
 
     def live(self) -> list[dg.DagsterRun]:
         return live_runs(self.instance)
@@ -324,7 +328,7 @@ def test_a_new_policy_is_aligned_and_a_deleted_one_retired_with_its_results_kept
     assert world.launched() == (1, ALL) and world.as_wanted()
     shutil.rmtree(world.policies / "beta")
     assert world.launched() == (0, 0)
-    assert world.instance.get_dynamic_partitions("policy") == ["alpha"]
+    assert world.instance.get_dynamic_partitions(NAME) == ["legal|alpha", "medical|alpha"]
     assert (world.folder / "data/assets/benchmark_report/legal/beta.json").exists()
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import dagster as dg
 import pyarrow as pa
 import pytest
+from helpers import deployed
 
 from policyalign_assets.orchestration import data_checks
-from policyalign_assets.orchestration.partitions import partitions
+from policyalign_assets.orchestration.partitions import NAME, partitions
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage
 from policyalign_assets.tables import FILTERED, INSTRUCTIONS, YIELDS
@@ -80,19 +81,21 @@ def run(tmp_path):
             pass
 
         with dg.DagsterInstance.ephemeral() as instance:
-            instance.add_dynamic_partitions("policy", ["general-conduct"])
-            result = dg.materialize(
-                [violating_instructions, filtered_instructions, training, *CHECKS],
-                partition_key=KEY,
-                instance=instance,
-                raise_on_error=False,
-                resources={
-                    "pipeline": Pipeline(
-                        policies_dir=str(tmp_path / "policies"), overrides={"filtering": filtering}
-                    ),
-                    "tables": ParquetStorage(data_dir=str(tmp_path / "data")),
-                },
-            )
+            instance.add_dynamic_partitions(NAME, ["medical|general-conduct"])
+            with deployed({"filtering": filtering}):
+                result = dg.materialize(
+                    [violating_instructions, filtered_instructions, training, *CHECKS],
+                    partition_key=KEY,
+                    instance=instance,
+                    raise_on_error=False,
+                    resources={
+                        "pipeline": Pipeline(
+                            policies_dir=str(tmp_path / "policies"),
+                            data_dir=str(tmp_path / "data"),
+                        ),
+                        "tables": ParquetStorage(data_dir=str(tmp_path / "data")),
+                    },
+                )
             standing = (
                 data_checks.failed_checks(instance, KEY),
                 data_checks.failed_checks(instance, "legal|general-conduct"),

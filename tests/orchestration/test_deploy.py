@@ -49,14 +49,14 @@ def test_production_reads_where_postgres_is_from_the_environment(monkeypatch):
 @pytest.mark.parametrize("name", ["ray", "kubernetes"])
 def test_a_cluster_needs_a_place_that_both_sides_reach(name, monkeypatch):
     launcher = launcher_from_environment({"POLICYALIGN_LAUNCHER": name})
-    with pytest.raises(dg.Failure, match="Mend: set POLICYALIGN_EXCHANGE"):
+    with pytest.raises(dg.Failure, match="Fix: set POLICYALIGN_EXCHANGE"):
         launcher.setup_for_execution(dg.build_init_resource_context())
 
 
 def test_an_unknown_launcher_is_refused():
     with pytest.raises(
         click.ClickException,
-        match="'slurm' names no launcher. Mend: one of subprocess, in_process, ray, kubernetes",
+        match="'slurm' names no launcher. Fix: one of subprocess, in_process, ray, kubernetes",
     ):
         launcher_from_environment({"POLICYALIGN_LAUNCHER": "slurm"})
 

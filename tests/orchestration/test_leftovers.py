@@ -13,6 +13,7 @@ import pytest
 
 from policyalign_assets.files import location
 from policyalign_assets.orchestration.dead_runs import TAG, bury_dead_runs, note_process
+from policyalign_assets.orchestration.partitions import NAME
 from policyalign_assets.orchestration.prune import find_caches, find_leftovers, prune
 
 pytestmark = pytest.mark.daemon
@@ -88,16 +89,18 @@ def folders(tmp_path):
         ):
             (tmp_path / "data" / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "data" / file).write_text(text)
+    for board in ("leaderboard.html", "leaderboard.parquet"):  # of all policies, also of those gone
+        (tmp_path / "data/reports" / board).write_text("")
     (tmp_path / "policies/kept").mkdir(parents=True)
     shutil.copy(ROOT / "policies/general-conduct/policy.md", tmp_path / "policies/kept/policy.md")
     return tmp_path
 
 
 def test_pruning_removes_what_retired_policies_left_and_nothing_else(instance, folders):
-    instance.add_dynamic_partitions("policy", ["kept", "gone"])
+    instance.add_dynamic_partitions(NAME, ["medical|kept", "medical|gone"])
     runs = {
         name: any_job.execute_in_process(
-            instance=instance, tags={"dagster/partition/policy": name}
+            instance=instance, tags={"dagster/partition": f"medical|{name}"}
         ).run_id
         for name in ("kept", "gone")
     }
@@ -117,15 +120,17 @@ def test_pruning_removes_what_retired_policies_left_and_nothing_else(instance, f
     assert left == {
         "assets/policy_document/medical/kept.json",
         "reports/kept/medical/report.html",
+        "reports/leaderboard.html",
+        "reports/leaderboard.parquet",
         "checkpoints/of-kept/checkpoint.json",
     }
     assert instance.get_run_by_id(runs["gone"]) is None and instance.get_run_by_id(runs["kept"])
-    assert instance.get_dynamic_partitions("policy") == ["kept"]
+    assert instance.get_dynamic_partitions(NAME) == ["medical|kept"]
     assert find_leftovers(instance, folders / "policies", folders / "data").policies == []
 
 
 def test_a_retired_policy_with_a_live_run_is_left_alone(instance, folders):
-    started(instance, **{"dagster/partition/policy": "gone"})
+    started(instance, **{"dagster/partition": "medical|gone"})
     assert find_leftovers(instance, folders / "policies", folders / "data").policies == []
 
 

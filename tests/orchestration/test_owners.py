@@ -68,7 +68,7 @@ def test_a_run_is_tagged_with_the_owner_of_its_partition(policies):
         def noted(policy: str) -> str | None:
             run = instance.create_run_for_job(
                 any_job,
-                tags={"dagster/partition/policy": policy, "dagster/partition/domain": "medical"},
+                tags={"dagster/partition": f"medical|{policy}"},
             )
             note_owner(instance, run, policies)
             return instance.get_run_by_id(run.run_id).tags.get(TAG)

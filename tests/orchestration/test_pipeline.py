@@ -13,14 +13,17 @@ import dagster as dg
 import duckdb
 import pyarrow.parquet as pq
 import pytest
+from helpers import deployed
 from test_report import Page
 
 from policyalign_assets import definitions
 from policyalign_assets.files import location
 from policyalign_assets.orchestration import assets, launchers, owners
 from policyalign_assets.orchestration.clusters import RayJobs
+from policyalign_assets.orchestration.found_policies import find_policies
 from policyalign_assets.orchestration.launchers import InProcess, Subprocess
 from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG
+from policyalign_assets.orchestration.partitions import NAME
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
 from policyalign_assets.policy import parse_policy
@@ -53,9 +56,7 @@ QUICK = {
 def workspace(tmp_path):
     shutil.copytree(ROOT / "policies", tmp_path / "policies")
     with dg.instance_for_test() as instance:
-        instance.add_dynamic_partitions(
-            "policy", ["general-conduct", "data-privacy", "computer-use-agent"]
-        )
+        instance.add_dynamic_partitions(NAME, find_policies(tmp_path / "policies").keys)
         yield tmp_path, instance
 
 
@@ -71,21 +72,20 @@ def materialize(
 ):
     data = data or str(tmp_path / "data")
     resources = {
-        "pipeline": Pipeline(
-            policies_dir=str(tmp_path / "policies"), data_dir=data, overrides=overrides
-        ),
+        "pipeline": Pipeline(policies_dir=str(tmp_path / "policies"), data_dir=data),
         "launcher": launcher or InProcess(),
         "tables": ParquetStorage(data_dir=data),
         "records": RecordStorage(data_dir=data),
     }
-    return dg.materialize(
-        [*STAGES, assets.policy_catalog],
-        selection=selection,
-        partition_key=key,
-        instance=instance,
-        resources=resources,
-        raise_on_error=raise_on_error,
-    )
+    with deployed(overrides):
+        return dg.materialize(
+            [*STAGES, assets.policy_catalog],
+            selection=selection,
+            partition_key=key,
+            instance=instance,
+            resources=resources,
+            raise_on_error=raise_on_error,
+        )
 
 
 def test_the_whole_chain_on_one_partition(workspace):
@@ -294,14 +294,13 @@ def test_each_stage_can_be_redone_alone_with_the_same_result(workspace):
 
 def test_a_domain_that_the_policy_does_not_name_fails_in_plain_words(workspace):
     tmp_path, instance = workspace
-    result = materialize(
-        tmp_path, instance, STAGES[:1], key="medical|computer-use-agent", raise_on_error=False
-    )
-    assert not result.success
-    message = result.failure_data_for_node("policy_document").user_failure_data.description
-    assert (
-        "computer-use-agent" in message and "does not apply to" in message and "general" in message
-    )
+    with pytest.raises(click.ClickException) as refused:
+        materialize(
+            tmp_path, instance, STAGES[:1], key="medical|computer-use-agent", raise_on_error=False
+        )
+    message = str(refused.value)
+    assert "'computer-use-agent' is not registered for the domain 'medical'" in message
+    assert "its front matter lists the domain" in message and "Fix:" in message
 
 
 @pytest.mark.skipif(
@@ -384,7 +383,7 @@ def test_the_catalog_registers_every_policy_folder(workspace):
         (ROOT / "policies/computer-use-agent/policy.md").read_text()
     )
     materialize(tmp_path, instance, [assets.policy_catalog], key=None)
-    assert "new-policy" in instance.get_dynamic_partitions("policy")
+    assert any("new-policy" in key for key in instance.get_dynamic_partitions(NAME))
 
 
 def run(*args: str, **environ: str) -> subprocess.CompletedProcess:
@@ -424,7 +423,7 @@ def test_definitions_validate():
         (
             "POLICYALIGN_DISTILATION__STEPS",
             "60",
-            "POLICYALIGN_DISTILATION__STEPS='60' names no setting",
+            "POLICYALIGN_DISTILATION__STEPS names no setting",
         ),
         ("POLICYALIGN_PROFILE", "gpt", "profile 'gpt' does not exist"),
         ("POLICYALIGN_LAUNCHER", "slurm", "POLICYALIGN_LAUNCHER='slurm' names no launcher"),

@@ -1,14 +1,25 @@
 """Which edits start which stages. The daemon's part (launching runs) is Dagster's; here the decisions are tested."""
 
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import (
+    InProcessCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.test_utils import create_run_for_test
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from policyalign_assets.orchestration import assets
+from policyalign_assets.orchestration.metadata import RECIPE
+from policyalign_assets.orchestration.partitions import NAME
 from policyalign_assets.orchestration.realign import (
+    WHY,
     desired_states,
     nightly_realignment,
     out_of_date,
@@ -117,7 +128,8 @@ def test_an_addendum_edit_redoes_one_partition_and_a_shared_edit_all_of_its_poli
         (
             "judge",
             {"kind": "policy", "base_url": "http://localhost/v1", "model": "m"},
-            EVIDENCE[1:],
+            # its verdicts are part of the scores, and a judge that reads rules measures duties
+            [s for s in ALL if s not in ("policy_document", "violating_instructions")],
         ),
         ("report", {"show_harmful": True}, EVIDENCE[2:]),
         ("judge", {"retries": 9}, []),
@@ -224,43 +236,43 @@ def test_the_sensor_registers_new_folders_and_retires_deleted_ones_but_not_under
     instance, policies
 ):
     def tick():
-        context = dg.build_sensor_context(
+        with dg.build_sensor_context(
             instance=instance, resources={"pipeline": Pipeline(policies_dir=str(policies))}
-        )
-        return policy_changes(context)
+        ) as context:
+            return policy_changes(context)
 
     added = tick()
     assert [r.partition_keys for r in added.dynamic_partitions_requests] == [
-        ["computer-use-agent", "data-privacy", "general-conduct"]
+        sorted(desired_states(policies, SETTINGS))
     ]
     assert len(added.run_requests) == 8
-    instance.add_dynamic_partitions(
-        "policy", ["computer-use-agent", "data-privacy", "general-conduct"]
-    )
+    instance.add_dynamic_partitions(NAME, list(desired_states(policies, SETTINGS)))
     finish(instance, policies, assets.DEPLOYED)
     assert isinstance(tick(), dg.SkipReason)
 
     shutil.rmtree(policies / "computer-use-agent")
     run = instance.create_run_for_job(
         assets_job(),
-        tags={"dagster/partition/policy": "computer-use-agent"},
+        tags={"dagster/partition": "general|computer-use-agent"},
         status=dg.DagsterRunStatus.STARTED,
     )
     assert isinstance(tick(), dg.SkipReason)
     instance.delete_run(run.run_id)
     assert [r.partition_keys for r in tick().dynamic_partitions_requests] == [
-        ["computer-use-agent"]
+        ["general|computer-use-agent"]
     ]
 
 
 def test_the_nightly_schedule_asks_for_registered_partitions_only(instance, policies):
-    instance.add_dynamic_partitions("policy", ["data-privacy"])
-    context = dg.build_schedule_context(
+    instance.add_dynamic_partitions(
+        NAME, [f"{d}|data-privacy" for d in ("medical", "legal", "financial")]
+    )
+    with dg.build_schedule_context(
         instance=instance,
         scheduled_execution_time=datetime(2026, 11, 24, 2, tzinfo=UTC),
         resources={"pipeline": Pipeline(policies_dir=str(policies))},
-    )
-    asked = {r.partition_key for r in nightly_realignment(context)}
+    ) as context:
+        asked = {r.partition_key for r in nightly_realignment(context)}
     assert asked == {f"{d}|data-privacy" for d in ("medical", "legal", "financial")}
 
 
@@ -281,3 +293,100 @@ def test_an_edited_file_of_everyday_requests_redoes_training_and_report_and_a_mo
         for stages in pending(instance, policies, settings(moved)).values()
     )
     assert pending(instance, policies, settings(moved))
+
+
+def tick(instance, policies):
+    with dg.build_sensor_context(
+        instance=instance, resources={"pipeline": Pipeline(policies_dir=str(policies))}
+    ) as context:
+        return policy_changes(context)
+
+
+def test_only_partitions_that_exist_are_registered(instance, policies):
+    (added,) = tick(instance, policies).dynamic_partitions_requests
+    assert len(added.partition_keys) == 8 and "medical|computer-use-agent" not in (
+        added.partition_keys
+    )
+
+
+def test_one_broken_policy_stops_no_other_and_keeps_its_partitions(instance, policies):
+    everything = sorted(desired_states(policies, SETTINGS))
+    instance.add_dynamic_partitions(NAME, everything)
+    finish(instance, policies, assets.DEPLOYED)
+    edit(policies / "general-conduct/policy.md", "- C1:", "- C2:")
+    bad = os.fsencode(policies) + b"/\xff\xfe"
+    os.mkdir(bad)
+    shutil.copy(policies / "data-privacy/policy.md", os.fsdecode(bad) + "/policy.md")
+    edit(policies / "data-privacy/legal.md", "leak a sealed file", "leak a file")
+    said = tick(instance, policies)
+    assert [r.partition_key for r in said.run_requests] == ["legal|data-privacy"]
+    assert said.dynamic_partitions_requests == []  # nothing is retired
+    finish(instance, policies, assets.DEPLOYED)
+    idle = tick(instance, policies)
+    assert isinstance(idle, dg.SkipReason)
+    assert "general-conduct cannot be read" in idle.skip_message
+    assert "not UTF-8" in idle.skip_message
+
+
+def test_a_queued_run_of_a_deleted_policy_is_cancelled(instance, policies):
+    instance.add_dynamic_partitions(NAME, sorted(desired_states(policies, SETTINGS)))
+    queued = {}
+    location = InProcessCodeLocationOrigin(
+        LoadableTargetOrigin(executable_path="python", module_name="m")
+    )
+    origin = RemoteJobOrigin(RemoteRepositoryOrigin(location, "r"), "alignment")
+    for key in ("general|computer-use-agent", "legal|data-privacy"):
+        run = create_run_for_test(
+            instance,
+            status=dg.DagsterRunStatus.QUEUED,
+            tags={"dagster/partition": key},
+            remote_job_origin=origin,
+        )
+        queued[key] = run.run_id
+    shutil.rmtree(policies / "computer-use-agent")
+    tick(instance, policies)
+    status = {key: instance.get_run_by_id(run).status for key, run in queued.items()}
+    assert status == {
+        "general|computer-use-agent": dg.DagsterRunStatus.CANCELED,
+        "legal|data-privacy": dg.DagsterRunStatus.QUEUED,
+    }
+
+
+def test_a_run_says_what_had_changed(instance, policies):
+    def made(settings):
+        for key, wanted in desired_states(policies, settings).items():
+            for stage in ALL:
+                recipe = fingerprints.recipe(stage, settings)
+                instance.report_runless_asset_event(
+                    dg.AssetMaterialization(
+                        stage,
+                        partition=key,
+                        tags={fingerprints.TAG: wanted[stage]},
+                        metadata={RECIPE: dg.MetadataValue.json(recipe)},
+                    )
+                )
+
+    def why(settings) -> set[str]:
+        requests = out_of_date(instance, desired_states(policies, settings), settings=settings)
+        return {r.tags[WHY] for r in requests}
+
+    assert why(SETTINGS) == {"policy_document was never made"}
+    made(SETTINGS)
+    faster = load_settings(overrides={"distillation": {"learning_rate": 1e-4}}, environ={})
+    assert why(faster) == {"distilled_checkpoint: distillation.learning_rate 0.0012 -> 0.0001"}
+    edit(policies / "data-privacy/legal.md", "leak a sealed file", "leak a file")
+    assert why(SETTINGS) == {"the policy's text changed"}
+
+
+def test_an_idle_look_says_why_it_starts_nothing(instance, policies):
+    instance.add_dynamic_partitions(NAME, sorted(desired_states(policies, SETTINGS)))
+    finish(instance, policies, assets.DEPLOYED)
+    assert "8 of 8 partitions are as wanted" in tick(instance, policies).skip_message
+    edit(policies / "data-privacy/legal.md", "leak a sealed file", "leak a file")
+    instance.create_run_for_job(
+        assets_job(),
+        tags={"dagster/partition": "legal|data-privacy"},
+        status=dg.DagsterRunStatus.STARTED,
+    )
+    said = tick(instance, policies).skip_message
+    assert "7 of 8" in said and "legal|data-privacy waits: it has a run already" in said
