@@ -38,9 +38,9 @@ ADDENDUM = "## Rules\n\n- B1: Never help anyone fake a {0}.\n"
 STALENESS = '{{ assetNodes(assetKeys: [{}]) {{ assetKey {{ path }} staleStatusByPartition(partitions: ["medical|alpha"]) }} }}'
 
 
-def and_after(first: str) -> set[str]:
-    """The stages that are made again when `first` is."""
-    found = {first}
+def and_after(*first: str) -> set[str]:
+    """The stages that are made again when those of `first` are."""
+    found = set(first)
     for stage, spec in STAGES.items():
         found |= {stage} if found & set(spec.upstream) else set()
     return found
@@ -395,20 +395,20 @@ JUDGE = {
 
 
 @pytest.mark.parametrize(
-    ("environ", "first"),
+    ("environ", "changed"),
     [
-        (RATE, "distilled_checkpoint"),
-        (RATE | JUDGE, next(s for s, spec in STAGES.items() if "judge" in spec.settings)),
+        (RATE, {"distilled_checkpoint"}),
+        # its verdicts are part of the scores, and a judge that reads rules gets cases of duties
+        (RATE | JUDGE, {"sensitivity_scores", "generations", "judgements"}),
     ],
     ids=["learning rate", "judge"],
 )
-def test_a_changed_setting_redoes_the_stages_that_read_it_and_those_after(world, environ, first):
+def test_a_changed_setting_redoes_the_stages_that_read_it_and_those_after(world, environ, changed):
     world.stop()
-    assert world.stale(**environ) == {
-        first
-    }  # in the UI; those after it only once its data has changed
+    # In the UI, the stages after these are out of date only once the data of these has changed.
+    assert world.stale(**environ) == changed
     world.start(**environ)
-    assert world.launched() == (2, 2 * len(and_after(first))) and world.as_wanted()
+    assert world.launched() == (2, 2 * len(and_after(*changed))) and world.as_wanted()
     assert world.stale(**environ) == set()
 
 

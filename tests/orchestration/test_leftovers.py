@@ -38,10 +38,14 @@ def instance():
         yield made
 
 
-def started(instance, **tags: str) -> str:
-    return instance.create_run_for_job(
-        any_job, status=dg.DagsterRunStatus.STARTED, tags=tags
-    ).run_id
+def started(instance) -> str:
+    return instance.create_run_for_job(any_job, status=dg.DagsterRunStatus.STARTED).run_id
+
+
+def noted(instance, run_id: str, process: str, by: str | None = None) -> str:
+    """Tags a run with a note of `process` ("host:pid:start"), as the run `by` (itself) notes it."""
+    instance.add_run_tags(run_id, {TAG: f"{process}:{(by or run_id)[:8]}"})
+    return run_id
 
 
 @linux
@@ -50,12 +54,12 @@ def test_a_run_whose_process_is_gone_is_marked_failed_and_its_pool_freed(instanc
     alive, dead, elsewhere = (
         started(instance),
         started(instance),
-        started(instance, **{TAG: "another-host:1:1@x"}),
+        noted(instance, started(instance), "another-host:1:1@x"),
     )
     note_process(instance, alive)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    instance.add_run_tags(dead, {TAG: f"{socket.gethostname()}:{gone.pid}:1@x"})
+    noted(instance, dead, f"{socket.gethostname()}:{gone.pid}:1@x")
     instance.event_log_storage.claim_concurrency_slot("gpu", dead, "a_step")
     assert not instance.event_log_storage.claim_concurrency_slot("gpu", alive, "a_step").is_claimed
 
@@ -71,8 +75,18 @@ def test_a_run_whose_process_is_gone_is_marked_failed_and_its_pool_freed(instanc
 
 @linux
 def test_another_process_with_the_same_number_is_not_taken_for_the_run(instance):
-    run = started(instance, **{TAG: f"{socket.gethostname()}:{os.getpid()}:1@before-the-restart"})
+    mine = f"{socket.gethostname()}:{os.getpid()}:1@before-the-restart"
+    run = noted(instance, started(instance), mine)
     assert bury_dead_runs(instance) == [run]
+
+
+@linux
+def test_a_retry_is_not_taken_for_the_dead_run_whose_tags_it_inherits(instance):
+    dead = started(instance)
+    retry = noted(instance, started(instance), f"{socket.gethostname()}:1:1@x", by=dead)
+    assert bury_dead_runs(instance) == []
+    noted(instance, retry, f"{socket.gethostname()}:1:1@x")
+    assert bury_dead_runs(instance) == [retry]
 
 
 @pytest.fixture()
