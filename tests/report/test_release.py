@@ -18,7 +18,7 @@ from policyalign_assets.evaluation.generate import GenerationsInfo
 from policyalign_assets.evaluation.judging import JudgementsInfo
 from policyalign_assets.files import sha256_files, sha256_table, write_whole
 from policyalign_assets.judges.phrases import judge_for
-from policyalign_assets.orchestration.partitions import partitions
+from policyalign_assets.orchestration.partitions import NAME, partitions
 from policyalign_assets.orchestration.release_checks import GATES, release_gates
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.policy import parse_policy
@@ -352,23 +352,20 @@ def test_the_terminal_says_the_verdict_first(released):
 
 
 # ---- the checks in Dagster -----------------------------------------------------------------------
-KEY = dg.MultiPartitionKey({"domain": "medical", "policy": "general-conduct"})
-
-
 @dg.asset(key="benchmark_report", partitions_def=partitions)
 def report_stage():
     pass
 
 
-def run_checks(data: Path, **gates):
+def run_checks(data: Path):
     with dg.instance_for_test() as instance:
-        instance.add_dynamic_partitions("policy", ["general-conduct"])
+        instance.add_dynamic_partitions(NAME, [PARTITION])
         run = dg.materialize(
             [report_stage, release_gates],
             instance=instance,
-            partition_key=KEY,
+            partition_key=PARTITION,
             raise_on_error=False,
-            resources={"pipeline": Pipeline(data_dir=str(data), overrides={"gates": gates})},
+            resources={"pipeline": Pipeline(data_dir=str(data))},
         )
         return run, {e.check_name: e for e in run.get_asset_check_evaluations()}
 
