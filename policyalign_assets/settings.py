@@ -371,7 +371,15 @@ class DistillationSettings(_Section):
         description="text file with one everyday request a line; none: only the bundled model has some of its own",
         json_schema_extra=NO_EFFECT,
     )
-    steps: int = Field(150, ge=1, description="rollout batches")
+    steps: int = Field(
+        150, ge=1, description="rollout batches, for up to `steps_for_rules` rules; more for more"
+    )
+    steps_for_rules: int = Field(
+        10,
+        ge=1,
+        description="rules that `steps` is enough for; a policy with more rules trains for "
+        "proportionally more steps, so that each rule is seen equally often",
+    )
     batch_size: int = Field(32, ge=1, description="instructions per rollout batch")
     mini_batch_size: int = Field(32, ge=1, description="instructions per optimizer update")
     micro_batch_tokens: int = Field(
@@ -401,6 +409,14 @@ class DistillationSettings(_Section):
         json_schema_extra=NO_EFFECT,
     )
     seed: int = Field(13, ge=0)
+
+    def planned_steps(self, rules: int) -> int:
+        """`steps` for up to `steps_for_rules` rules, and in proportion, rounded up, for more.
+
+        `rules` counts those with training rows. All rules share each batch, so with a fixed number
+        of steps each rule of a long policy would be seen less often than one of a short policy.
+        """
+        return max(self.steps, -(-self.steps * rules // self.steps_for_rules))
 
     @model_validator(mode="before")
     @classmethod

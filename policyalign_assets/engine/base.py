@@ -46,12 +46,13 @@ class Generation:
     """One sampled answer.
 
     `token_ids` holds the sampled tokens, including the end token if the model produced one.
-    `text` is decoded without the end token.
+    `text` is decoded without the end token. `finish` is "declined" where a provider refused
+    without a word; the text is then empty.
     """
 
     text: str
     token_ids: tuple[int, ...]
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "declined"]
 
 
 class Engine(Protocol):

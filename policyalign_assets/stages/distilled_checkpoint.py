@@ -17,6 +17,7 @@ from policyalign_assets.engine.loading import load_model
 from policyalign_assets.files import sha256_table, unfinished_folder
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.report.plots import training_plot
+from policyalign_assets.settings import DistillationSettings
 from policyalign_assets.stages.facts import image, path
 from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.stages.interface import StageContext, StageResult
@@ -43,7 +44,11 @@ def train(
         settings.model.model_copy(update={"device": "cpu"}) if processes.sharded else settings.model
     )
     chosen = filtered_instructions.filter(filtered_instructions["selected"])
-    extra = anchors(settings.distillation, settings.model.id)
+    rules = len(set(chosen["rule_id"].to_pylist()))
+    steps = settings.distillation.planned_steps(rules)
+    context.report(_steps_line(settings.distillation, rules))
+    distillation = settings.distillation.model_copy(update={"steps": steps})
+    extra = anchors(distillation, settings.model.id)
     provenance = {
         "policy_id": policy_document.policy_id,
         "domain": policy_document.domain,
@@ -54,12 +59,12 @@ def train(
         "model_revision": loaded.revision,
         "dtype": settings.model.dtype,
         "engine": settings.model.engine,
-        "settings": settings.distillation.model_dump(exclude={"processes", "accelerate_config"}),
+        "settings": distillation.model_dump(exclude={"processes", "accelerate_config"}),
     }
     version = own_version("distilled_checkpoint", settings)  # new code does not go on with old work
     vllm = settings.model.engine == "vllm"
     with (
-        opened_vllm(settings.model, settings.distillation.lora_rank, beside_a_model=True)
+        opened_vllm(settings.model, distillation.lora_rank, beside_a_model=True)
         if vllm
         else nullcontext() as engine
     ):
@@ -67,7 +72,7 @@ def train(
             policy_document,
             training_mix(chosen) + extra,
             loaded,
-            settings.distillation,
+            distillation,
             unfinished_folder(
                 context.data, "distilled_checkpoint", {**provenance, "version": version}
             ),
@@ -88,10 +93,23 @@ def train(
             "tuning": checkpoint.tuning,
             "instructions": chosen.num_rows,
             "everyday requests": len(extra),
+            "rules": rules,
+            "steps": steps,
             "final loss": last["loss"],
             "top-k mass Q": last["top_k_mass"],
             "mean length": last["mean_length"],
             "training seconds": sum(training["seconds"].to_pylist()),
             "training curves": image(training_plot(training.to_pydict()), "training curves"),
         },
+    )
+
+
+def _steps_line(settings: DistillationSettings, rules: int) -> str:
+    """What the run's log says about the number of steps."""
+    steps, enough = settings.planned_steps(rules), settings.steps_for_rules
+    if steps == settings.steps:
+        return f"{steps} training steps (distillation.steps) for {rules} of up to {enough} rules"
+    return (
+        f"{steps} training steps for {rules} rules: distillation.steps={settings.steps} is for up "
+        f"to {enough} rules (distillation.steps_for_rules), and steps grow in proportion"
     )

@@ -64,7 +64,8 @@ def estimate(
     first = sum(_drafts(rule, settings) for rule in rules)
     most = first * settings.synthesis.rounds
     contexts = 2 + min(SIMILAR + PICKED, max(0, len(rules) - 1))
-    trained = settings.distillation.steps * settings.distillation.batch_size
+    steps = settings.distillation.planned_steps(len(rules))
+    trained = steps * settings.distillation.batch_size
     selected = max(1, sum(_selected(rule, settings) for rule in rules))
     return Estimate(
         rules=len(rules),
@@ -80,7 +81,7 @@ def estimate(
             "scoring": 2 * rows * settings.sensitivity.max_new_tokens,
             "distillation": trained * settings.distillation.max_new_tokens,
         },
-        steps=settings.distillation.steps,
+        steps=steps,
         passes=trained / selected,
     )
 

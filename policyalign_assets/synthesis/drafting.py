@@ -232,7 +232,7 @@ class Drafting:
             return draft_with_ladder(self.engine, asked, sampling)
         generations = self.engine.generate([chat(prompt) for prompt in asked], sampling)
         return [
-            Draft(g.text, g.finish, None, ("plain",) if self._refuses(g.text) else ())
+            Draft(g.text, g.finish, None, ("plain",) if self._refuses(g.text, g.finish) else ())
             for g in generations
         ]
 
@@ -275,10 +275,12 @@ class Drafting:
             return "empty"
         if draft.finish == "length":
             return "truncated"
-        return "refused" if self._refuses(draft.text) else self.checks.reject_reason(draft.text)
+        if self._refuses(draft.text, draft.finish):
+            return "refused"
+        return self.checks.reject_reason(draft.text)
 
-    def _refuses(self, text: str) -> bool:
-        return bool(self.refusals.judge(text).refused)
+    def _refuses(self, text: str, finish: str) -> bool:
+        return finish == "declined" or bool(self.refusals.judge(text).refused)
 
     def _seed(self, kind: str, round_: int) -> int:
         return seed_for(self.settings.seed, self.rule.content_hash, kind, str(round_))

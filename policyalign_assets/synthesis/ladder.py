@@ -54,7 +54,8 @@ def draft_with_ladder(engine: Engine, prompts: Sequence[str], sampling: Sampling
         seeded = replace(sampling, seed=sampling.seed + number)
         refused_again = []
         for i, generation in zip(todo, ask([prompts[i] for i in todo], seeded), strict=True):
-            refused = bool(judge.judge(generation.text).refused)
+            declined = generation.finish == "declined"  # the provider refused without words
+            refused = declined or bool(judge.judge(generation.text).refused)
             steps = (*drafts[i].refused, step) if refused else drafts[i].refused
             drafts[i] = Draft(without_label(generation.text), generation.finish, step, steps)
             if refused:

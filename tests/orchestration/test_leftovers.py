@@ -144,7 +144,7 @@ def test_pruning_removes_what_retired_policies_left_and_nothing_else(instance, f
 
 
 def test_a_retired_policy_with_a_live_run_is_left_alone(instance, folders):
-    started(instance, **{"dagster/partition": "medical|gone"})
+    instance.add_run_tags(started(instance), {"dagster/partition": "medical|gone"})
     assert find_leftovers(instance, folders / "policies", folders / "data").policies == []
 
 

@@ -45,6 +45,22 @@ def test_tokens_and_steps_follow_from_the_settings():
     assert rough.scored_rows == 0  # the bundled model's drafts are not attributed
 
 
+@pytest.mark.parametrize(
+    ("rules", "steps"), [(1, 150), (9, 150), (10, 150), (11, 165), (12, 180), (60, 900)]
+)
+def test_steps_grow_with_the_rules_beyond_ten(rules, steps):
+    distillation = settings().distillation
+    assert distillation.planned_steps(rules) == steps
+    never = distillation.model_copy(update={"steps_for_rules": 1000})
+    assert never.planned_steps(rules) == 150
+
+
+def test_a_rule_of_a_long_policy_is_trained_on_as_often_as_one_of_a_short_policy():
+    rules = [replace(POLICY.rules[0], rule_id=f"R{n}") for n in range(60)]
+    ten, sixty = (estimate(replace(POLICY, rules=tuple(rules[:n])), settings()) for n in (10, 60))
+    assert sixty.steps == 6 * ten.steps and sixty.passes == pytest.approx(ten.passes)
+
+
 def test_the_cost_of_attribution_does_not_grow_with_the_square_of_the_rules():
     rules = [
         replace(POLICY.rules[0], rule_id=f"R{n}", text=f"Never help anyone sell item {n}.")

@@ -22,11 +22,9 @@ from policyalign_assets.endpoint import (
 from policyalign_assets.engine.base import Chat, Generation, Progress, Sampling
 from policyalign_assets.settings import GeneratorSettings
 
-# What a provider that refuses without words is taken to say; refusals are asked again or dropped.
-FILTERED = "I cannot help with that."
 REPLIES = 2  # how often a reply that is no chat completion is asked for
 
-__all__ = ["FILTERED", "EndpointDown", "EndpointEngine", "EndpointRefuses"]
+__all__ = ["EndpointDown", "EndpointEngine", "EndpointRefuses"]
 
 
 class EndpointEngine:
@@ -106,7 +104,9 @@ class EndpointEngine:
 def _generation(made: Completion) -> Generation:
     if made.text is None and not made.declined:
         raise NotACompletion(NO_COMPLETION)
-    text = (made.text or (FILTERED if made.declined else "")).rpartition("</think>")[2].strip()
+    if not made.text and made.declined:
+        return Generation("", (), "declined")
+    text = (made.text or "").rpartition("</think>")[2].strip()
     if text.startswith("<think>"):  # the limit came before the answer
         return Generation("", (), "length")
     return Generation(text, (), "length" if made.cut else "stop")
