@@ -33,6 +33,7 @@ from policyalign_assets.evaluation.lm_eval_harness import (
     answered_correctly,
     installed,
 )
+from policyalign_assets.evaluation.red_team_coverage import RedTeamCoverage
 from policyalign_assets.evaluation.suites import ARMS, GATED_ARMS, SUITES
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import EvaluationSettings
@@ -67,6 +68,7 @@ class GenerationsInfo:
     settings: by section.
     rules: how each rule was to be measured.
     left_out: held-out requests that are no case, by rule id and reason.
+    coverage: of the benchmarks' harmful requests by what was synthesized.
     """
 
     checkpoint_id: str
@@ -78,6 +80,7 @@ class GenerationsInfo:
     benchmarks: list[BenchmarkRun]
     rules: list[RulePlan] = field(default_factory=list)
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    coverage: list[RedTeamCoverage] = field(default_factory=list)
 
 
 def generate(
