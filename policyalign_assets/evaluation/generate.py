@@ -39,7 +39,7 @@ from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import EvaluationSettings
 from policyalign_assets.tables import GENERATIONS
 
-CODE_VERSION = 2  # raise it when new code changes what is asked, or in which form
+CODE_VERSION = 3  # raise it when new code changes what is asked, in which form, or the info
 TOO_LONG = "the request does not fit into the model's context"
 
 Row = dict[str, Any]

@@ -15,16 +15,11 @@ from pydantic import TypeAdapter
 
 from policyalign_assets.engine.loading import LoadedModel, load_model, model_path
 from policyalign_assets.evaluation.answers import Model
-from policyalign_assets.evaluation.benchmarks import Benchmark, NotRun, load, manifest
+from policyalign_assets.evaluation.benchmarks import Benchmark, manifest
 from policyalign_assets.evaluation.case_plan import RulePlan, planned_cases
 from policyalign_assets.evaluation.generate import GenerationsInfo, generate
 from policyalign_assets.evaluation.held_out import HeldOut, held_out_cases
 from policyalign_assets.evaluation.lm_eval_harness import Weights
-from policyalign_assets.evaluation.red_team_coverage import (
-    RedTeamCoverage,
-    red_team_coverage,
-    transformer_encoder,
-)
 from policyalign_assets.files import scratch_folder, sha256_table
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
@@ -32,6 +27,7 @@ from policyalign_assets.settings import Settings
 from policyalign_assets.stages.aligned_engine import base_and_aligned
 from policyalign_assets.stages.facts import Facts, markdown_table, preview
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.stages.red_team_prompts import coverage_table, measured_coverage
 from policyalign_assets.stages.shaping import tokenizer_packages
 from policyalign_assets.stages.sources import digest
 from policyalign_assets.tables import GENERATIONS_INFO
@@ -56,10 +52,12 @@ def make(
     settings = context.settings
     loaded = load_model(settings.model)
     held_out = held_out_cases(policy_document, violating_instructions, settings)
+    benchmarks = [b for b in _benchmarks(settings) if policy_document.domain in b.domains]
+    coverage = measured_coverage(policy_document, violating_instructions, benchmarks, settings)
     with _models(context, loaded, distilled_checkpoint) as (base, aligned):
         table, runs = generate(
             held_out.cases,
-            [b for b in _benchmarks(settings) if policy_document.domain in b.domains],
+            benchmarks,
             base,
             aligned,
             policy_document,
@@ -67,7 +65,6 @@ def make(
             context.report,
             scratch_folder(context.data) / "generations",
         )
-    coverage = _coverage(policy_document, violating_instructions, settings)
     asked = GenerationsInfo(
         distilled_checkpoint.checkpoint_id,
         loaded.model_id,
@@ -92,7 +89,7 @@ def make(
             "cut off": sum(row["truncated"] for row in rows),
             "empty": sum(row["empty"] for row in rows),
             **_rule_facts(policy_document, settings, held_out),
-            "coverage of red-team prompts": _coverage_facts(coverage),
+            "coverage of red-team prompts": coverage_table(coverage),
             "answers": markdown_table(
                 ("suite or benchmark", "arm", "answers"),
                 [
@@ -121,60 +118,6 @@ def make(
 def _benchmarks(settings: Settings) -> tuple[Benchmark, ...]:
     folder = settings.evaluation.benchmarks_dir
     return manifest(Path(folder) if folder else None)
-
-
-def _coverage(
-    policy: PolicyDocument, instructions: pa.Table, settings: Settings
-) -> list[RedTeamCoverage]:
-    """How much of each benchmark's harmful requests is near what was synthesized for training."""
-    harmful: dict[str, list[str]] = {}
-    harmless: list[str] = []
-    evaluation = settings.evaluation
-    folder = Path(evaluation.benchmarks_dir) if evaluation.benchmarks_dir else None
-    for benchmark in _benchmarks(settings):
-        if policy.domain in benchmark.domains and benchmark.scoring == "judge":
-            try:
-                loaded = load(benchmark, folder, evaluation.benchmarks_from_hub)
-            except NotRun:  # the reason stands with the benchmark's run
-                continue
-            for case in loaded.cases:
-                if case.kind == "harmful":
-                    harmful.setdefault(benchmark.title, []).append(case.prompt)
-                else:
-                    harmless.append(case.prompt)
-    if not harmful:
-        return []
-    by_rule: dict[str, list[str]] = {rule.rule_id: [] for rule in policy.prohibitions}
-    for row in instructions.select(["rule_id", "kind", "text"]).to_pylist():
-        if row["kind"] == "violating":
-            by_rule.setdefault(row["rule_id"], []).append(row["text"])
-    path = evaluation.coverage_encoder
-    encoder = transformer_encoder(path) if path else None
-    return [
-        figure
-        for title, prompts in harmful.items()
-        for figure in red_team_coverage(title, prompts, by_rule, harmless, evaluation.seed, encoder)
-    ]
-
-
-def _coverage_facts(coverage: list[RedTeamCoverage]) -> object:
-    if not coverage:
-        return "not measured: no benchmark with harmful requests was read"
-    return markdown_table(
-        ("benchmark", "rule", "instructions", "coverage", "ceiling", "control", "between"),
-        [
-            (
-                c.benchmark,
-                c.rule_id or "all",
-                c.instructions,
-                f"{c.coverage:.2f}",
-                f"{c.ceiling:.2f}",
-                "none" if c.control is None else f"{c.control:.2f}",
-                "not measured" if c.between is None else f"{c.between:.2f}",
-            )
-            for c in coverage
-        ],
-    )
 
 
 def _rule_facts(policy: PolicyDocument, settings: Settings, held_out: HeldOut) -> Facts:
