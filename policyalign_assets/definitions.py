@@ -1,4 +1,7 @@
-"""Everything that Dagster loads: `dagster definitions validate -m policyalign_assets.definitions`."""
+"""Everything that Dagster loads.
+
+Check it with `dagster definitions validate -m policyalign_assets.definitions`.
+"""
 
 import os
 
@@ -35,6 +38,7 @@ defs = dg.Definitions(
         "tables": ParquetStorage(data_dir=DATA_DIR),
         "records": RecordStorage(data_dir=DATA_DIR),
     },
-    # the stages of a partition are a chain: one process runs them, and a killed run leaves nothing behind
+    # The stages of a partition are a chain, so one process runs them one after another. A killed
+    # run then leaves no process behind.
     executor=dg.in_process_executor,
 )

@@ -1,4 +1,7 @@
-"""Writing files so that a reader sees the old one or the new one, never half of one; in a folder or in an object store."""
+"""Writes files atomically: a reader sees the old file or the new one, never a partial one.
+
+A file is stored in a local folder or in an object store.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-# Results quote policies, requests and answers, some of them harmful: the owner and the group read
-# them, and nobody else. Weights hold no text, and a server's user must read them, so they are open.
-# The umask can take more away, never give more.
+# Results quote policies, requests and answers, some of them harmful, so only the owner and the
+# group may read them. Weights contain no text, and the user of a model server must be able to read
+# them, so they are open. The umask can only restrict these modes further.
 PRIVATE, OPEN = 0o640, 0o644
-# In the name of whatever is unfinished, with the process that writes it
+# The name of an unfinished file or folder contains MARK and the process that writes it.
 MARK, UNKNOWN = ".policyalign-", "unknown"
 _OWNED = re.compile(re.escape(MARK) + r"(\w+)-(\d+)-([^.]+)\.")
 Location = Path | UPath  # a folder, or a URL of anything that fsspec reads: s3://, gs://, memory://
 
 
 def location(where: str) -> Location:
-    """`where` as a plain path if it is one (file:// too), else as a UPath."""
+    """Return `where` as a plain path if it is local (file:// included), else as a UPath."""
     path = UPath(where)
     return Path(path.path) if path.protocol in ("", "file", "local") else path
 
@@ -40,7 +43,10 @@ def is_local(path: Location) -> bool:
 
 
 def scratch_folder(data: Location) -> Path:
-    """Where unfinished work is kept: beside the data, or on this machine's disk where the data is an object store."""
+    """Return where unfinished work is kept.
+
+    That is the data folder, or a folder on this machine's disk if the data is in an object store.
+    """
     return (
         data
         if isinstance(data, Path)
@@ -51,15 +57,19 @@ def scratch_folder(data: Location) -> Path:
 
 
 def unfinished_folder(data: Location, stage: str, made_from: Mapping[str, Any]) -> Path:
-    """Where a stage keeps what it has done of exactly these inputs: a killed run goes on there, other inputs never do."""
+    """Return where a stage keeps unfinished work on exactly these inputs.
+
+    A run continues the work of a killed run only if its inputs are the same.
+    """
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     return scratch_folder(data) / "unfinished" / stage / digest[:16]
 
 
 def process_start(pid: int) -> str | None:
-    """When a process of this machine started; None if there is no such process, or no /proc.
+    """Return when a process of this machine started; None without such a process or without /proc.
 
-    The ticks since this boot, with the boot's id: another process with the same number differs.
+    The value is the clock ticks since boot and the boot's id, so that a later process with the same
+    number has a different value.
     """
     try:
         ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -71,21 +81,24 @@ def process_start(pid: int) -> str | None:
 
 @cache
 def _owner_mark(pid: int) -> str:
-    """Says in a temporary name whose it is, so that `sweep` can tell what a dead process left."""
+    """Return the part of a temporary name that tells `sweep` which process it belongs to."""
     return f"{MARK}{_host()}-{pid}-{process_start(pid) or UNKNOWN}."
 
 
 @cache
 def _host() -> str:
-    """Several machines, or containers, may share a data folder and number their processes alike."""
+    """Return a hash of the host's name.
+
+    Several machines or containers may share a data folder and use the same process numbers.
+    """
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 @contextmanager
 def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
-    """A folder that is removed afterwards, and by `sweep` if this process is killed.
+    """Yield a folder that is removed afterwards, or by `sweep` if this process is killed.
 
-    It lies in `beside`, or among the machine's temporary files.
+    The folder is created in `beside`, or among the machine's temporary files.
     """
     prefix = _owner_mark(os.getpid())
     with tempfile.TemporaryDirectory(prefix=prefix, dir=beside, ignore_cleanup_errors=True) as name:
@@ -93,9 +106,9 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
 
 
 def sweep(data: Path) -> list[Path]:
-    """Removes what killed processes of this machine left half written, and returns it.
+    """Remove what killed processes of this machine left unfinished, and return the paths.
 
-    Looks among the machine's temporary files, and in `data` at every depth.
+    The search covers the machine's temporary files, and `data` at every depth.
     """
     removed = []
     for folder in (Path(tempfile.gettempdir()), *_folders(data)):
@@ -118,14 +131,14 @@ def _folders(top: Path) -> Iterator[Path]:
 def _entries(folder: Path) -> list[Path]:
     try:
         return [entry for entry in folder.iterdir() if MARK in entry.name]
-    except OSError:  # it is gone by now
+    except OSError:  # the folder no longer exists
         return []
 
 
 def allow(path: Path, mode: int) -> None:
-    """Sets the mode of a file, or of a folder with all that is in it, as far as the umask lets.
+    """Set the mode of a file, or of a folder and everything in it, restricted by the umask.
 
-    Whoever may read a file may enter its folder.
+    Users who may read a file may also enter its folder.
     """
     mask = os.umask(0)
     os.umask(mask)
@@ -136,7 +149,7 @@ def allow(path: Path, mode: int) -> None:
 
 @contextmanager
 def uploading(folder: Location) -> Iterator[Path]:
-    """Gives a local folder to write in: `folder`, or one whose files then go into the store."""
+    """Yield a local folder to write in: `folder`, or one whose files are uploaded afterwards."""
     if isinstance(folder, Path):
         yield folder
         return
@@ -147,7 +160,7 @@ def uploading(folder: Location) -> Iterator[Path]:
 
 @contextmanager
 def downloaded(folder: Location) -> Iterator[Path]:
-    """Gives a local folder to read from: `folder`, or a copy of the files directly in it."""
+    """Yield a local folder to read from: `folder`, or a copy of the files directly in it."""
     if isinstance(folder, Path):
         yield folder
         return
@@ -158,19 +171,22 @@ def downloaded(folder: Location) -> Iterator[Path]:
 
 
 def upload(local: Path, target: UPath, last: str | None = None) -> None:
-    """Puts the files directly in `local` into `target`. The file named `last` goes last: where it is, all are."""
+    """Copy the files directly in `local` into `target`.
+
+    The file named `last` is copied last, so where it exists, all the others do too.
+    """
     for file in sorted(local.iterdir(), key=lambda f: (f.name == last, f.name)):
         _copy(file, target / file.name)
 
 
 def _copy(source: Location, target: Location) -> None:
-    """Piece by piece: a model may be larger than the memory."""
+    """Copy in pieces, because a model may be larger than the memory."""
     with source.open("rb") as read, target.open("wb") as write:
         shutil.copyfileobj(read, write, 1 << 24)
 
 
 def remove(path: Location) -> None:
-    """A file, or a folder with all that is in it; nothing where there is none."""
+    """Remove a file, or a folder and everything in it, if it exists."""
     if not path.exists():
         return
     if not path.is_dir():
@@ -182,7 +198,10 @@ def remove(path: Location) -> None:
 
 
 def write_whole(path: Location, data: bytes) -> None:
-    """A store's object appears whole by itself; a file is written aside and renamed."""
+    """Write `data` so that no reader sees a part of it.
+
+    An object store does this by itself; a file is written under another name and then renamed.
+    """
     if not isinstance(path, Path):
         path.write_bytes(data)
         return
@@ -192,7 +211,7 @@ def write_whole(path: Location, data: bytes) -> None:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; renamed over it on success, removed on failure."""
+    """Yield a temporary path beside `path`; it replaces `path` on success, or is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=_owner_mark(os.getpid()))
     os.close(fd)
@@ -207,9 +226,9 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_directory(path: Path, mode: int = OPEN) -> Iterator[Path]:
-    """Gives a temporary folder beside `path`; renamed to it on success.
+    """Yield a temporary folder beside `path`, and rename it to `path` on success.
 
-    A finished `path` is never touched again. `mode` is that of its files: most hold weights.
+    An existing `path` is never changed. `mode` is the mode of the files, most of which are weights.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(path.parent) as aside:
@@ -227,20 +246,23 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 def sha256_files(
     folder: Path, patterns: tuple[str, ...] = ("*",), but: tuple[str, ...] = ()
 ) -> str:
-    """Hash of the names and bytes of the files directly in `folder` that match `patterns` and are not named in `but`."""
+    """Hash the names and contents of the files directly in `folder`.
+
+    Only files that match one of `patterns` count, and those named in `but` are left out.
+    """
     digest = hashlib.sha256()
     for file in sorted(
         {f for p in patterns for f in folder.glob(p) if f.is_file() and f.name not in but}
     ):
         digest.update(file.name.encode() + b"\0")
-        with file.open("rb") as stream:  # a model may be larger than the memory
+        with file.open("rb") as stream:  # in pieces, because a model may exceed the memory
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 
 def sha256_table(table: pa.Table) -> str:
-    """Hash of a table's columns and values, independent of chunking and of Parquet's encoding."""
-    # Parquet calls the items of a list "element", Arrow calls them "item"
+    """Hash a table's columns and values, independent of chunking and of Parquet's encoding."""
+    # Parquet calls the items of a list "element", and Arrow calls them "item".
     schema = str(table.schema.remove_metadata())
     for before in ("list<", "child 0, "):
         schema = schema.replace(f"{before}element: ", f"{before}item: ")

@@ -1,4 +1,7 @@
-"""Records that stages pass on: what is known of a finished checkpoint or report without loading it (imports no torch)."""
+"""Records that stages pass on: what is known of a checkpoint or report without loading it.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,18 @@ from policyalign_assets.files import Location
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`path` is relative to the data folder, so that the folder can move. `provenance` says what it was made from.
-    `tuning`: an adapter, or a whole model."""
+    """A trained checkpoint.
+
+    `path` is relative to the data folder, so that the folder can be moved. `provenance` says what
+    the checkpoint was made from. `tuning` says whether it is an adapter or a whole model.
+    """
 
     checkpoint_id: str
     path: str
     model_id: str
     model_revision: str
     provenance: dict[str, Any]
-    tuning: Literal["lora", "full"] = "lora"  # older records do not say
+    tuning: Literal["lora", "full"] = "lora"  # the default is for older records, which lack it
 
 
 def training_table(checkpoint: Checkpoint, data_dir: Location) -> pa.Table:
@@ -32,7 +38,11 @@ def training_table(checkpoint: Checkpoint, data_dir: Location) -> pa.Table:
 
 @dataclass(frozen=True)
 class ReportRecord:
-    """`path`: folder of report.html, report.json, figures.parquet and cases.parquet, relative to the data folder."""
+    """A finished report.
+
+    `path` is its folder, relative to the data folder. It contains report.html, report.json,
+    figures.parquet and cases.parquet.
+    """
 
     path: str
     cases_hash: str

@@ -1,7 +1,10 @@
-"""The corpus of rules, its split, and the policies and requests that lessons draw from it (imports no torch).
+"""The corpus of rules, its split, and the policies and requests that lessons draw from it.
 
-A line of the corpus is one rule in JSON: `domain`, `rule`, `violations` (requests that break it), `twins` (same topic, allowed)
-and `neighbours` (sound risky, break no such rule).
+This module does not import torch.
+
+Each line of a corpus file is one rule as a JSON object. `violations` are requests that break the
+rule, `twins` are allowed requests on the same topic, and `neighbours` sound risky but do not break
+the rule. The other keys are `domain` and `rule`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ Kind = Literal["covered", "twin", "neighbour", "uncovered"]
 
 
 class CorpusError(ValueError):
-    """A line that cannot be read. The message names the file, the line and the fix."""
+    """A line of a corpus cannot be read. The message names the file, the line and the fix."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,11 @@ class CorpusRule:
 
 @dataclass(frozen=True)
 class Request:
-    """`topic`: index of the rule of the policy that it is about; `broken`: of the one that it breaks. None where there is none."""
+    """One request of a lesson.
+
+    `topic` is the index of the policy's rule that the request is about, and `broken` is the index
+    of the rule that it breaks. Either is None if there is no such rule.
+    """
 
     text: str
     kind: Kind
@@ -46,7 +53,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One policy and requests to answer under it. `names`: the ids of the rules, such as "C3"."""
+    """One policy and the requests to answer under it. `names` holds the rules' ids, like "C3"."""
 
     rules: tuple[CorpusRule, ...]
     names: tuple[str, ...]
@@ -55,7 +62,10 @@ class Lesson:
 
 
 def read_corpus(file: Path) -> list[CorpusRule]:
-    """Raises CorpusError for a line that is no rule, and for a file without any."""
+    """Read the rules of one file.
+
+    Raises CorpusError if a line is not a rule, or if the file contains no rule.
+    """
     rules = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
@@ -64,21 +74,28 @@ def read_corpus(file: Path) -> list[CorpusRule]:
             row = json.loads(line)
             lists = [tuple(row[key]) for key in ("violations", "twins", "neighbours")]
             if not all(isinstance(t, str) and t.strip() for texts in lists for t in texts):
-                raise ValueError("a request that is no text")
+                raise ValueError("a request is not a non-empty string")
             rules.append(CorpusRule(str(row.get("domain", "general")), str(row["rule"]), *lists))
         except (ValueError, KeyError, TypeError) as error:
             raise CorpusError(
-                f"{file}, line {number}: {type(error).__name__}: {error}. Fix: one JSON object a line with "
-                "`rule`, and lists of texts `violations`, `twins` and `neighbours`."
+                f"{file}, line {number}: {type(error).__name__}: {error}. Fix: write one JSON "
+                "object per line, with the key `rule` and the lists of strings `violations`, "
+                "`twins` and `neighbours`."
             ) from error
     if not rules:
-        raise CorpusError(f"{file} holds no rule. Fix: give a file with one JSON object a line.")
+        raise CorpusError(
+            f"{file} contains no rule. Fix: give a file with one JSON object per line."
+        )
     return rules
 
 
 def shipped_corpus(data: Path = DATA) -> tuple[list[CorpusRule], list[CorpusRule]]:
-    """(rules to train on, rules held out): a fixed draw of 30 from the two files that were written first."""
-    first, rest = [], []
+    """Return the rules to train on and the held-out rules.
+
+    The held-out rules are a fixed draw of 30 from the two files that were written first.
+    """
+    first: list[CorpusRule] = []
+    rest: list[CorpusRule] = []
     for file in sorted(data.glob("*.jsonl")):
         (first if file.name in HELD_OUT_OF else rest).extend(read_corpus(file))
     order = list(range(len(first)))
@@ -104,7 +121,11 @@ TITLES = (
 
 
 class Sampler:
-    """Draws lessons. Which lesson comes n-th depends on the seed and n alone, so that a resumed run goes on as it would have."""
+    """Draws lessons.
+
+    The n-th lesson depends only on the seed and on n, so a resumed run sees the same lessons as an
+    uninterrupted one.
+    """
 
     def __init__(self, rules: Sequence[CorpusRule], seed: int):
         self.rules, self.seed = list(rules), seed
@@ -115,10 +136,12 @@ class Sampler:
     def pair(
         self, number: int, size: int, violations: int = 5, allowed: int = 3, plain: bool = False
     ) -> tuple[Lesson, Lesson]:
-        """Two policies of `size` rules and the same violating requests under both: what one covers, the other does not.
+        """Draw two policies of `size` rules that share their violating requests.
 
-        How risky a request sounds says nothing about the answer then; only the rules do. Each policy also gets requests that
-        are about its rules but allowed. `plain`: no typos, one title.
+        A request that breaks a rule of one policy is allowed under the other. How risky it sounds
+        therefore says nothing about the right answer; only the rules do. Each policy also gets
+        allowed requests about its own rules. If `plain` is true, the requests have no typos and
+        every policy has the same title.
         """
         rng = random.Random(f"{self.seed}:{number}")
         drawn = self._rules(rng, 2 * size)
@@ -132,7 +155,7 @@ class Sampler:
             for rules in (first, second)
         ]
         lessons = []
-        for rules, own, other in ((first, *broken), (second, *broken[::-1])):
+        for rules, own, other in ((first, broken[0], broken[1]), (second, broken[1], broken[0])):
             requests = [Request(text, "covered", j, j) for text, j in own]
             requests += [Request(text, "uncovered") for text, _ in other]
             for _ in range(allowed):
@@ -152,7 +175,10 @@ class Sampler:
         return lessons[0], lessons[1]
 
     def _rules(self, rng: random.Random, count: int) -> list[CorpusRule]:
-        """Half of the time from one domain as far as it goes, where rules are hardest to tell apart."""
+        """Draw `count` rules; half of the time, as many as possible come from one domain.
+
+        The rules of one domain are the hardest to tell apart.
+        """
         if rng.random() < 0.5:
             same = self.by_domain[rng.choice(self.rules).domain]
             drawn = rng.sample(same, min(len(same), count))
@@ -164,7 +190,11 @@ class Sampler:
 
 
 def names(rng: random.Random, size: int) -> tuple[str, ...]:
-    """Ids as policies use them: a letter and running numbers, numbers with gaps, or several letters."""
+    """Draw rule ids in the styles that policies use.
+
+    The styles are one letter with consecutive numbers, one letter with gaps between the numbers,
+    and several letters.
+    """
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     style, letter = rng.random(), rng.choice(letters)
     if style < 0.5:
@@ -176,7 +206,10 @@ def names(rng: random.Random, size: int) -> tuple[str, ...]:
 
 
 def disturbed(text: str, rng: random.Random) -> str:
-    """The request as people also type it: in lower or upper case, with two letters swapped. Most stay as they are."""
+    """Return the request as people sometimes type it; most requests are left unchanged.
+
+    The variants are all lower case, all upper case, and two adjacent letters swapped.
+    """
     draw = rng.random()
     if draw < 0.06:
         return text.lower().rstrip(".")

@@ -1,9 +1,10 @@
-"""Measures how well a model follows policies of a corpus's rules, kind of request by kind.
+"""Measures how well a model follows policies made of a corpus's rules, for each kind of request.
 
     python -m policyalign_assets.english_model.evaluate --corpus FILE.jsonl --json
 
-Every rule of the file is used as part of policies of 1, 3 and 6 rules. Answers are greedy; a refusal is what the phrase judge
-reads as one, and it names the rule where the rule's id is the only id of the policy that the answer holds.
+The rules of the file are used in policies of 1, 3 and 6 rules. Answers are decoded greedily. The
+phrase judge decides whether an answer is a refusal. A refusal names the rule if the rule's id is
+the only id of the policy that the answer contains.
 """
 
 from __future__ import annotations
@@ -41,15 +42,16 @@ FIGURES = {
 
 
 def lessons(rules: Sequence[CorpusRule], size: int, limit: int, seed: int) -> list[Lesson]:
-    """Policies of `size` rules, and about `limit` requests of each kind spread evenly over them.
+    """Make policies of `size` rules, with about `limit` requests of each kind spread over them.
 
-    A request is uncovered where it breaks a rule of the file that its policy does not have. Raises CorpusError for a file
-    of too few rules.
+    A request is uncovered if it breaks a rule of the file that is not part of its policy. Raises
+    CorpusError if the file has too few rules.
     """
     if len(rules) < size + 1:
         raise CorpusError(
-            f"a policy of {size} rules with violations of others needs {size + 1} rules, the corpus has "
-            f"{len(rules)}. Fix: add rules, or leave the size {size} out."
+            f"a policy of {size} rules, tested with violations of other rules, needs a corpus of "
+            f"at least {size + 1} rules, but the corpus has {len(rules)}. Fix: add rules, or "
+            f"leave out the size {size}."
         )
     rng = random.Random(f"{seed}:{size}")
     order = rng.sample(range(len(rules)), len(rules))
@@ -89,7 +91,7 @@ def lessons(rules: Sequence[CorpusRule], size: int, limit: int, seed: int) -> li
 
 
 def names_only(answer: str, name: str, all_names: Sequence[str]) -> bool:
-    """Whether the answer holds this rule's id as a word, and no other's."""
+    """Whether the answer contains this rule's id as a word, and no other rule's id."""
     held = [n for n in all_names if re.search(rf"(?<!\w){re.escape(n)}(?!\w)", answer)]
     return held == [name]
 
@@ -103,7 +105,10 @@ def evaluate(
     max_new_tokens: int = 24,
     progress=None,
 ) -> dict:
-    """The figures of the module's command, over all sizes and by size. `limit`: about so many requests of a kind and size."""
+    """Return the figures that the module's command prints, over all sizes and for each size.
+
+    `limit` is the approximate number of requests of each kind and policy size.
+    """
     judge, sampling = RuleBasedJudge(), Sampling(max_new_tokens)
     counts: dict[tuple[int | str, str], list[bool]] = defaultdict(list)
     unscored = 0
@@ -141,7 +146,7 @@ def evaluate(
 
 
 def _figures(counts: dict, key: int | str) -> dict:
-    """Shares, None where nothing was measured, and the number of answers behind each."""
+    """Return the shares and the number of answers behind each; an unmeasured share is None."""
     kinds = {kind: counts.get((key, kind), []) for kind in (*FIGURES, "named")}
     shares = {k: round(sum(v) / len(v), 4) if v else None for k, v in kinds.items()}
     out = {name: shares[kind] for kind, name in FIGURES.items()}
@@ -152,10 +157,14 @@ def _figures(counts: dict, key: int | str) -> dict:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", type=Path, help="rules; default: those held out of training")
+    parser.add_argument(
+        "--corpus", type=Path, help="file of rules; default: the rules held out of training"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--model", default="english", help="model.id; `smollm2` is the base")
-    parser.add_argument("--limit", type=int, default=150, help="requests of each kind and size")
+    parser.add_argument("--model", default="english", help="model.id; the base model is `smollm2`")
+    parser.add_argument(
+        "--limit", type=int, default=150, help="number of requests of each kind and policy size"
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

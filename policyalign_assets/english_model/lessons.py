@@ -1,8 +1,9 @@
-"""What the model is taught about a lesson: which rule a request is about, which it breaks, and how to answer.
+"""Losses that teach the model which rule a request is about, which rule it breaks, and the answer.
 
-Two losses. *Looking*: in some middle layers, one head must put its attention, at the end of the request, on the rule that the
-request is about, and off the rules where there is none. *Answering*: the first answer
-token decides between a refusal, which names the rule, and an answer.
+There are two losses. The *looking* loss applies to one attention head in some middle layers. At the
+end of the request, that head must attend to the rule that the request is about, or to no rule if
+there is none. The *answering* loss applies to the first answer token, which decides between a
+normal answer and a refusal that names the rule.
 """
 
 from __future__ import annotations
@@ -24,15 +25,19 @@ REFUSAL = "Rule {name} does not allow that, so I can't help with it."
 
 
 def policy_text(rules: list[str], names: list[str], title: str) -> str:
-    """As `PolicyDocument.prompt_text` gives a policy without preamble."""
+    """Return the same text as `PolicyDocument.prompt_text` does for a policy without preamble."""
     lines = "\n".join(f"- {name}: {rule}" for name, rule in zip(names, rules, strict=True))
     return f"# {title}\n\n## Rules\n{lines}"
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """`spans`: the tokens of each rule's line. `decision_M`: the last prompt token of each request. `rows_N`, `targets_N`:
-    supervised answer tokens (the row that predicts, and what)."""
+    """The tokens of one lesson, for M requests and N supervised answer tokens.
+
+    `spans` holds the first token of each rule's line and the token after its last one.
+    `decision_M` is the position of each request's last prompt token. `rows_N` are the positions
+    that predict the supervised tokens, and `targets_N` are those tokens.
+    """
 
     packed: Packed
     spans: tuple[tuple[int, int], ...]
@@ -56,7 +61,7 @@ class Encoder:
         return ids[:at], ids[at + 1 :]
 
     def prefix(self, lesson: Lesson) -> tuple[list[int], tuple[tuple[int, int], ...]]:
-        """Tokens of the system message up to the user's text (without it), and the span of each rule's line."""
+        """Return the tokens before the user's text and the span of each rule's line."""
         text = policy_text([r.text for r in lesson.rules], list(lesson.names), lesson.title)
         encoded = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
@@ -78,9 +83,16 @@ class Encoder:
         return self._memo[text]
 
     def encode(self, lesson: Lesson, whole: int = 0) -> Encoded:
-        """`whole`: how many refusals are supervised to their end; the others up to the rule's name."""
+        """Encode a lesson.
+
+        The first `whole` refusals are supervised to their end, the others only up to the rule's
+        name.
+        """
         prefix, spans = self.prefix(lesson)
-        segments, decisions, rows, targets = [], [], [], []
+        segments: list[list[int]] = []
+        decisions: list[int] = []
+        rows: list[int] = []
+        targets: list[int] = []
         at = len(prefix)
         for request in lesson.requests:
             segment = self.middle + self.ids(request.text) + self.tail
@@ -109,8 +121,12 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`refuses_M`: probability of a refusal. `named_M`: whether the most likely name is right (covered ones). `looks_at_M`:
-    the rule that the attention picks."""
+    """The result of one pass over M requests.
+
+    `looks_at_M` is the index of the rule with the most attention. `refuses_M` is the probability
+    of a refusal. `named_M` says whether the most likely rule name is right; it is false for
+    requests that no rule covers.
+    """
 
     loss: torch.Tensor
     looks_at_M: torch.Tensor
@@ -121,10 +137,12 @@ class Outcome:
 def looking_loss(
     encoded: Encoded, lesson: Lesson, seen: list[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How well the watched head looks at the rule that a request is about, and the rule that it picks [M] (one past the last: none).
+    """Return the looking loss of the watched head, and the rule [M] that it attends to most.
 
-    Two parts, so that how much attention the rules get does not drown which rule gets it: cross-entropy among the rules, of
-    the mean attention on a rule's tokens, for requests about one; and a tenth of -log(attention on any rule, or on none).
+    The loss has two parts, so that the amount of attention on rules does not outweigh which rule
+    gets it. The first is the cross-entropy among the rules of the mean attention on their tokens,
+    for requests that are about a rule. The second, with weight 0.1, is the negative log of the
+    attention on all rules, or on everything else for requests that are about none.
     """
     size, count = len(lesson.rules), len(lesson.requests)
     topic_M = torch.tensor([size if r.topic is None else r.topic for r in lesson.requests])
@@ -154,7 +172,11 @@ def study(
     answering: float,
     whole: int = 0,
 ) -> Outcome:
-    """One pass over a lesson. `looking`, `answering`: weights of the two losses; 0 leaves one out."""
+    """Run one pass over a lesson.
+
+    `looking` and `answering` are the weights of the two losses. With `answering=0`, the layers
+    above the watched ones are not computed.
+    """
     encoded = encoder.encode(lesson, whole)
     watched = Watched(layers, (LOOKING_HEAD,), encoded.decision_M)
     plain_M = torch.tensor([r.kind != "covered" for r in lesson.requests])
@@ -184,8 +206,11 @@ def study(
 
 
 def anchor(model: PackedLlama, encoder: Encoder, texts: Sequence[str]) -> Outcome:
-    """Without a policy the model must stay its base: KL(base || adapted) of the first answer token, mean over `texts`."""
-    # the template states its default system message where a chat has none
+    """Measure how far the adapted model departs from its base where there is no policy.
+
+    The loss is KL(base || adapted) of the first answer token, averaged over `texts`.
+    """
+    # The template writes its default system message if a chat has none.
     whole = render(encoder.tokenizer, chat(texts[0]))
     own = len(encoder.ids(texts[0])) + len(encoder.tail)
     prefix = whole[: len(whole) - own]
@@ -195,6 +220,7 @@ def anchor(model: PackedLlama, encoder: Encoder, texts: Sequence[str]) -> Outcom
     with torch.no_grad():
         base_MV, _ = model.forward(packed, last_M, adapted=False)
     adapted_MV, _ = model.forward(packed, last_M)
+    assert base_MV is not None and adapted_MV is not None  # rows were asked for
     loss = F.kl_div(
         F.log_softmax(adapted_MV, -1),
         F.log_softmax(base_MV, -1),

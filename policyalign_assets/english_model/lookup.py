@@ -1,16 +1,21 @@
-"""The first half of the recipe: adapters that look up, in the middle of the network, the rule that a request is about.
+"""First half of the recipe: adapters whose middle layers look up the rule a request is about.
 
     python -m policyalign_assets.english_model.lookup --work FOLDER
     python -m policyalign_assets.english_model.train --work FOLDER --start FOLDER/lookup.pt
 
-Trained from answers alone, the look-up does not form within thousands of requests. But the mean hidden state of a request's
-tokens already resembles that of the rule it is about. So the look-up is built in four steps, each of which resumes:
+Training on answers alone does not produce the look-up within thousands of requests. However, the
+mean hidden state of a request's tokens already resembles that of the rule it is about. The look-up
+is therefore built in four steps. A run that was stopped resumes at the step it had reached.
 
-1. `cache`: hidden states of all rules and requests at layer 8, once; what follows begins there, at a third of the cost.
-2. `gather`: the last prompt token learns to attend evenly to the request, so that it holds what the request says.
-3. `plant`: a bilinear match of that token with the rules is fitted on fixed features, against all rules at once, and written
-   into one attention head of layers 11 to 13, in the dimensions that the rotary embedding turns least.
-4. `refine`: those layers are trained on policies of twelve rules to put that head's attention on the right rule.
+1. `cache`: The hidden states of all rules and requests at layer 8 are computed once. The later
+   steps start from them, which makes each pass cost a third.
+2. `gather`: The last prompt token learns to attend evenly to the request's tokens, so that it
+   represents what the request says.
+3. `plant`: A bilinear map that matches this token with the rules is fitted on fixed features,
+   against all rules at once. It is written into one attention head of layers 11 to 13, in the
+   dimensions that the rotary embedding rotates most slowly.
+4. `refine`: These layers are trained on policies of twelve rules, so that the head attends to the
+   right rule.
 """
 
 from __future__ import annotations
@@ -34,13 +39,14 @@ from policyalign_assets.english_model.train import LAYERS, load
 BEGIN = 8
 GATHER_LAYERS = (9, 10)
 POLICY_SIZE, REQUESTS = 12, 22
-SLOW = tuple(range(16, 32)) + tuple(range(48, 64))  # of 64: rotated by less than 0.0032 a token
+# The dimensions, out of 64, that the embedding rotates by less than 0.0032 radians per token.
+SLOW = tuple(range(16, 32)) + tuple(range(48, 64))
 HEADING = "# Policy\n\n## Rules\n"
 
 
 @dataclass(frozen=True)
 class Cached:
-    """Hidden states [tokens, width] at layer `BEGIN`, and the tokens of the text itself."""
+    """Hidden states [tokens, width] at layer `BEGIN`; `span` marks the tokens of the text."""
 
     states: torch.Tensor
     span: tuple[int, int]
@@ -48,7 +54,7 @@ class Cached:
 
 @dataclass(frozen=True)
 class Bank:
-    """Everything of a list of rules at layer `BEGIN`. `requests`: by rule, then by kind."""
+    """Hidden states at layer `BEGIN` of rules and of their requests, by rule and then by kind."""
 
     heading: torch.Tensor
     rules: tuple[Cached, ...]
@@ -57,7 +63,10 @@ class Bank:
 
 @torch.no_grad()
 def bank(model: PackedLlama, encoder: Encoder, rules: Sequence[CorpusRule], seed: int) -> Bank:
-    """Runs each text once through the layers below `BEGIN`: rules behind the heading, requests behind an empty policy."""
+    """Run each text once through the layers below `BEGIN`.
+
+    A rule follows the heading of a policy, and a request follows a policy without rules.
+    """
     rng = random.Random(seed)
     tokenizer = encoder.tokenizer
     heading = encoder.head + tokenizer(HEADING, add_special_tokens=False).input_ids
@@ -104,7 +113,7 @@ class CachedLesson:
     rule_spans: tuple[tuple[int, int], ...]
     request_spans: tuple[tuple[int, int], ...]
     decision_M: torch.Tensor
-    topic_M: torch.Tensor  # the number of rules: about none
+    topic_M: torch.Tensor  # index of the rule; the number of rules if a request is about none
 
 
 def compose(
@@ -132,7 +141,11 @@ def compose(
 
 
 def draw(bank: Bank, domains: Sequence[str], rng: random.Random, size: int) -> CachedLesson:
-    """A policy, often with several rules of one domain; half violations, a fifth twins, the rest about none of its rules."""
+    """Draw a policy, often with several rules of one domain, and requests for it.
+
+    Half of the requests are violations, a fifth are twins, and the rest are about no rule of the
+    policy.
+    """
     chosen: list[int] = []
     while len(chosen) < size:
         first = rng.randrange(len(domains))
@@ -158,7 +171,10 @@ def draw(bank: Bank, domains: Sequence[str], rng: random.Random, size: int) -> C
 
 
 def gather_loss(seen: Sequence[torch.Tensor], lesson: CachedLesson) -> torch.Tensor:
-    """Mean -log attention of the last prompt token over the request's own tokens: least where it is even."""
+    """Mean -log attention of the last prompt token to the request's tokens.
+
+    The loss is lowest if the attention is even.
+    """
     each = [
         torch.stack([log[m, :, a:b].mean() for m, (a, b) in enumerate(lesson.request_spans)]).mean()
         for log in seen
@@ -169,7 +185,10 @@ def gather_loss(seen: Sequence[torch.Tensor], lesson: CachedLesson) -> torch.Ten
 def look_loss(
     seen: Sequence[torch.Tensor], lesson: CachedLesson
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy among the rules plus a tenth of any rule against none; and the scores [M, rules], mean over layers."""
+    """Return the looking loss (see `lessons.looking_loss`) and the scores [M, rules].
+
+    Both are means over the layers.
+    """
     length_K = torch.tensor([b - a for a, b in lesson.rule_spans]).log()
     about_M = lesson.topic_M < len(lesson.rule_spans)
     losses, scores = [], []
@@ -201,7 +220,7 @@ def optimize(
     accumulate: int,
     say: Callable[[dict], None],
 ) -> None:
-    """Adam over the adapters that the loss reaches; each step sums `accumulate` lessons."""
+    """Optimize the adapters that the loss reaches; each step averages over `accumulate` lessons."""
     reached = [n for n in model.lora if int(n.split(".")[0]) <= max(LAYERS)]
     parameters = [model.lora[n] for n in reached]
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
@@ -224,8 +243,11 @@ def optimize(
 
 @torch.no_grad()
 def features(model: PackedLlama, bank: Bank) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Normalized inputs of `LAYERS`: of each rule, the mean over its tokens [rules, layers, E]; of each request, the last token
-    [requests, layers, E]; and the rule of each request."""
+    """Return the normalized inputs of `LAYERS`.
+
+    The result has the mean over each rule's tokens [rules, layers, E], the last token of each
+    request [requests, layers, E], and the index of each request's rule.
+    """
 
     def inputs(items: Sequence[Cached], last: bool) -> torch.Tensor:
         out = []
@@ -235,8 +257,9 @@ def features(model: PackedLlama, bank: Bank) -> tuple[torch.Tensor, torch.Tensor
             x_TE = torch.cat([bank.heading.float()] + [c.states.float() for c in some])
             begin, rows = BEGIN, []
             for layer in LAYERS:
-                x_TE, _ = model.forward(packed, None, until=layer, resume=(begin, x_TE))
-                begin = layer
+                reached_TE, _ = model.forward(packed, None, until=layer, resume=(begin, x_TE))
+                assert reached_TE is not None  # a pass that ends before a layer returns its input
+                x_TE, begin = reached_TE, layer
                 h_TE = F.rms_norm(x_TE, (model.width,), model.layers[layer]["norm1"], model.eps)
                 rows.append(
                     torch.stack(
@@ -260,14 +283,17 @@ def features(model: PackedLlama, bank: Bank) -> tuple[torch.Tensor, torch.Tensor
 
 
 def fit(rules_RE, requests_QE, owner_Q, rank: int, steps: int, seed: int):
-    """Maps U, V [E, rank] such that (V'(q - mean q)) . (U'(r - mean r)) picks a request's rule among all, and mean q."""
+    """Fit maps U and V [E, rank], and return them with the mean of q.
+
+    The score (V'(q - mean q)) . (U'(r - mean r)) is to be highest for the rule of the request.
+    """
     torch.manual_seed(seed)
     mean_r, mean_q = rules_RE.mean(0), requests_QE.mean(0)
     spread_r, spread_q = (x.std(0) + 1e-3 for x in (rules_RE, requests_QE))
     width = rules_RE.shape[1]
     root = width**0.5
     r_RE, q_QE = (rules_RE - mean_r) / spread_r / root, (requests_QE - mean_q) / spread_q / root
-    # the same map at the start: similar texts have similar states
+    # Both maps start out equal, because similar texts have similar states.
     u = torch.randn(width, rank) * 4 / root
     v = u.clone()
     u.requires_grad_(), v.requires_grad_()
@@ -284,21 +310,19 @@ def fit(rules_RE, requests_QE, owner_Q, rank: int, steps: int, seed: int):
 
 
 def plant(model: PackedLlama, bank: Bank, sharpness: float, seed: int) -> None:
-    """Writes the fitted match into the slow dimensions of the looking head, in place of what stood there."""
+    """Replace the slow dimensions of the looking head with the fitted match."""
     rules_RLE, requests_QLE, owner_Q = features(model, bank)
     dims, rank = list(SLOW), len(SLOW)
     for n, layer in enumerate(LAYERS):
         u, v, mean_q = fit(rules_RLE[:, n], requests_QLE[:, n], owner_Q, rank, 400, seed)
-        constant = mean_q / (
-            mean_q @ mean_q
-        )  # about 1 at every last token, so that it serves as bias
+        # Its product with any last token is about 1, so it serves as a bias.
+        constant = mean_q / (mean_q @ mean_q)
         v = v - torch.outer(constant, v.T @ mean_q)
         qkv = model.layers[layer]["qkv"]
         query_0, key_0 = qkv[: model.head][dims], qkv[model.width : model.width + model.head][dims]
         usual = (rules_RLE[:, n] @ key_0.T).pow(2).mean().sqrt()
-        scale = (
-            0.5 * usual / (rules_RLE[:, n] @ u).std(0).mean()
-        )  # keys about as large as they were
+        # The new keys are about as large as the old ones.
+        scale = 0.5 * usual / (rules_RLE[:, n] @ u).std(0).mean()
         wanted = {
             "q": model.head**0.5 * sharpness / scale * v.T - query_0,
             "k": scale * u.T - key_0,
@@ -313,7 +337,7 @@ def plant(model: PackedLlama, bank: Bank, sharpness: float, seed: int) -> None:
 
 @torch.no_grad()
 def picked(model: PackedLlama, bank: Bank, domains: Sequence[str], lessons: int) -> dict:
-    """On policies of four rules: how often the right rule scores highest, for requests about one (chance .25)."""
+    """How often the right rule of four scores highest, for requests about a rule (chance: 0.25)."""
     right = []
     for number in range(lessons):
         lesson = draw(bank, domains, random.Random(f"held:{number}"), 4)

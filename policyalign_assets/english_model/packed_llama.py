@@ -1,7 +1,8 @@
-"""A Llama with LoRA whose forward pass is written for lessons: one shared prefix, many requests behind it, no padding.
+"""A Llama with LoRA adapters that runs many requests after one shared prefix, without padding.
 
-Written out because the lessons read attention weights in the middle of the network and need the gradient no lower than the
-first adapted layer. Weights are frozen float32, the adapters alone are trained.
+The forward pass is written out because the lessons read attention weights in the middle of the
+network, and because gradients are needed only down to the first adapted layer. The base weights are
+frozen in float32; only the adapters are trained.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-# our short name of a projection -> its name in transformers
+# Maps our short name of a projection to its name in transformers.
 PROJECTIONS = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
@@ -30,12 +31,15 @@ PROJECTIONS = {
 
 @dataclass(frozen=True)
 class Packed:
-    """One sequence of T tokens. A request sees the prefix and itself, and its positions go on where the prefix ends."""
+    """One sequence of T tokens: the prefix, then the requests.
+
+    A request sees only the prefix and itself, and its positions continue from the prefix.
+    """
 
     ids_T: torch.Tensor
     position_T: torch.Tensor
     mask_TT: torch.Tensor  # True where the row may attend to the column
-    starts: tuple[int, ...]  # of each request
+    starts: tuple[int, ...]  # index of each request's first token
 
 
 def pack(prefix: Sequence[int], requests: Sequence[Sequence[int]]) -> Packed:
@@ -53,7 +57,7 @@ def pack(prefix: Sequence[int], requests: Sequence[Sequence[int]]) -> Packed:
 
 @dataclass(frozen=True)
 class Watched:
-    """Attention to read: `heads` of each layer in `layers`, at the tokens `rows_Q`."""
+    """The attention to return: that of `heads` in each of `layers`, at the tokens `rows_Q`."""
 
     layers: tuple[int, ...]
     heads: tuple[int, ...]
@@ -118,13 +122,13 @@ class PackedLlama:
         return {name: tensor.requires_grad_() for name, tensor in lora.items()}
 
     def set_adapters(self, lora: Mapping[str, torch.Tensor]) -> None:
-        """Copies the named adapters in; the others keep what they hold."""
+        """Copy the given values into the adapters of these names; leave the others unchanged."""
         with torch.no_grad():
             for name, tensor in lora.items():
                 self.lora[name].copy_(tensor)
 
     def _delta(self, x_TI: torch.Tensor, layer: int, names: str) -> torch.Tensor:
-        """The adapters' share of the projections `names` of one input, side by side: [T, sum of outputs]."""
+        """Return what the adapters add to the projections `names`: [T, sum of output widths]."""
         low_TR = x_TI @ torch.cat([self.lora[f"{layer}.{n}.A"] for n in names]).T
         parts = [
             part @ self.lora[f"{layer}.{n}.B"].T
@@ -146,10 +150,11 @@ class PackedLlama:
         until: int | None = None,
         resume: tuple[int, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """Logits [N, V] at the tokens `rows_N`, and the log attention [Q, heads, T] of each watched layer.
+        """Return logits [N, V] at `rows_N`, and log attention [Q, heads, T] of each watched layer.
 
-        Without `rows_N` the pass ends in the last watched layer, and the logits are None. `until`: the pass ends before that
-        layer, and its input [T, E] takes the logits' place. `resume`: a layer and its input, to begin there.
+        Without `rows_N`, the pass ends in the last watched layer, and the logits are None. With
+        `until`, the pass ends before that layer and returns its input [T, E] in place of the
+        logits. `resume` gives a layer to begin at, and its input.
         """
         seen: list[torch.Tensor] = []
         begin, x_TE = resume or (0, self.embedding_VE[packed.ids_T])
@@ -177,7 +182,7 @@ class PackedLlama:
             )[0]
             mixed_TE = mixed_HTD.transpose(0, 1).reshape(count, -1)
             if i == len(self.layers) - 1 and rows_N is not None:
-                mixed_TE, x_TE = mixed_TE[rows_N], x_TE[rows_N]  # only their logits are asked for
+                mixed_TE, x_TE = mixed_TE[rows_N], x_TE[rows_N]  # only these logits are needed
             z_TE = mixed_TE @ weights["o"].T
             x_TE = x_TE + (z_TE + self._delta(mixed_TE, i, "o") if lora else z_TE)
             h_TE = F.rms_norm(x_TE, (self.width,), weights["norm2"], self.eps)
@@ -199,7 +204,10 @@ class PackedLlama:
         return F.log_softmax(scores_HQT, -1).transpose(0, 1)
 
     def save_adapter(self, folder: Path, base: str) -> None:
-        """As PEFT saves it, in bfloat16. Layers that were never trained (B all zero) are left out."""
+        """Save the adapter in PEFT's format, in bfloat16.
+
+        Projections that were never trained (B is all zero) are left out.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         tensors, layers = {}, set()
         for name, tensor in self.lora.items():
@@ -207,7 +215,8 @@ class PackedLlama:
             if self.lora[f"{layer}.{projection}.B"].abs().max() == 0:
                 continue
             layers.add(int(layer))
-            key = f"base_model.model.model.layers.{layer}.{PROJECTIONS[projection]}.lora_{side}.weight"
+            module = f"base_model.model.model.layers.{layer}.{PROJECTIONS[projection]}"
+            key = f"{module}.lora_{side}.weight"
             tensors[key] = tensor.detach().to(torch.bfloat16).contiguous()
         save_file(tensors, folder / "adapter_model.safetensors")
         settings = {

@@ -1,10 +1,11 @@
-"""Teaches SmolLM2-135M to answer by a policy: LoRA on the shipped corpus. Resumes where it was stopped.
+"""Teaches SmolLM2-135M to answer by a policy, with LoRA on the shipped corpus; resumes if stopped.
 
     python -m policyalign_assets.english_model.train --work FOLDER --start lookup.pt --steps 300
     python -m policyalign_assets.english_model.train --work FOLDER --export ADAPTER
 
-It begins from adapters that already look up the rule of a request (see `lookup`): without them, this
-loss stays at chance for thousands of requests. Two processes share each step, with one thread each.
+Training begins from adapters that already look up the rule of a request (see `lookup`). Without
+them, the loss stays at chance level for thousands of requests. Two processes share each step, with
+one thread each.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ EVALUATION_SEED = 5
 
 
 class Tally:
-    """Counts by kind of request."""
+    """Collects results by kind of request."""
 
     def __init__(self) -> None:
         self.rows: dict[str, list[tuple[float, ...]]] = defaultdict(list)
@@ -43,7 +44,10 @@ class Tally:
             self.rows[request.kind].append((float(right), refuses, named))
 
     def summary(self) -> dict[str, list[float]]:
-        """By kind: shares where attention picks the right rule, refused, right name most likely; count."""
+        """Return three shares and the number of requests, by kind.
+
+        The shares are: attention picks the right rule, refused, and the right name is most likely.
+        """
         return {
             kind: [round(sum(c) / len(c), 3) for c in zip(*rows)] + [len(rows)]
             for kind, rows in sorted(self.rows.items())
@@ -51,7 +55,10 @@ class Tally:
 
 
 def evaluate(model: PackedLlama, encoder: Encoder, size: int, packs: int) -> dict:
-    """On policies of `size` rules that were held out; greedy, by the first answer token and the name."""
+    """Evaluate on policies of `size` held-out rules.
+
+    Only the first answer token and the rule's name are judged, decoded greedily.
+    """
     sampler = Sampler(shipped_corpus()[1], EVALUATION_SEED)
     tally, losses = Tally(), []
     with torch.no_grad():
@@ -65,7 +72,7 @@ def evaluate(model: PackedLlama, encoder: Encoder, size: int, packs: int) -> dic
 
 @dataclass(frozen=True)
 class Task:
-    """A lesson to study, or texts whose answers without a policy must stay the base's."""
+    """A lesson to study, or texts whose answers without a policy must stay those of the base."""
 
     lesson: Lesson | None
     texts: tuple[str, ...] = ()
@@ -77,7 +84,7 @@ class Task:
 
 
 class Worker:
-    """A second process that computes one task of each step; parameters and gradients are shared."""
+    """A second process that computes one task of each step, and shares parameters and gradients."""
 
     def __init__(self, model: PackedLlama, encoder: Encoder, looking: float) -> None:
         self.model, self.encoder, self.looking = model, encoder, looking
@@ -118,7 +125,7 @@ def backward(task: Task, model: PackedLlama, encoder: Encoder, looking: float) -
 
 
 def tasks_of(sampler: Sampler, number: int, options: argparse.Namespace) -> tuple[Task, Task]:
-    """A pair of lessons; in every fourth step, the second gives way to an anchor."""
+    """Return a pair of lessons; in every fourth step, an anchor replaces the second lesson."""
     rng = random.Random(number)
     size = rng.randint(*options.rules)
     first, second = sampler.pair(number, size, options.violations, options.allowed)
@@ -147,7 +154,9 @@ def train(options: argparse.Namespace) -> None:
         model.set_adapters(torch.load(options.start, weights_only=True))
     worker = Worker(model, encoder, options.looking)
     sampler = Sampler(shipped_corpus()[0], options.seed)
-    tally, losses, anchors, clock = Tally(), [], [], time.monotonic()
+    losses: list[float] = []
+    anchors: list[float] = []
+    tally, clock = Tally(), time.monotonic()
     for step in range(begun, options.steps):
         rate = options.rate * min(1.0, (step + 1) / 15)
         rate *= 1 - 0.9 * max(0.0, step / options.steps - 0.5) / 0.5

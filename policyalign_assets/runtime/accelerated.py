@@ -1,7 +1,8 @@
-"""Training on several processes of this machine: `accelerate launch`, started by the stage and ended with it.
+"""Training on several processes of this machine.
 
-What travels is what travels to any worker (`exchange`). Lines that the main process marks are the run's progress; everything else
-that the processes print stays in the log.
+The stage starts `accelerate launch`, and ends it when the stage itself ends. Data is passed as to
+any other worker (see `exchange`). Lines that the main process marks are shown as the run's
+progress; everything else that the processes print goes to the log.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -29,17 +31,25 @@ GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 
 
 class AccelerateConfigError(ValueError):
-    """`distillation.accelerate_config` asks for something else than DDP or FSDP2 on one machine, or cannot be read."""
+    """Training on several processes is not possible with these settings.
+
+    Either `distillation.accelerate_config` cannot be read, or it asks for something other than DDP
+    or FSDP2 on one machine, or there are too few GPUs.
+    """
 
 
 def train_on_processes(context: StageContext, inputs: dict[str, StageData]) -> StageResult:
-    """`distilled_checkpoint`, made by `distillation.processes` processes. Raises AccelerateConfigError, or Failed with their reason."""
+    """Run the stage `distilled_checkpoint` on `distillation.processes` processes.
+
+    Raises AccelerateConfigError, or Failed with the reason that a process gave.
+    """
     stage, count = "distilled_checkpoint", context.settings.distillation.processes
     config = launch_config(context.settings)
     cpu = on_cpu(context.settings)
     if not cpu and (gpus := torch.cuda.device_count()) < count:
         raise AccelerateConfigError(
-            f"distillation.processes={count} but PyTorch sees {gpus} GPUs. Fix: one process for each GPU."
+            f"distillation.processes={count}, but PyTorch sees {gpus} GPUs. "
+            "Fix: set distillation.processes to at most the number of GPUs."
         )
     with temporary_folder() as name:
         exchange = Exchange(name)
@@ -64,8 +74,10 @@ def train_on_processes(context: StageContext, inputs: dict[str, StageData]) -> S
             raise Failed(
                 exchange.problem()
                 or Problem(
-                    f"one of its {count} processes was killed or ended without a reason (exit code {code}); their output is in this step's log. "
-                    "Often memory is full: lower distillation.micro_batch_tokens or model.batch_tokens.",
+                    f"one of the {count} training processes was killed or ended without a reason "
+                    f"(exit code {code}). Their output is in this step's log. A common cause is "
+                    "too little memory. Fix: lower distillation.micro_batch_tokens or "
+                    "model.batch_tokens.",
                     True,
                 )
             )
@@ -79,7 +91,11 @@ def on_cpu(settings: Settings) -> bool:
 
 
 def launch_config(settings: Settings) -> dict:
-    """What `accelerate launch` is told: the file's options, on this machine, with as many processes as the settings say."""
+    """Return the configuration of `accelerate launch`.
+
+    It has the options of the file, and the number of processes from the settings. Raises
+    AccelerateConfigError if the file cannot be read or has an option that is not supported.
+    """
     count, file = settings.distillation.processes, settings.distillation.accelerate_config
     try:
         given = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else {}
@@ -89,10 +105,11 @@ def launch_config(settings: Settings) -> dict:
         ) from None
     if not isinstance(given, dict) or not isinstance(given.get("fsdp_config", {}), dict):
         raise AccelerateConfigError(
-            f"distillation.accelerate_config={file!r} is no mapping. Fix: as deploy/accelerate/*.yaml"
+            f"distillation.accelerate_config={file!r} is not a mapping of options. "
+            "Fix: write it like the files in deploy/accelerate."
         )
     sharded = given.get("distributed_type") == "FSDP"
-    fixed = {
+    fixed: dict[str, tuple[Any, ...]] = {
         "compute_environment": ("LOCAL_MACHINE",),
         "distributed_type": ("MULTI_GPU", "FSDP"),
         "num_machines": (1,),
@@ -103,7 +120,7 @@ def launch_config(settings: Settings) -> dict:
         "parallelism_config": ({},),
         "dynamo_config": ({},),
     }
-    fsdp = (
+    fsdp: dict[str, tuple[Any, ...]] = (
         {
             "fsdp_version": (2,),
             "fsdp_offload_params": (False,),
@@ -127,9 +144,10 @@ def launch_config(settings: Settings) -> dict:
             if (key not in allowed and key not in others) or value not in allowed.get(
                 key, (value,)
             ):
-                mend = " or ".join([repr(v) for v in allowed.get(key, ())] + ["leave it out"])
+                fix = " or ".join([f"use {v!r}" for v in allowed.get(key, ())] + ["leave it out"])
                 raise AccelerateConfigError(
-                    f"distillation.accelerate_config={file!r}: {key}={value!r} is not supported here. Fix: {mend}."
+                    f"distillation.accelerate_config={file!r}: {key}={value!r} is not supported. "
+                    f"Fix: {fix}."
                 )
     config = {key: values[0] for key, values in fixed.items()} | given
     return config | (
@@ -144,6 +162,7 @@ def launch_config(settings: Settings) -> dict:
 
 def _run(command: list[str], environment: dict[str, str], report: Callable[[str], None]) -> int:
     with guarded(command, GRACE, environment, pipe_output=True) as process:
+        assert process.stdout is not None  # because of pipe_output
         for line in process.stdout:
             text = line.decode(errors="replace").rstrip("\n")
             if text.startswith(MARK):

@@ -1,10 +1,15 @@
-"""What a run and the worker process of one of its stages hand to each other: files in a folder, or in an object store.
+"""The files that a run and the worker process of one of its stages exchange.
 
-task.json                the stage, its settings, where results are kept
-in/<stage>.parquet|json  its inputs, exactly the data whose fingerprints the run records
-out.parquet|json         what it made
-facts.json               what to show of it: a plot is too long for a line of a log, which is all that a cluster passes on
-problem.json             why it could not, in plain words
+They are stored in a local folder or in an object store.
+
+task.json                the stage, its settings, and where results are kept
+in/<stage>.parquet|json  its inputs: exactly the data whose fingerprints the run records
+out.parquet|json         its result
+facts.json               what to show about the result
+problem.json             why the stage failed, in plain words
+
+The facts are a file because a cluster passes on only the lines of a log, and a plot is too long for
+one line.
 """
 
 from __future__ import annotations
@@ -26,21 +31,21 @@ from policyalign_assets.stages.registry import STAGES
 
 @dataclass(frozen=True)
 class Problem:
-    """`may_pass`: another attempt, with nothing changed, may succeed."""
+    """Why a stage failed. `may_pass`: another attempt may succeed, although nothing was changed."""
 
     message: str
     may_pass: bool
 
 
 class Failed(RuntimeError):
-    """What a process found wrong, passed on by the one that started it."""
+    """A process that this one started has failed, for the reason that it gave."""
 
     def __init__(self, problem: Problem):
         super().__init__(problem.message)
         self.problem = problem
 
 
-# What another attempt may find changed: a full disk, too many open files, a lost connection
+# Errors that another attempt may not meet: a full disk, too many open files, a lost connection.
 _MAY_PASS = {
     getattr(errno, name)
     for name in (
@@ -53,18 +58,19 @@ _MAY_PASS = {
 
 
 def problem_of(error: Exception) -> Problem:
-    """Says whether another attempt may succeed.
+    """Return the message for an error, and whether another attempt may succeed.
 
-    Only a shortage or a fault outside the inputs may pass: memory, disk, file handles, the network,
-    a server that answers 429 or 5xx. A missing file, a missing permission or a wrong value never
-    does, whatever library reports it.
+    Another attempt may succeed after a shortage or a fault outside the inputs: memory, disk, file
+    handles, the network, or a server that answers 429 or 5xx. It never does after a missing file,
+    a missing permission or a wrong value, whichever library reports it.
     """
     if isinstance(error, Failed):
         return error.problem
-    ours = type(error).__module__.startswith("policyalign_assets.")  # names the fault and the fix
+    # The messages of the package's own errors already name the fault and the fix.
+    ours = type(error).__module__.startswith("policyalign_assets.")
     message = str(error) if ours else f"{type(error).__name__}: {error}"
     causes: list[BaseException] = [error]
-    while ours and (cause := causes[-1].__cause__):  # such as a hub that could not be reached
+    while ours and (cause := causes[-1].__cause__):  # for example, the hub was unreachable
         causes.append(cause)
     return Problem(message, any(map(_may_pass, causes)))
 
@@ -72,7 +78,7 @@ def problem_of(error: Exception) -> Problem:
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, ConnectionError, TimeoutError)):
         return True
-    # torch's and the HTTP libraries' errors, by name: importing those libraries is slow
+    # Errors of torch and of HTTP libraries are recognized by name, since their import is slow.
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"OutOfMemoryError", "ConnectionError", "TransportError", "Timeout"}:
         return True
@@ -84,7 +90,7 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def encode(value: StageData) -> bytes:
-    """A table as Parquet, a record (frozen dataclass) as JSON."""
+    """Encode a table as Parquet, or a record (a frozen dataclass) as JSON."""
     if not isinstance(value, pa.Table):
         return TypeAdapter(type(value)).dump_json(value, indent=2)
     sink = pa.BufferOutputStream()
@@ -108,7 +114,7 @@ class Exchange:
     def __init__(self, folder: Location):
         self.folder = folder
 
-    # the run's side
+    # Methods for the run.
     def give(self, stage: str, settings: Settings, data: str, inputs: dict[str, StageData]) -> None:
         for name, value in inputs.items():
             self._write(f"in/{name}{_file(name)}", encode(value))
@@ -130,7 +136,7 @@ class Exchange:
         file = self.folder / "problem.json"
         return Problem(**json.loads(file.read_bytes())) if file.exists() else None
 
-    # the worker's side
+    # Methods for the worker.
     def take(self, report: Callable[[str], None]) -> tuple[str, StageContext, dict[str, StageData]]:
         task = json.loads((self.folder / "task.json").read_bytes())
         context = StageContext(

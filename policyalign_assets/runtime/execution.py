@@ -1,4 +1,4 @@
-"""Runs one stage: in this process, or on several training processes where the settings say so."""
+"""Runs one stage: in this process, or on several training processes if the settings say so."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from policyalign_assets.stages.registry import STAGES
 
 
 def make(stage: str, context: StageContext, inputs: dict[str, StageData]) -> StageResult:
-    """Runs `stage` and returns what it made. `inputs` are keyed by the stages that made them.
+    """Run `stage` and return its result. `inputs` are keyed by the stages that made them.
 
     Raises ValueError for an unknown stage, and whatever the stage itself raises.
     """
     if stage not in STAGES:
-        raise ValueError(f"{stage!r} is no stage. Fix: name one of {', '.join(STAGES)}.")
+        raise ValueError(f"{stage!r} is not a stage. Fix: name one of {', '.join(STAGES)}.")
     if stage == "distilled_checkpoint" and context.settings.distillation.processes > 1:
         from policyalign_assets.runtime.accelerated import train_on_processes
 

@@ -1,12 +1,14 @@
-"""Runs a command whose processes never outlive the guard, nor the process that started the guard.
+"""Runs a command whose processes outlive neither the guard nor the process that started the guard.
 
     python -I -S guard.py <grace seconds> <command> …
 
-Standard input must be a pipe on which nothing is written. It closes when the starter dies, however
-it dies, and the guard then ends the command; this works on every system. Training launchers start
-workers in sessions of their own, which a signal to a process group misses. So on Linux the guard
-adopts every orphan below it (PR_SET_CHILD_SUBREAPER) and ends all its descendants with SIGTERM, and
-with SIGKILL after the grace. Only the standard library is used, so that the guard starts fast.
+Standard input must be a pipe to which nothing is written. It closes when the process that started
+the guard ends for any reason, and the guard then ends the command. This works on every system.
+
+Training launchers start workers in sessions of their own, which a signal to a process group does
+not reach. On Linux, the guard therefore adopts all orphans below it (PR_SET_CHILD_SUBREAPER). It
+ends all its descendants with SIGTERM, and with SIGKILL after the grace period. Only the standard
+library is used, so that the guard starts fast.
 """
 
 import contextlib
@@ -30,10 +32,10 @@ asked_to_stop = False
 def guarded(
     command: list[str], grace: float, environment: dict[str, str], pipe_output: bool = False
 ) -> Iterator[subprocess.Popen]:
-    """Starts `command` under a guard, whose exit code is the command's (128 + n for signal n).
+    """Start `command` under a guard, whose exit code is the command's (128 + n for signal n).
 
-    Afterwards, or when this process dies, every process below `command` is ended.
-    `pipe_output`: standard output is the guard's `stdout`.
+    Afterwards, or when this process dies, every process below `command` is ended. With
+    `pipe_output`, the command's output can be read from the guard's `stdout`.
     """
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", __file__, str(grace), *command],
@@ -43,16 +45,16 @@ def guarded(
         start_new_session=True,
         pass_fds=tuple(INHERITED),
     )
-    assert process.stdin is not None  # a pipe, see above
+    assert process.stdin is not None  # it is a pipe (see above)
     try:
         yield process
     finally:
-        process.stdin.close()  # the guard takes it as the end
+        process.stdin.close()  # this tells the guard to end the command
         try:
             process.wait(grace + 3)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                # if the guard itself was killed, its group is still there
+                # If the guard itself was killed, its process group still exists.
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if process.stdout:
@@ -69,13 +71,13 @@ def stop(*_: object) -> None:
 
 
 def descendants() -> set[int]:
-    """Every living process below this one (Linux)."""
+    """Return every living process below this one (Linux only)."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = stat.read_text().rpartition(")")[2].split()[:2]
         except OSError:
-            continue  # it ended meanwhile
+            continue  # the process has ended
         if state != "Z":
             children.setdefault(int(parent), []).append(int(stat.parent.name))
     found, todo = set(), [os.getpid()]
@@ -88,14 +90,17 @@ def descendants() -> set[int]:
 
 def signal_all(number: int) -> None:
     if not LINUX:
-        os.killpg(0, number)  # this process too, for SIGKILL: its work is done then
+        os.killpg(0, number)  # SIGKILL ends this process too; its work is then done
     for pid in descendants() if LINUX else ():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def reap(child: int) -> int | None:
-    """Collects what has ended, adopted orphans too. The exit code of `child`, if it was among them."""
+    """Collect processes that have ended, and return the exit code of `child` if it is one of them.
+
+    Adopted orphans are collected too.
+    """
     code = None
     while True:
         try:
@@ -139,9 +144,9 @@ def main() -> int:
     end_all(child, grace)
     if code is None:
         return 128 + signal.SIGTERM
-    return code if code >= 0 else 128 - code  # as a shell says it
+    return code if code >= 0 else 128 - code  # the convention of shells
 
 
 if __name__ == "__main__":
-    # os._exit: nothing here needs the interpreter's tidying up
+    # os._exit is faster, and nothing here needs the interpreter's cleanup.
     os._exit(main())

@@ -1,9 +1,9 @@
-"""One run of a partition at a time, on one machine or on a shared file system.
+"""Allows one run of a partition at a time, on one machine or on a shared file system.
 
-Dagster's limits hold for queued runs alone: a run that somebody starts by hand passes them by. Two
-runs of one partition would write the same files. The operating system frees the lock when the run
-ends, however it ends. The guard of a worker inherits it (see `guard`), so the lock of a killed run
-is held until the last process of that run is gone.
+Dagster's limits apply only to queued runs, so a run that somebody starts by hand bypasses them. Two
+runs of one partition would write the same files. The operating system releases the lock when the
+run ends for any reason. The guard of a worker inherits the lock (see `guard`), so the lock of a
+killed run is held until the last process of that run has ended.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ PATIENCE = 10.0  # seconds: longer than the guard of a killed run needs to end i
 
 
 class PartitionBusy(RuntimeError):
-    """Another run holds the lock. The message says which."""
+    """Another run holds the lock. The message names that run."""
 
 
 @contextmanager
 def partition_lock(
     data: Path, partition: str, holder: str, patience: float | None = None
 ) -> Iterator[None]:
-    """Holds the lock of `partition` below `data`. `holder` is what others are told.
+    """Hold the lock of `partition` in `data`. `holder` is the name that other runs are shown.
 
-    Raises PartitionBusy after `patience` seconds, PATIENCE by default.
+    Raises PartitionBusy if the lock is still held after `patience` seconds (default: PATIENCE).
     """
     folder = data / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,8 @@ def partition_lock(
         yield
     finally:
         guard.INHERITED.discard(descriptor)
-        os.close(descriptor)  # the file stays: removing it could free a lock that another one took
+        # The file is kept, because removing it could release a lock that another run has taken.
+        os.close(descriptor)
 
 
 def _take(descriptor: int, partition: str, patience: float) -> None:

@@ -17,23 +17,23 @@ class NoResult(LookupError):
 
 
 def split_partition(partition: str) -> tuple[str, str]:
-    """(domain, policy) of `domain|policy`. Raises NoResult for anything else."""
+    """Split `domain|policy` into domain and policy. Raises NoResult for anything else."""
     domain, separator, policy = partition.partition("|")
     if not (domain and separator and policy) or "/" in partition or ".." in partition:
         raise NoResult(
-            f"{partition!r} is no partition. Fix: write 'domain|policy', for example "
+            f"{partition!r} is not a partition. Fix: write 'domain|policy', for example "
             "'medical|general-conduct'."
         )
     return domain, policy
 
 
 def stored_record(data: Location, stage: str, partition: str, kind: type[T]) -> T:
-    """The record of type `kind` that a stage stored. Raises NoResult if there is none."""
+    """Return the record of type `kind` that a stage stored. Raises NoResult if there is none."""
     return _stored(data, stage, partition, kind, ".json")
 
 
 def stored_table(data: Location, stage: str, partition: str) -> pa.Table:
-    """The table that a stage stored. Raises NoResult if there is none."""
+    """Return the table that a stage stored. Raises NoResult if there is none."""
     return _stored(data, stage, partition, pa.Table, ".parquet")
 
 

@@ -1,6 +1,9 @@
-"""One of the processes that `accelerate launch` starts: `python -m policyalign_assets.runtime.training_process <exchange folder>`.
+"""One of the processes that `accelerate launch` starts.
 
-A process that fails says why and ends at once; `accelerate launch` then ends the others, so nobody waits for a lost one.
+    python -m policyalign_assets.runtime.training_process <exchange folder>
+
+A process that fails writes down the reason and ends at once. `accelerate launch` then ends the
+others, so that none waits for a process that is gone.
 """
 
 from __future__ import annotations
@@ -28,19 +31,20 @@ def main() -> None:
         if not processes.main:
             context = replace(context, report=lambda _: None)
         made = train(context, **inputs, processes=processes)
-        if processes.main:
+        if made is not None:  # only the main process returns a result
             exchange.hand_over(stage, made)
-        torch.distributed.barrier()  # whoever leaves before the main one is done would take it along
+        # A process that ended before the main process is done would make it fail.
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     except Exception as error:
         traceback.print_exc()
         if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
-            time.sleep(
-                3
-            )  # if another process is lost, this one is ended meanwhile, and the reason is the other's to say
-        if exchange.problem() is None:  # the first reason is the reason
+            # If another process failed, this one is ended while it waits. The other process then
+            # gives the reason.
+            time.sleep(3)
+        if exchange.problem() is None:  # the first reason given is kept
             exchange.fail(problem_of(error))
-        os._exit(1)  # at once: a process group waits for its members at the interpreter's end
+        os._exit(1)  # at once, because a normal exit waits for the members of the process group
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
-"""Runs one stage in a process of its own: `python -m policyalign_assets.runtime.worker <exchange folder or URL>`.
+"""Runs one stage in a process of its own.
 
-Started by a run through Dagster Pipes, by which its progress shows in the run's page while it works. It needs `dagster-pipes`
-(no dependencies) but no Dagster, so the image of a Ray or Kubernetes cluster can be lean.
+    python -m policyalign_assets.runtime.worker <exchange folder or URL>
+
+A run starts this process through Dagster Pipes, which shows its progress on the run's page. The
+process needs `dagster-pipes`, which has no dependencies, but not Dagster itself. The image of a Ray
+or Kubernetes cluster can therefore be small.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ def main() -> None:
             stage, context, inputs = exchange.take(pipes.log.info)
             exchange.hand_over(stage, make(stage, context, inputs))
         except Exception as error:
-            traceback.print_exc()  # the run shows the plain words; this is for whoever reads the log of the process
+            traceback.print_exc()  # for the process's log; the run's page shows only the message
             exchange.fail(problem_of(error))
             failed = True
         else:

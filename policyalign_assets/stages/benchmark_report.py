@@ -110,7 +110,7 @@ def make(
     folder = publish(partition, report_id(distilled_checkpoint.checkpoint_id, made_from), write)
     write_history(partition)
     page = folder / "report.html"
-    relative = folder.relative_to(data).as_posix()
+    relative = str(folder)[len(str(data)) :].strip("/")
     context.report(report.verdict.line)
     context.report(f"report: {page}")
     metrics = metric_values(report)

@@ -68,5 +68,5 @@ def test_a_partition_without_results_says_what_to_do(tmp_path: Path, monkeypatch
     monkeypatch.setenv("POLICYALIGN_DATA_DIR", str(tmp_path))
     said = command("ask", "medical|general-conduct", "Hello?", code=1)
     assert "policyalign align 'medical|general-conduct'" in said
-    assert "is no partition" in command("ask", "medical", "Hello?", code=1)
-    assert "is no partition" in command("ask", "medical|../../etc", "Hello?", code=1)
+    assert "is not a partition" in command("ask", "medical", "Hello?", code=1)
+    assert "is not a partition" in command("ask", "medical|../../etc", "Hello?", code=1)
