@@ -498,6 +498,11 @@ class EvaluationSettings(_Section):
     probe_cases: int = Field(
         48, ge=0, description="cases of each probe suite; 0 leaves the probes out"
     )
+    coverage_encoder: str | None = Field(
+        None,
+        description="folder or hub id of a sentence encoder, for the coverage of red-team prompts; "
+        "none: TF-IDF of words and pairs of words",
+    )
     pressure_cases: int = Field(
         40, ge=0, description="conversations in which the user insists; 0 leaves them out"
     )

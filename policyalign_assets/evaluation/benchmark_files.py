@@ -44,7 +44,7 @@ def read_rows(file: Path) -> list[Row]:
 
 
 def _objects(file: Path, rows: Iterable[object]) -> Iterator[Row]:
-    """The rows with the file's name. Raises NotRun for a row that is no object, and for too many."""
+    """The rows with the file's name. Raises NotRun if a row is no object, or there are too many."""
     for number, row in enumerate(rows, 1):
         if number > MAX_ROWS:
             raise NotRun(f"{file.name} has more than {MAX_ROWS} rows")

@@ -25,9 +25,10 @@ _MARKDOWN = (
 )
 _LISTS = ("bullet_list", "ordered_list")
 _BOLD_LINE = re.compile(r"(?:\*\*|__)(?P<text>[^*_]{2,80}?)(?:\*\*|__):?")
-# Lines that are list items though Markdown does not know their marks: "(a) ...", "• ...", "3.2 ...".
+# List items whose marks Markdown does not know: "(a) ...", "• ...", "3.2 ...".
 _ITEM_LINE = re.compile(
-    r"(?P<mark>\(?(?:[a-z]|[ivx]{1,5})\)|[a-z]\.(?= )|[•◦▪‣·●○■–](?= )|(?=[0-9]{1,3}(?:\.[0-9]{1,3})+[.:)]? )"
+    r"(?P<mark>\(?(?:[a-z]|[ivx]{1,5})\)|[a-z]\.(?= )|[•◦▪‣·●○■–](?= )"
+    r"|(?=[0-9]{1,3}(?:\.[0-9]{1,3})+[.:)]? )"
     r"|(?=(?:\*\*)?[A-Z]{1,8}-?[0-9]{1,4}(?:[.-][0-9]+)*(?:\*\*)?[:.] ))\s*(?P<text>\S.*)"
 )
 
@@ -257,7 +258,8 @@ def introduces(text: str) -> bool:
         return False
     return bool(
         re.search(
-            r"\b(?:not|never|to|for|must|shall|should|may|the following|following|includes?|including|except|unless|if|when|from)$",
+            r"\b(?:not|never|to|for|must|shall|should|may|the following|following|includes?"
+            r"|including|except|unless|if|when|from)$",
             text,
         )
     )

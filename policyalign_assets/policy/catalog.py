@@ -41,7 +41,7 @@ def applicable_domains(policies_dir: Path, policy_id: str) -> tuple[str, ...]:
 
 
 def list_owners(policies_dir: Path) -> list[str]:
-    """Everybody whom a policy or an addendum names as its owner, sorted. Files with a mistake count as naming nobody."""
+    """All owners that policies and addenda name, sorted. A file with a mistake names nobody."""
     found = {""}
     policies = list_policies(policies_dir) if policies_dir.is_dir() else []
     for policy_id, name in (

@@ -29,16 +29,20 @@ _FIELD = re.compile(
     r"(?:\*\*|__)?(?P<name>[A-Za-z]+)(?:\*\*|__)?:(?:\*\*|__)?(?:\s+(?P<value>.*))?", re.DOTALL
 )
 _LEVELS = {
-    "critical": "critical", "severe": "critical", "blocker": "critical", "high": "high", "major": "high",
+    "critical": "critical", "severe": "critical", "blocker": "critical",
+    "high": "high", "major": "high",
     "medium": "medium", "moderate": "medium", "low": "low", "minor": "low",
 }  # fmt: skip
 _INLINE_SEVERITY = re.compile(
     rf"^[\[(](?P<first>{'|'.join(_LEVELS)})(?: (?:severity|risk|priority))?[\])]:? +|"
-    rf" *[\[(](?:severity: ?|risk: ?|priority: ?)?(?P<last>{'|'.join(_LEVELS)})(?: (?:severity|risk|priority))?[\])]\.?$",
+    rf" *[\[(](?:severity: ?|risk: ?|priority: ?)?(?P<last>{'|'.join(_LEVELS)})"
+    r"(?: (?:severity|risk|priority))?[\])]\.?$",
     re.IGNORECASE,
 )
 _HEADING_SEVERITY = re.compile(
-    rf"\b(?P<a>{'|'.join(_LEVELS)})[ -](?:severity|risk|priority|level|tier)\b|\b(?:severity|risk|priority|level|tier)\b[ :–—-]*(?P<b>{'|'.join(_LEVELS)})\b"
+    rf"\b(?P<a>{'|'.join(_LEVELS)})[ -](?:severity|risk|priority|level|tier)\b"
+    r"|\b(?:severity|risk|priority|level|tier)\b[ :–—-]*"
+    rf"(?P<b>{'|'.join(_LEVELS)})\b"
     rf"|^(?P<c>{'|'.join(_LEVELS)})$",
     re.IGNORECASE,
 )

@@ -146,7 +146,8 @@ def _values(front: Source, start: int, faults: list[Fault]) -> dict[str, tuple[o
         return None
     lines = {key: start + line for key, line in loader.key_lines.items()}
     for key, line in loader.twice:
-        problem = f"the key {key[:80]!r} stands twice in the front matter (line {front.numbers[start + line]})"
+        place = front.numbers[start + line]
+        problem = f"the key {key[:80]!r} stands twice in the front matter (line {place})"
         faults.append(front.error(lines[key], problem, "Keep one of the two lines."))
     for key in fields or {}:
         if key not in KEYS:

@@ -118,15 +118,15 @@ def _decode(path: str, data: bytes) -> str:
             path, line, "the file is not UTF-8 text here", "Save the file with the encoding UTF-8."
         ) from error
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    for number, line in enumerate(text.split("\n"), 1):
-        if name := invisible(line):
+    for number, written in enumerate(text.split("\n"), 1):
+        if name := invisible(written):
             problem = f"the invisible character {name} stands here"
             raise PolicyError(path, number, problem, "Delete it; type the line anew if need be.")
     return text
 
 
 def _without_comments(path: str, text: str) -> Source:
-    """Cut every HTML comment; a line that held nothing else goes too, so that a comment never splits a paragraph."""
+    """Cuts HTML comments. Lines that held nothing else go too, so no comment splits a paragraph."""
     lines, numbers, number, position = [""], [1], 1, 0
     commented = set()
     while True:

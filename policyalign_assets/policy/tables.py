@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from policyalign_assets.policy.reading.surroundings import heading_kind
 
 _COLUMNS = (
-    ("id", re.compile(r"(?:id|no\.?|nr\.?|#|number|ref(?:erence)?|rule (?:id|no\.?|number)|control id)")),
+    ("id", re.compile(r"(?:id|no\.?|nr\.?|#|number|ref(?:erence)?|rule (?:id|no\.?|number)"
+                      r"|control id)")),
     ("severity", re.compile(r"(?:severity|risk(?: level)?|priority|level|tier)")),
     ("category", re.compile(r"(?:category|area|topic|domain|section|theme|group)")),
     ("kind", re.compile(r"(?:kind)")),
@@ -16,7 +17,8 @@ _COLUMNS = (
     ("allowed", re.compile(r"(?:allowed example|acceptable example|good example)")),
     ("example", re.compile(r"(?:examples?|e\.g\.)")),
     ("source", re.compile(r"(?:source|origin)")),
-    ("rule", re.compile(r".*\b(?:rules?|policy|requirements?|statement|standard|guideline|control|description|text|what)\b.*")),
+    ("rule", re.compile(r".*\b(?:rules?|policy|requirements?|statement|standard|guideline|control"
+                        r"|description|text|what)\b.*")),
 )  # fmt: skip
 
 

@@ -140,7 +140,8 @@ class RuleAttribution:
         """Whether surely fewer than `MIN_PASSED` of the rule's own drafts belong to it (Wilson)."""
         if self._all.method != "likelihood" or tried < FEWEST_TRIED:
             return False
-        return wilson(passed, tried).high < MIN_PASSED
+        highest = wilson(passed, tried).high
+        return highest is not None and highest < MIN_PASSED
 
     def faults(
         self, kind: str, drafts: Sequence[str], parents: Sequence[str] | None = None

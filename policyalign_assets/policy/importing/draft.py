@@ -20,7 +20,10 @@ from policyalign_assets.policy.parser import SHARED_NAME, check_name, examine_so
 from policyalign_assets.policy.reading.reader import Surroundings, read_rule
 from policyalign_assets.policy.source import Source, read_source, source_of
 
-DECLINING = "Decline politely, name the rule that applies, and offer a lawful alternative where there is one."
+DECLINING = (
+    "Decline politely, name the rule that applies, and offer a lawful alternative where there is "
+    "one."
+)
 _UNNAMED_OWNER = "To be named"
 
 

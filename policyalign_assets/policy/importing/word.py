@@ -15,7 +15,7 @@ _CHANGES = {"insertion": "inserted", "deletion": "deleted", "comment-start": "co
 
 
 def read_word(path: str, data: bytes) -> tuple[str, tuple[str, ...], tuple[str, ...], str]:
-    """(Markdown, place of each line, notes, title). Tracked changes are accepted, and each is named."""
+    """Markdown, place of each line, notes, title. Tracked changes are accepted, and named."""
     options = ("--wrap=none", "--track-changes=accept")
     text = run_pandoc(path, data, "docx", _MARKDOWN, *options)
     tree = json.loads(run_pandoc(path, data, "docx", "json", "--track-changes=all"))

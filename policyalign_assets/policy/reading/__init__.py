@@ -1,1 +1,1 @@
-"""Reads a rule's sentence: what kind of rule it is, what it forbids, when, and with what exceptions."""
+"""Reads a rule's sentence: its kind, what it forbids, when, and with what exceptions."""

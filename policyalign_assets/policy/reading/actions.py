@@ -9,7 +9,8 @@ import re
 from policyalign_assets.policy.reading import words as w
 
 _HELPED = (
-    r"(?:any ?one(?: else)?|some ?one(?: else)?|any ?body|some ?body|people|persons?|users?|them|others"
+    r"(?:any ?one(?: else)?|some ?one(?: else)?|any ?body|some ?body|people|persons?|users?|them"
+    r"|others"
     r"|individuals|customers|clients|patients|students|staff|employees|visitors|callers|children"
     r"|minors|(?:a|an|the|any|our|your|another|such) (?:[\w-]+ )?(?:person|user|individual|customer"
     r"|client|patient|student|party|employee|member|visitor|caller|child|minor|people|users"
@@ -25,26 +26,32 @@ _INSTRUCTIONS = (
 )
 # Each pattern ends where the action begins; "(ing)" marks those after which a gerund follows.
 _HELPERS = (
-    re.compile(rf"(?:help|assist|aid|enable|allow|let|permit|support) {_HELPED}{_WANTS} (?:to )?(?=\w)"),
+    re.compile(rf"(?:help|assist|aid|enable|allow|let|permit|support) {_HELPED}{_WANTS} (?:to "
+               rf")?(?=\w)"),
     re.compile(
         rf"(?:help|assist|aid|support) (?:{_HELPED} )?(?:with|in|to) "
         r"(?:(?:the|any) )?(?:(?:attempts?|efforts?|requests?|plans?) to )?"
     ),
     re.compile(r"(?:help|assist|aid) (?:to )?(?=\w)"),
     re.compile(rf"(?:give|provide|offer|supply|share|produce|write|post) (?:{_HELPED} )?(?:with )?"
-               rf"{_INSTRUCTIONS} (?:for|on|to|about|in|with|that (?:help|enable|allow)s? {_HELPED} to)"
+               rf"{_INSTRUCTIONS} (?:for|on|to|about|in|with|that (?:help|enable|allow)s? "
+               rf"{_HELPED} to)"
                r" (?:how to )?"),
-    re.compile(rf"(?:give|provide|offer|share) (?:{_HELPED} )?(?:any )?(?:advice|information|details|tips) (?:on|about) how to "),
+    re.compile(rf"(?:give|provide|offer|share) (?:{_HELPED} )?(?:any )?(?:advice|information"
+               rf"|details|tips) (?:on|about) how to "),
     re.compile(rf"(?:explain|show|teach|describe)(?: to)?(?: {_HELPED})? (?:on )?"
                r"how (?:to|one (?:can|could|might)|they (?:can|could|might)) "),
     re.compile(r"be (?:used|helped|asked|told|allowed|permitted|able|induced|made) to "),
     re.compile(r"be (?:used|relied (?:up)?on|deployed|applied|employed) (?:for|in|as part of) "),
     re.compile(r"(?:attempt|try|seek|agree|offer|plan|consent|propose) to "),
     re.compile(r"(?:engage|take part|participate|be involved|get involved) in (?=\w+ing\b)"),
-    re.compile(r"(?:respond to|answer|fulfil|fulfill|follow|accept|comply with|entertain|process|act on) "
+    re.compile(r"(?:respond to|answer|fulfil|fulfill|follow|accept|comply with|entertain|process"
+               r"|act on) "
                r"(?:any |all )?(?:requests?|questions?|instructions?|prompts?) (?:to|asking to) "),
-    re.compile(r"use (?:it|them|this (?:service|tool|system|product|model)|the (?:service|services|tool|tools|"
-               r"assistant|system|model|models|product|api|platform|software)|our (?:services?|tools?|"
+    re.compile(r"use (?:it|them|this (?:service|tool|system|product|model)|the (?:service"
+               r"|services|tool|tools|"
+               r"assistant|system|model|models|product|api|platform|software)|our (?:services?"
+               r"|tools?|"
                r"models?|products?|platform)) (?:to|for|in|as part of) "),
     re.compile(r"(?:promote or facilitate|facilitate or promote) (?=\w+ing\b)"),
 )  # fmt: skip
@@ -58,7 +65,8 @@ _OBJECTS = {  # the head noun of a noun phrase: the verb that makes an action of
     " remark remarks promise promises assumption assumptions call calls payment payments"
     " purchase purchases copy copies threat threats accusation accusations comparison comparisons"
     " change changes exception exceptions commitment commitments bomb bombs",
-    "use": "language profanity profanities slang sarcasm slur slurs jargon emoji emojis humour humor"
+    "use": "language profanity profanities slang sarcasm slur slurs jargon emoji emojis humour "
+    "humor"
     " stereotype stereotypes abbreviation abbreviations acronym acronyms tool tools software"
     " tone metaphor metaphors technique techniques tactics tactic device devices drugs drug",
     "share": "data detail details secret secrets password passwords credential credentials record"
@@ -73,7 +81,8 @@ _NOMINALS = {  # nouns that name an act, and its verb
     "development": "develop", "creation": "create", "distribution": "distribute",
     "generation": "generate", "promotion": "promote", "disclosure": "disclose",
     "exploitation": "exploit", "manipulation": "manipulate", "impersonation": "impersonate",
-    "dissemination": "disseminate", "sale": "sell", "sales": "sell", "use": "use", "misuse": "misuse",
+    "dissemination": "disseminate", "sale": "sell", "sales": "sell", "use": "use", "misuse": "mis"
+                                                                                             "use",
     "theft": "steal", "possession": "possess", "violation": "violate", "violations": "violate",
     "infringement": "infringe", "incitement": "incite", "glorification": "glorify",
     "facilitation": "facilitate", "solicitation": "solicit", "production": "produce",
@@ -291,7 +300,8 @@ def _is_tool(subject: str) -> bool:
     return bool(
         re.search(
             r"\b(?:it|they|assistant|model|models|service|services|tool|tools|system|product|ai|api"
-            r"|chatbot|bot|platform|outputs?|software|agent|technology|claude|chatgpt|gemini|copilot)$",
+            r"|chatbot|bot|platform|outputs?|software|agent|technology|claude|chatgpt|gemini"
+            r"|copilot)$",
             subject.lower(),
         )
     )
@@ -355,7 +365,8 @@ def _verb_for(head: str) -> str:
 def _without_of(phrase: str) -> str:
     """ "share of passwords", from "sharing of passwords", as "share passwords"."""
     return re.sub(
-        r"^((?!think|speak|dispose|approve|conceive|consist|talk)\w+(?:, \w+)*(?:,? (?:or|and) \w+)?) of ",
+        r"^((?!think|speak|dispose|approve|conceive|consist|talk)\w+(?:, \w+)*(?:,? (?:or|and) "
+        r"\w+)?) of ",
         r"\1 ",
         phrase,
     )

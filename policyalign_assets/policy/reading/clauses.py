@@ -6,18 +6,23 @@ from dataclasses import dataclass
 from policyalign_assets.policy.reading import words as w
 
 NEGATIVE = (
-    r"(?:do not|don't|does not|doesn't|never|cannot|can ?not|can't|(?:must|shall|should|may|will|would|could)"
-    r"(?: not|n't| never)|mustn't|shouldn't|won't|refuse|decline|avoid|refrain|no|not|under no|in no|at no)\b"
+    r"(?:do not|don't|does not|doesn't|never|cannot|can ?not|can't|(?:must|shall|should|may|will"
+    r"|would|could)"
+    r"(?: not|n't| never)|mustn't|shouldn't|won't|refuse|decline|avoid|refrain|no|not|under no"
+    r"|in no|at no)\b"
 )
 _STRONG = re.compile(
     rf"(?:(?:then|please|always|also|simply|instead) )*(?:{NEGATIVE}"
-    r"|(?:[\w'/-]+ ){1,6}?(?:must|shall|should|may|can|cannot|can't|will|is|are|does|do|has to|needs? to)\b)",
+    r"|(?:[\w'/-]+ ){1,6}?(?:must|shall|should|may|can|cannot|can't|will|is|are|does|do|has to"
+    r"|needs? to)\b)",
     re.IGNORECASE,
 )
 _LEADING = re.compile(
-    r"(?P<word>if|when|whenever|where|wherever|while|before|after|in case(?: of)?|once|until|as soon as"
+    r"(?P<word>if|when|whenever|where|wherever|while|before|after|in case(?: of)?|once|until|as "
+    r"soon as"
     r"|in the event (?:that|of)|should|unless|except(?: in| for| where| when| with| to| as| if)?"
-    r"|with the exception of|outside(?: of)?|without|for|in|during|on|at|with|upon|absent|only if|only when) "
+    r"|with the exception of|outside(?: of)?|without|for|in|during|on|at|with|upon|absent|only if"
+    r"|only when) "
     r"(?P<rest>.+)",
     re.IGNORECASE,
 )
@@ -31,14 +36,18 @@ _DROPPED = frozenset(
     + ["except where", "except when", "except if", "with the exception of", "only if", "only when"]
 )
 _NOT_CONDITIONS = re.compile(
-    r"(?:general|all cases|particular|addition|any case|any event|no (?:case|event|way)|short|principle|example"
-    r"|instance|all times|the same|every case|practice|accordance|line with|order to|this (?:way|reason)"
-    r"|(?:safety|legal|security|compliance|privacy) reasons|any (?:time|reason|circumstances)|no (?:time|account)"
+    r"(?:general|all cases|particular|addition|any case|any event|no (?:case|event|way)|short"
+    r"|principle|example"
+    r"|instance|all times|the same|every case|practice|accordance|line with|order to|this (?:way"
+    r"|reason)"
+    r"|(?:safety|legal|security|compliance|privacy) reasons|any (?:time|reason|circumstances)|no "
+    r"(?:time|account)"
     r"|these reasons|the purposes? of|purposes of|the avoidance)\b",
     re.IGNORECASE,
 )
 _EXCEPTION = re.compile(
-    r",? *\b(?:unless|except(?:ing)?(?: that| when| where| if| for)?|other than|apart from|aside from|save (?:for|where|when|that)"
+    r",? *\b(?:unless|except(?:ing)?(?: that| when| where| if| for)?|other than|apart from|aside "
+    r"from|save (?:for|where|when|that)"
     r"|until|with the exception of|with the following exceptions?:?) +(?P<exception>.+)",
     re.IGNORECASE,
 )
@@ -47,13 +56,16 @@ _WITHOUT = re.compile(
     re.IGNORECASE,
 )
 _TRAILING = re.compile(
-    r",? +(?P<word>only if|if and only if|provided(?: that)?|providing(?: that)?|as long as|so long as"
+    r",? +(?P<word>only if|if and only if|provided(?: that)?|providing(?: that)?|as long as|so "
+    r"long as"
     r"|on (?:the )?condition that|if|when|whenever|in case|in the event (?:that|of)) +",
     re.IGNORECASE,
 )
 _WHETHER = re.compile(
-    r"\b(?:even|as|whether|what|ask|asks|asking|check|checks|know|see|tell|tells|determine|verify|unsure|clear|certain|sure"
-    r"|wonder|clarify|confirm|decide|find out|about|of|how|where|who|only|and|or|predict|estimate|say|to|explain|on)$",
+    r"\b(?:even|as|whether|what|ask|asks|asking|check|checks|know|see|tell|tells|determine|verify"
+    r"|unsure|clear|certain|sure"
+    r"|wonder|clarify|confirm|decide|find out|about|of|how|where|who|only|and|or|predict|estimate"
+    r"|say|to|explain|on)$",
     re.IGNORECASE,
 )  # fmt: skip
 _FINITE = frozenset(
@@ -63,8 +75,11 @@ _FINITE = frozenset(
 
 
 _SHORTENED = frozenset(  # "If asked ...", "When in doubt, ..."
-    "asked prompted requested told pressed challenged required instructed given in unsure uncertain"
-    " possible necessary appropriate needed relevant applicable not so available at on under".split()
+    (
+        "asked prompted requested told pressed challenged required instructed given in unsure"
+        " uncertain possible necessary appropriate needed relevant applicable not so available"
+        " at on under"
+    ).split()
 )
 
 
@@ -84,7 +99,8 @@ _INSERTED = re.compile(
     re.IGNORECASE,
 )
 _AT_NO_TIME = re.compile(
-    r"\b(must|shall|should|may|can|will) (?:in no (?:case|event|way|circumstances)|under no circumstances|at no time|on no account)\b",
+    r"\b(must|shall|should|may|can|will) (?:in no (?:case|event|way|circumstances)|under no "
+    r"circumstances|at no time|on no account)\b",
     re.IGNORECASE,
 )
 
@@ -99,7 +115,8 @@ def straightened(sentence: str) -> str:
     if re.match(r"(?:without|unless|except|if|when|until)\b", inserted, re.IGNORECASE):
         return f"{found['before']} {found['after']} {inserted}"
     if re.match(
-        r"(?:under|in|at|even|ever|for|as|regardless|directly|however|on|by|whether|knowingly|of course)\b",
+        r"(?:under|in|at|even|ever|for|as|regardless|directly|however|on|by|whether|knowingly|of "
+        r"course)\b",
         inserted,
         re.IGNORECASE,
     ):
@@ -195,7 +212,8 @@ def read_exceptions(clause: str) -> tuple[str, tuple[str, ...]]:
         return clause, ()
     before = clause[: found.start()].rstrip(" ,")
     if re.search(
-        r"\b(?:any(?:one|body|thing)?|no(?:body|thing| one)?|none|purposes?|reasons?|else|accounts?|or)$",
+        r"\b(?:any(?:one|body|thing)?|no(?:body|thing| one)?|none|purposes?|reasons?|else"
+        r"|accounts?|or)$",
         before,
     ) and re.match(r" *(?:other than|apart from|except)\b", found[0].lstrip(" ,")):
         return clause, ()  # "anyone other than the owner" names whom the rule is about

@@ -16,7 +16,8 @@ from policyalign_assets.policy.reading.forms import Frame
 def forbidding_frame(main: str) -> Frame | None:
     """The frame of a clause that forbids, or None."""
     main = re.sub(
-        r"^(?:please|note that|remember:?|important:?|generally|also|further(?:more)?|in addition),? ",
+        r"^(?:please|note that|remember:?|important:?|generally|also|further(?:more)?|in "
+        r"addition),? ",
         "",
         main,
         flags=re.IGNORECASE,
@@ -75,13 +76,16 @@ def _disallowed(main: str) -> Frame | None:
         return None
     rest = re.sub(r"^(?:the following:? ?|any |all )", "", found["rest"])
     who = re.match(
-        r"(?:(?:\w+ ){0,4}?)(?:users?|you|customers?|anyone|staff|employees|people|the (?:model|models|service|services|assistant|product|products|tool)"
-        r"|our (?:\w+ )?(?:models?|services?|tools?|products?|platform|technology)|it|them) (?:to be used |being used |from |to )(?:to |for )?(?P<vp>.+)",
+        r"(?:(?:\w+ ){0,4}?)(?:users?|you|customers?|anyone|staff|employees|people|the (?:model"
+        r"|models|service|services|assistant|product|products|tool)"
+        r"|our (?:\w+ )?(?:models?|services?|tools?|products?|platform|technology)|it|them) "
+        r"(?:to be used |being used |from |to )(?:to |for )?(?P<vp>.+)",
         rest,
         re.IGNORECASE,
     )
     used = re.match(
-        r"(?:the )?uses? of (?:our |the |this |any )?[\w -]*?(?:services?|models?|tools?|products?|platform|system|ai|software|technology) (?:to|for|in) (?P<vp>.+)",
+        r"(?:the )?uses? of (?:our |the |this |any )?[\w -]*?(?:services?|models?|tools?"
+        r"|products?|platform|system|ai|software|technology) (?:to|for|in) (?P<vp>.+)",
         rest,
         re.IGNORECASE,
     )
@@ -112,7 +116,9 @@ def _be_forbidden(main: str) -> Frame | None:
     ):
         return Frame("prohibit", action_of(aimed[1]))
     used = re.match(
-        r"(?:the |any )?(?:uses?|using) (?:of )?(?:it|(?:our |the |this |any |these )?[\w -]*?(?:services?|models?|tools?|products?|platform|system|ai|software|assistant|technology)) (?:to|for|in) (?P<vp>.+)",
+        r"(?:the |any )?(?:uses?|using) (?:of )?(?:it|(?:our |the |this |any |these )?[\w "
+        r"-]*?(?:services?|models?|tools?|products?|platform|system|ai|software|assistant"
+        r"|technology)) (?:to|for|in) (?P<vp>.+)",
         subject, re.IGNORECASE,
     )  # fmt: skip
     said = used["vp"] if used else subject
@@ -130,7 +136,8 @@ def _no_one(main: str) -> Frame | None:
         return None
     be = re.match(r"be (.+)", found["rest"])
     thing = re.match(
-        r"no ((?!one\b|body\b|user|employee|staff|person|member|agent)[\w -]+?) (?:may|must|shall|should|can|will|is|are)\b",
+        r"no ((?!one\b|body\b|user|employee|staff|person|member|agent)[\w -]+?) (?:may|must|shall"
+        r"|should|can|will|is|are)\b",
         main,
         re.IGNORECASE,
     )
@@ -202,7 +209,8 @@ def _modal(main: str) -> Frame | None:
         rest = re.sub(
             r"^(\w+)((?:, \w+s)*,? (?:or|and) )(\w+s)\b",
             lambda m: (
-                f"{m[1]}{re.sub(r'[a-z]+s(?=,)', lambda v: w.base_form(v[0]), m[2])}{w.base_form(m[3])}"
+                f"{m[1]}{re.sub(r'[a-z]+s(?=,)', lambda v: w.base_form(v[0]), m[2])}"
+                f"{w.base_form(m[3])}"
                 if "VERB" in w.lemmas(m[3]) and not w.is_noun(m[3])
                 else m[0]
             ),
@@ -241,7 +249,8 @@ def _refuse(main: str) -> Frame | None:
         if how in ("that", "which"):
             said = re.sub(r"^(?:would |could |might |may )", "", asked["rest"])
             said = re.sub(
-                r"^(?:asks?|seeks?|involves?|calls?|aims?|contains?|concerns?|requires?|tries|try|wants?) (?:for |to |about |how to )?",
+                r"^(?:asks?|seeks?|involves?|calls?|aims?|contains?|concerns?|requires?|tries|try"
+                r"|wants?) (?:for |to |about |how to )?",
                 "",
                 said,
             )
@@ -257,7 +266,8 @@ def _refuse(main: str) -> Frame | None:
             ),
         )
     if re.fullmatch(
-        r"(?:harmful|unsafe|dangerous|illegal|unlawful|inappropriate|such|those|these|these kinds of|abusive)? ?(?:requests?|prompts?|questions?)",
+        r"(?:harmful|unsafe|dangerous|illegal|unlawful|inappropriate|such|those|these|these "
+        r"kinds of|abusive)? ?(?:requests?|prompts?|questions?)",
         rest,
         re.IGNORECASE,
     ):
@@ -304,15 +314,19 @@ def _used(phrase: str) -> str:
 
 
 _CAREFUL = re.compile(
-    r"(?:(?:please )?(?:ensure|make sure|be careful|take care|be sure|remember|see to it)(?: that)?,?"
-    r"|(?:[\w'-]+ ){1,4}(?:is|are) (?:reminded|asked|required|advised|told|instructed|expected|urged))"
+    r"(?:(?:please )?(?:ensure|make sure|be careful|take care|be sure|remember|see to it)(?: "
+    r"that)?,?"
+    r"|(?:[\w'-]+ ){1,4}(?:is|are) (?:reminded|asked|required|advised|told|instructed|expected"
+    r"|urged))"
     r" (?:(?:you|they|staff|users|it|the \w+) )?(?P<rest>(?:never|do not|don't|no|not to) .+)",
     re.IGNORECASE,
 )
 _LEADS_TO = re.compile(
-    r"(?P<subject>.+?) (?:(?:will|may|can|shall) (?:lead to|result in|be (?:punished|grounds|treated as))"
+    r"(?P<subject>.+?) (?:(?:will|may|can|shall) (?:lead to|result in|be (?:punished|grounds"
+    r"|treated as))"
     r"|leads to|results in|is grounds for|are grounds for|is cause for) .*"
-    r"\b(?:suspension|termination|dismissal|disciplin\w+|ban|removal|sanctions?|prosecution|penalt\w+)\b.*",
+    r"\b(?:suspension|termination|dismissal|disciplin\w+|ban|removal|sanctions?|prosecution"
+    r"|penalt\w+)\b.*",
     re.IGNORECASE,
 )
 
@@ -349,7 +363,8 @@ def _no(main: str) -> Frame | None:
     ):
         return None
     passive = re.match(
-        r"(?P<np>.+?) (?:(?:may|must|shall|should|can|will|is to|are to) be|is|are|gets|get) (?P<vp>.+)",
+        r"(?P<np>.+?) (?:(?:may|must|shall|should|can|will|is to|are to) be|is|are|gets|get) "
+        r"(?P<vp>.+)",
         found["rest"],
     )
     if passive and w.is_participle(passive["vp"].split(" ")[0].strip(",")):

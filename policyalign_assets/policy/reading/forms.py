@@ -19,40 +19,56 @@ class Frame:
 
 SUBJECT = r"(?P<subject>(?:[^\s.;:]+ ){1,25}?)"
 ADVERBS = (
-    r"(?:(?:also|ever|then|strictly|expressly|explicitly|absolutely|generally|always|normally|therefore"
+    r"(?:(?:also|ever|then|strictly|expressly|explicitly|absolutely|generally|always|normally"
+    r"|therefore"
     r"|under any circumstances|under no circumstances|in any case|in no case|at any time|knowingly"
     r"|currently|categorically|hereby|completely|simply|instead|please),? )*"
 )
 NOT = (
-    r"(?:(?:must|shall|should|may|might|can|could|will|would|do|does|did|is to|are to|ought to|need to|needs to|has to"
-    r"|have to|is|are)(?:, at all times,| also| in no case| under no circumstances| at no time)? (?:not|never)"
+    r"(?:(?:must|shall|should|may|might|can|could|will|would|do|does|did|is to|are to|ought to"
+    r"|need to|needs to|has to"
+    r"|have to|is|are)(?:, at all times,| also| in no case| under no circumstances| at no time)? "
+    r"(?:not|never)"
     r"|(?:must|should|can|could|wo|would|do|does|did|is|are)n't|can't|won't|cannot|can not|never)"
 )
 FORBIDDEN = (
-    r"(?:prohibited|forbidden|banned|barred|disallowed|unacceptable|impermissible|off[- ]limits|out of (?:bounds|scope)"
-    r"|not (?:be )?(?:allowed|permitted|acceptable|tolerated|authori[sz]ed|appropriate|ok|okay|an option|in scope"
+    r"(?:prohibited|forbidden|banned|barred|disallowed|unacceptable|impermissible|off[- ]limits"
+    r"|out of (?:bounds|scope)"
+    r"|not (?:be )?(?:allowed|permitted|acceptable|tolerated|authori[sz]ed|appropriate|ok|okay"
+    r"|an option|in scope"
     r"|(?:an? )?(?:acceptable|permitted|allowed)(?: uses?)?)"
     r"|never (?:be )?(?:allowed|permitted|acceptable|ok|okay|appropriate|tolerated)"
-    r"|(?:a )?(?:violations?|breach(?:es)?) of (?:this|the|our|company|these)[\w ]*(?:policy|policies|rules|terms)"
-    r"|against (?:our|the|this|company)[\w ]*(?:policy|policies|rules|terms|law)|strictly (?:prohibited|forbidden)"
+    r"|(?:a )?(?:violations?|breach(?:es)?) of (?:this|the|our|company|these)[\w ]*(?:policy"
+    r"|policies|rules|terms)"
+    r"|against (?:our|the|this|company)[\w ]*(?:policy|policies|rules|terms|law)|strictly "
+    r"(?:prohibited|forbidden)"
     r"|prohibited uses?|unlawful|illegal|not for)"
 )
 ALLOWED = (
-    r"(?:allowed|permitted|fine|acceptable|ok|okay|permissible|free|welcome|authori[sz]ed|entitled|appropriate|"
+    r"(?:allowed|permitted|fine|acceptable|ok|okay|permissible|free|welcome|authori[sz]ed"
+    r"|entitled|appropriate|"
     r"not (?:prohibited|forbidden|a problem)|in scope)"
 )
 AGENT = re.compile(
-    r"^(?:you|we|it|they|he|she|i|(?:the |an? |our |this |all |any |every |no )?[\w' -]*\b(?:assistants?|agents?|models?|bots?|chatbots?|systems?"
-    r"|staff|employees?|users?|customers?|workers?|advisers?|advisors?|members?|personnel|contractors?|people|clinicians?|doctors?"
-    r"|nurses?|lawyers?|attorneys?|associates?|ai|llm|claude|chatgpt|gemini|copilot|tools?|services?|students?|teachers?|teams?"
-    r"|individuals?|persons?|operators?|developers?|landlords?|sellers?|buyers?|preparers?|providers?|physicians?|pharmacists?"
-    r"|representatives?|managers?|officers?|vendors?|partners?|partys?|parties|customer|deployers?|licensees?|bankers?|traders?|pilots?))$",
+    r"^(?:you|we|it|they|he|she|i|(?:the |an? |our |this |all |any |every |no )?[\w' "
+    r"-]*\b(?:assistants?|agents?|models?|bots?|chatbots?|systems?"
+    r"|staff|employees?|users?|customers?|workers?|advisers?|advisors?|members?|personnel"
+    r"|contractors?|people|clinicians?|doctors?"
+    r"|nurses?|lawyers?|attorneys?|associates?|ai|llm|claude|chatgpt|gemini|copilot|tools?"
+    r"|services?|students?|teachers?|teams?"
+    r"|individuals?|persons?|operators?|developers?|landlords?|sellers?|buyers?|preparers?"
+    r"|providers?|physicians?|pharmacists?"
+    r"|representatives?|managers?|officers?|vendors?|partners?|partys?|parties|customer"
+    r"|deployers?|licensees?|bankers?|traders?|pilots?))$",
     re.IGNORECASE,
 )
 DEFINE = re.compile(
-    r"(?:(?:for (?:the )?purposes? of|in|under) this [\w ]+, )?(?:the (?:term|word|phrase|expression)s? )?"
-    r"(?P<term>[\"'“‘]?[\w][\w /()-]{0,60}?[\"'”’]?) (?:means?|refers? to|shall mean|is defined as|are defined as|denotes?"
-    r"|is understood (?:as|to mean)|stands for|shall include|is (?:any|a|an|the) [\w ,-]*?(?:that|which|who|identif|about|from|relating)) ?(?P<rest>.+)",
+    r"(?:(?:for (?:the )?purposes? of|in|under) this [\w ]+, )?(?:the (?:term|word|phrase"
+    r"|expression)s? )?"
+    r"(?P<term>[\"'“‘]?[\w][\w /()-]{0,60}?[\"'”’]?) (?:means?|refers? to|shall mean|is defined "
+    r"as|are defined as|denotes?"
+    r"|is understood (?:as|to mean)|stands for|shall include|is (?:any|a|an|the) [\w ,-]*?(?:that"
+    r"|which|who|identif|about|from|relating)) ?(?P<rest>.+)",
     re.IGNORECASE,
 )
 DOUBLE = re.compile(
@@ -60,17 +76,20 @@ DOUBLE = re.compile(
     re.IGNORECASE,
 )
 BE_FORBIDDEN = re.compile(
-    rf"(?P<subject>.+?) (?:is|are|remains?|shall be|must be|will be|should be|be|constitutes?|counts? as|is considered|are considered) "
+    rf"(?P<subject>.+?) (?:is|are|remains?|shall be|must be|will be|should be|be|constitutes?"
+    rf"|counts? as|is considered|are considered) "
     rf"{ADVERBS}(?P<word>{FORBIDDEN})(?P<rest>\b.*)",
     re.IGNORECASE,
 )
 WILL_NOT_BE = re.compile(
-    r"(?P<subject>.+?) (?:will|shall|must|should|may|can) (?:not|never) be (?:allowed|permitted|tolerated|accepted)(?P<rest>\b.*)",
+    r"(?P<subject>.+?) (?:will|shall|must|should|may|can) (?:not|never) be (?:allowed|permitted"
+    r"|tolerated|accepted)(?P<rest>\b.*)",
     re.IGNORECASE,
 )
 MODAL = re.compile(rf"(?:{SUBJECT})??(?P<not>{NOT}) {ADVERBS}(?P<rest>.+)", re.IGNORECASE)
 NO_ONE = re.compile(
-    r"(?:no ?one|nobody|no [\w -]+?|none of [\w ]+?|neither .+? nor .+?|nothing) (?:(?:may|must|shall|should|can|will|could)(?: ever)?"
+    r"(?:no ?one|nobody|no [\w -]+?|none of [\w ]+?|neither .+? nor .+?|nothing) (?:(?:may|must"
+    r"|shall|should|can|will|could)(?: ever)?"
     r"|(?:is|are) (?:allowed |permitted |authori[sz]ed )?to) (?P<rest>.+)",
     re.IGNORECASE,
 )
@@ -79,45 +98,59 @@ NO = re.compile(
     re.IGNORECASE,
 )
 UNDER_NO = re.compile(
-    r"(?:under no (?:circumstances?|conditions?)|in no (?:event|case|circumstances?|way)|at no (?:time|point)|on no account"
+    r"(?:under no (?:circumstances?|conditions?)|in no (?:event|case|circumstances?|way)|at no "
+    r"(?:time|point)|on no account"
     r"|by no means|never ever|not under any circumstances?),? (?P<rest>.+)",
     re.IGNORECASE,
 )
 REFUSE = re.compile(
-    rf"(?:{SUBJECT})??(?:(?:must|shall|should|will|to|please|always|politely|firmly|immediately|has to|needs to) )*"
-    r"(?P<verb>refuses?|declines?|rejects?|denies|deny|turns? down|blocks?|withholds?)(?: (?:politely|firmly|always|outright),?)? (?P<rest>.+)",
+    rf"(?:{SUBJECT})??(?:(?:must|shall|should|will|to|please|always|politely|firmly|immediately"
+    rf"|has to|needs to) )*"
+    r"(?P<verb>refuses?|declines?|rejects?|denies|deny|turns? down|blocks?|withholds?)(?: "
+    r"(?:politely|firmly|always|outright),?)? (?P<rest>.+)",
     re.IGNORECASE,
 )
 REQUESTS = (
-    r"(?:to )?(?:(?:all|any|every|each|such|user|users'|the user's|customer)(?: other)? )*(?:requests?|prompts?|questions?|instructions?|attempts?|orders?"
+    r"(?:to )?(?:(?:all|any|every|each|such|user|users'|the user's|customer)(?: other)? "
+    r")*(?:requests?|prompts?|questions?|instructions?|attempts?|orders?"
     r"|demands?|quer(?:y|ies)|inquir(?:y|ies)|tasks?|conversations?)"
 )
 REFUSED = re.compile(
-    rf"(?:{REQUESTS} (?:(?:that |which )?(?:ask(?:s|ing)?|seek(?:s|ing)?|involv(?:es?|ing)|aim(?:s|ed)?|tr(?:y|ies)|attempts?|want(?:s|ing)?"
-    r"|intended|designed|require[sd]?|would|relat(?:ed|ing)|call(?:s|ing)?) ?(?:you |it |the assistant |the model )?)?"
-    r"(?P<how>to|for|about|on|that|which|involving|of|regarding|concerning|at|in|from)? ?)(?P<rest>.+)",
+    rf"(?:{REQUESTS} (?:(?:that |which )?(?:ask(?:s|ing)?|seek(?:s|ing)?|involv(?:es?|ing)"
+    rf"|aim(?:s|ed)?|tr(?:y|ies)|attempts?|want(?:s|ing)?"
+    r"|intended|designed|require[sd]?|would|relat(?:ed|ing)|call(?:s|ing)?) ?(?:you |it |the "
+    r"assistant |the model )?)?"
+    r"(?P<how>to|for|about|on|that|which|involving|of|regarding|concerning|at|in|from)? "
+    r"?)(?P<rest>.+)",
     re.IGNORECASE,
 )
 MANNER = re.compile(
-    r"(?:politely|briefly|firmly|clearly|calmly|gently|and|in a|in an|with|by|if|when|where|whenever|any time|or|it\b|them\b|this\b|before"
+    r"(?:politely|briefly|firmly|clearly|calmly|gently|and|in a|in an|with|by|if|when|where"
+    r"|whenever|any time|or|it\b|them\b|this\b|before"
     r"|then|immediately|such requests?$|the request$|requests?$|without)\b",
     re.IGNORECASE,
 )
 AVOID = re.compile(
     rf"(?:{SUBJECT})??(?:(?:must|shall|should|will|to|please|always|strictly|has to|needs to) )*"
-    r"(?:avoids?|refrains? from|abstains? from|desists? from|stays? away from|steers? clear of|keeps? from|stops? short of|ceases?|stop(?=\s\w+ing\b)"
+    r"(?:avoids?|refrains? from|abstains? from|desists? from|stays? away from|steers? clear of"
+    r"|keeps? from|stops? short of|ceases?|stop(?=\s\w+ing\b)"
     r"|keeps? (?:out of|away from)|watch out for) (?:the )?(?P<rest>.+)",
     re.IGNORECASE,
 )
 IT_IS = re.compile(
-    rf"it (?:is|shall be|would be|will be|remains) {ADVERBS}(?:{FORBIDDEN}|wrong|unethical|illegal|unlawful|a crime|inappropriate|dangerous|improper)"
+    rf"it (?:is|shall be|would be|will be|remains) {ADVERBS}(?:{FORBIDDEN}|wrong|unethical"
+    rf"|illegal|unlawful|a crime|inappropriate|dangerous|improper)"
     r"(?: for (?P<who>.+?))? to (?P<rest>.+)",
     re.IGNORECASE,
 )
 DISALLOW = re.compile(
-    r"(?:(?P<subject>(?:[\w'-]+ ){1,8}?)(?:(?:do|does|will|shall|must|can|should|may) (?:not|never)|don't|doesn't|won't|never) (?:allow|permit|tolerate|condone)"
-    r"|(?:[\w'-]+ ){1,8}?(?:strictly |expressly |explicitly )?(?:prohibits?|forbids?|bans?|disallows?|bars?)|(?:(?:users?|you|customers?|they) )?agrees? not to"
-    r"|do not (?:allow|permit|tolerate)|don't (?:allow|permit)|zero tolerance for|we have zero tolerance for|(?:[\w'-]+ ){1,6}?(?:has|have) no (?:right|authority|permission) to) (?P<rest>.+)",
+    r"(?:(?P<subject>(?:[\w'-]+ ){1,8}?)(?:(?:do|does|will|shall|must|can|should|may) (?:not"
+    r"|never)|don't|doesn't|won't|never) (?:allow|permit|tolerate|condone)"
+    r"|(?:[\w'-]+ ){1,8}?(?:strictly |expressly |explicitly )?(?:prohibits?|forbids?|bans?"
+    r"|disallows?|bars?)|(?:(?:users?|you|customers?|they) )?agrees? not to"
+    r"|do not (?:allow|permit|tolerate)|don't (?:allow|permit)|zero tolerance for|we have zero "
+    r"tolerance for|(?:[\w'-]+ ){1,6}?(?:has|have) no (?:right|authority|permission) to) "
+    r"(?P<rest>.+)",
     re.IGNORECASE,
 )
 ONLY_MODAL = re.compile(
@@ -125,43 +158,56 @@ ONLY_MODAL = re.compile(
     re.IGNORECASE,
 )
 ONLY_WHO = re.compile(
-    r"only (?P<who>.+?) (?:may|can|are allowed to|is allowed to|are permitted to|is permitted to|shall|should|must|will|have the right to) (?P<rest>.+)",
+    r"only (?P<who>.+?) (?:may|can|are allowed to|is allowed to|are permitted to|is permitted to"
+    r"|shall|should|must|will|have the right to) (?P<rest>.+)",
     re.IGNORECASE,
 )
 ONLY = re.compile(
-    r"(?P<main>.+?),? (?:(?P<tight>only (?:if|when|where|after|once|in case|upon|as long as))|only (?P<prep>with|to|for|by|in|on|under|through|from|within|during|at)) (?P<limit>.+)",
+    r"(?P<main>.+?),? (?:(?P<tight>only (?:if|when|where|after|once|in case|upon|as long as))"
+    r"|only (?P<prep>with|to|for|by|in|on|under|through|from|within|during|at)) (?P<limit>.+)",
     re.IGNORECASE,
 )
 ONLY_FIRST = re.compile(
-    r"only (?P<main>.+?) (?P<link>if|when|where|after|once|with|to|for|upon|under|unless) (?P<limit>.+)",
+    r"only (?P<main>.+?) (?P<link>if|when|where|after|once|with|to|for|upon|under|unless) "
+    r"(?P<limit>.+)",
     re.IGNORECASE,
 )
 CONSENT = re.compile(
-    r"\b(?:consent|approval|permission|authori[sz]ation|confirmation|supervision|agreement|warrant|prescription|licen[cs]e|request)\b",
+    r"\b(?:consent|approval|permission|authori[sz]ation|confirmation|supervision|agreement"
+    r"|warrant|prescription|licen[cs]e|request)\b",
     re.IGNORECASE,
 )
 DISCLOSES = frozenset(
-    "share disclose give provide send release show discuss reveal access grant transfer hand pass forward report publish".split()
+    "share disclose give provide send release show discuss reveal access grant transfer hand "
+    "pass forward report publish".split()
 )
 PERMIT = re.compile(
-    rf"(?:{SUBJECT})??(?:(?:may|can|could)(?! not\b|not\b)(?: still| always| also| freely| however)*"
-    rf"|(?:is|are|remains?) (?:always |also |still |generally )*{ALLOWED} to|(?:is|are) (?:free|welcome) to|has permission to|have permission to) (?P<rest>.+)",
+    rf"(?:{SUBJECT})??(?:(?:may|can|could)(?! not\b|not\b)(?: still| always| also| freely| "
+    rf"however)*"
+    rf"|(?:is|are|remains?) (?:always |also |still |generally )*{ALLOWED} to|(?:is|are) (?:free"
+    rf"|welcome) to|has permission to|have permission to) (?P<rest>.+)",
     re.IGNORECASE,
 )
 IT_IS_ALLOWED = re.compile(
-    rf"(?:it|this) is (?:always |also |still |generally |perfectly )*{ALLOWED}(?: for (?P<who>.+?))? to (?P<rest>.+)|feel free to (?P<free>.+)|we allow (?P<we>.+)",
+    rf"(?:it|this) is (?:always |also |still |generally |perfectly )*{ALLOWED}(?: for "
+    rf"(?P<who>.+?))? to (?P<rest>.+)|feel free to (?P<free>.+)|we allow (?P<we>.+)",
     re.IGNORECASE,
 )
 BE_ALLOWED = re.compile(
-    rf"(?P<subject>.+?) (?:is|are|remains?|would be) (?:always |also |still |generally |perfectly |expressly )*{ALLOWED}(?P<rest>(?: (?:if|when|in|for|with|as|provided|under|where|unless)\b.*)?)",
+    rf"(?P<subject>.+?) (?:is|are|remains?|would be) (?:always |also |still |generally "
+    rf"|perfectly |expressly )*{ALLOWED}(?P<rest>(?: (?:if|when|in|for|with|as|provided|under"
+    rf"|where|unless)\b.*)?)",
     re.IGNORECASE,
 )
 REQUIRE = re.compile(
-    rf"(?:{SUBJECT})??(?:(?:must|shall|should|will|ought to|need to|needs to|has to|have to|always|is to|are to|is required to|are required to"
-    r"|is expected to|are expected to|is responsible for|are responsible for|is obliged to|are obliged to|agrees? to|aims? to)(?: also| always)?) (?P<rest>.+)",
+    rf"(?:{SUBJECT})??(?:(?:must|shall|should|will|ought to|need to|needs to|has to|have to"
+    rf"|always|is to|are to|is required to|are required to"
+    r"|is expected to|are expected to|is responsible for|are responsible for|is obliged to|are "
+    r"obliged to|agrees? to|aims? to)(?: also| always)?) (?P<rest>.+)",
     re.IGNORECASE,
 )
 REQUIRED = re.compile(
-    r"(?P<subject>.+?) (?:is|are) (?:always )?(?:required|mandatory|obligatory|compulsory|essential)\b.*|.+? (?:requires?|needs?) .+",
+    r"(?P<subject>.+?) (?:is|are) (?:always )?(?:required|mandatory|obligatory|compulsory"
+    r"|essential)\b.*|.+? (?:requires?|needs?) .+",
     re.IGNORECASE,
 )

@@ -39,7 +39,8 @@ def only_frame(main: str) -> Frame | None:
         r"(?:use|contain|include|answer|discuss)\b(?!.* (?:if|when|after|with)\b)", modal["rest"]
     ):
         split = re.match(
-            r"(?P<main>.+?) (?P<link>if|when|where|after|once|with|to|for|by|upon|under|on|in|within|through|from|as) (?P<limit>.+)",
+            r"(?P<main>.+?) (?P<link>if|when|where|after|once|with|to|for|by|upon|under|on|in"
+            r"|within|through|from|as) (?P<limit>.+)",
             modal["rest"],
         )
         if split and (

@@ -6,6 +6,7 @@ for:" or the heading "Prohibited uses"; so a rule is read within its `Surroundin
 
 import re
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from policyalign_assets.policy.model import RuleKind
 from policyalign_assets.policy.reading import clauses, frames, sentences
@@ -23,7 +24,7 @@ from policyalign_assets.policy.reading.surroundings import (
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What stands above a rule: the lines that introduce its list, outermost first, and headings."""
+    """What stands above a rule: headings, and the lines that introduce its list."""
 
     lead_ins: tuple[str, ...] = ()
     headings: tuple[str, ...] = ()
@@ -61,24 +62,30 @@ class _Part:
 
 _EXCEPTION_PART = re.compile(
     r"(?:exceptions?|except|unless|excluding)(?: (?:if|when|for|where|that))?:? +(?P<said>.+)"
-    r"|(?:this|the) (?:rule |ban |prohibition )?(?:does|do) not apply (?:to|if|when|where|in) (?P<not>.+)",
+    r"|(?:this|the) (?:rule |ban |prohibition )?(?:does|do) not apply (?:to|if|when|where|in) "
+    r"(?P<not>.+)",
     re.IGNORECASE,
 )
 _SCOPE_PART = re.compile(
     r"this (?:rule )?(?:only )?applies (?:only )?(?:if|when|where) (?P<said>.+)", re.IGNORECASE
 )
 _EXAMPLE_PART = re.compile(
-    r"(?:for example|for instance|examples?(?: include)?|e\.g\.|violates|allowed example|such as),?:? +(?P<said>.+)",
+    r"(?:for example|for instance|examples?(?: include)?|e\.g\.|violates|allowed example|such "
+    r"as),?:? +(?P<said>.+)",
     re.IGNORECASE,
 )
 _BUT_ALLOWED = re.compile(
-    r",? *\b(?:but|although|though|while|however,?) (?:(?P<said>.+?) (?:is|are|remains?) (?:still |always |also )*(?:allowed|permitted|fine|ok|okay|acceptable)"
-    r"|(?:you|it|they|staff|(?:the|this) (?:assistant|agent|model)) (?:may|can)(?! not\b|not\b) (?:still |always |also )*(?P<may>.+))$",
+    r",? *\b(?:but|although|though|while|however,?) (?:(?P<said>.+?) (?:is|are|remains?) "
+    r"(?:still |always |also )*(?:allowed|permitted|fine|ok|okay|acceptable)"
+    r"|(?:you|it|they|staff|(?:the|this) (?:assistant|agent|model)) (?:may|can)(?! not\b|not\b) "
+    r"(?:still |always |also )*(?P<may>.+))$",
     re.IGNORECASE,
 )
 _EMBEDDED = re.compile(
-    r"(?:^|[;,–—-] |\b(?:and|but) )(?:(?:please|also|then|always|it|you|they|we|(?:the )?(?:assistant|agent|model|staff)) )*"
-    r"(?P<clause>(?:do not|don't|never|(?:must|should|shall|may|can|will) (?:not|never)|cannot|mustn't|shouldn't|refuse to|avoid \w+ing) .+)",
+    r"(?:^|[;,–—-] |\b(?:and|but) )(?:(?:please|also|then|always|it|you|they|we|(?:the "
+    r")?(?:assistant|agent|model|staff)) )*"
+    r"(?P<clause>(?:do not|don't|never|(?:must|should|shall|may|can|will) (?:not|never)|cannot"
+    r"|mustn't|shouldn't|refuse to|avoid \w+ing) .+)",
     re.IGNORECASE,
 )
 _HOLD_BACK = re.compile(r"\b(?:not|never|n't|no|cannot)\b", re.IGNORECASE)
@@ -180,7 +187,8 @@ def _read_part(sentence: str) -> _Part:
         sentence = body
     sentence = clauses.straightened(sentence)
     lead = clauses.read_leading(sentence)
-    main, exceptions, permitted = lead.main, lead.exceptions, ()
+    main, exceptions = lead.main, lead.exceptions
+    permitted: tuple[str, ...] = ()
     but = _BUT_ALLOWED.search(main, 1)
     if but:
         main, permitted = main[: but.start()].rstrip(" ,"), ((but["said"] or but["may"]).strip(),)
@@ -204,16 +212,18 @@ def _read_part(sentence: str) -> _Part:
     condition = lead.condition
     if trailing.condition:
         condition = f"{condition}, {trailing.condition}" if condition else trailing.condition
-    shared = {
-        "condition": condition,
-        "trailing": not lead.condition and trailing.trailing in ("when", "whenever"),
-        "exceptions": (*exceptions, *more),
-        "permitted": permitted,
-        "examples": examples,
-    }
+    whole = _Part(
+        None,
+        core,
+        condition=condition,
+        trailing=not lead.condition and trailing.trailing in ("when", "whenever"),
+        exceptions=(*exceptions, *more),
+        permitted=permitted,
+        examples=examples,
+    )
     forbids = frames.forbidding_frame(core)
     if forbids is not None:
-        return _Part("prohibit", core, _noted(forbids.action), **shared)
+        return replace(whole, kind="prohibit", action=_noted(forbids.action))
     permits = frames.permitting_frame(core)
     embedded = _EMBEDDED.search(main, 1)
     if embedded and not _subordinate(main[: embedded.start()]):
@@ -222,15 +232,15 @@ def _read_part(sentence: str) -> _Part:
             return replace(
                 inner,
                 condition=inner.condition or lead.condition,
-                exceptions=(*shared["exceptions"], *inner.exceptions),
+                exceptions=(*whole.exceptions, *inner.exceptions),
                 doubts=["it holds a duty as well as a prohibition: give each a rule of its own"],
             )
     if permits is not None:
-        return _Part("permit", core, _noted(permits.action), **shared)
+        return replace(whole, kind="permit", action=_noted(permits.action))
     requires = frames.requiring_frame(core)
     if requires is not None:
-        return _Part("require", core, **shared)
-    return _Part(None, core, **shared)
+        return replace(whole, kind="require")
+    return whole
 
 
 def _with_subject(main: str, clause: str) -> str:
@@ -260,7 +270,7 @@ def _subordinate(before: str) -> bool:
 
 
 def _combined(parts: list[_Part], lead: Lead | None, short: bool = False) -> Reading:
-    """One reading from the sentences of a rule: the first prohibition rules, or the first that tells."""
+    """One reading of a rule's sentences: the first prohibition decides, or the first clear one."""
     rules: list[_Part] = []
     exceptions: list[str] = []
     examples: list[str] = []
@@ -330,7 +340,9 @@ def _within(part: _Part, lead: Lead | None) -> _Part:
         said = part.text if part.condition is None else f"{part.text} {part.condition}"
         kind = "prohibit" if lead.kind == "prohibit" else lead.kind
         return replace(part, kind=kind, action=lead.action, condition=said)
-    own = part.kind if part.kind in ("prohibit", "permit", "define") else None
+    own: frames.FrameKind | None = (
+        part.kind if part.kind in ("prohibit", "permit", "define") else None
+    )
     if part.kind == "require" and _says_duty(part.text):
         own = "require"
     if condition:
@@ -348,10 +360,14 @@ def _within(part: _Part, lead: Lead | None) -> _Part:
 
 
 _GRAVE = re.compile(
-    r"\b(?:weapons?|firearms?|bombs?|explosives?|malware|fraud\w*|scams?|phishing|hate|harass\w+|abus\w+|violen\w+|terror\w*|exploit\w*"
-    r"|harm\w*|illegal|illicit|unlawful|stalk\w+|bully\w*|discriminat\w+|disinformation|misinformation|plagiari\w+|impersonat\w+|defam\w+"
-    r"|self-harm|suicid\w+|traffick\w+|theft|counterfeit\w*|spam|doxx?ing|hacking|surveillance|deepfakes?|pornograph\w+|sexual\w*|drugs?"
-    r"|deceptive|deceiv\w+|manipulat\w+|without (?:\w+ )?(?:consent|authori[sz]ation|permission|approval))\b",
+    r"\b(?:weapons?|firearms?|bombs?|explosives?|malware|fraud\w*|scams?|phishing|hate|harass\w+"
+    r"|abus\w+|violen\w+|terror\w*|exploit\w*"
+    r"|harm\w*|illegal|illicit|unlawful|stalk\w+|bully\w*|discriminat\w+|disinformation"
+    r"|misinformation|plagiari\w+|impersonat\w+|defam\w+"
+    r"|self-harm|suicid\w+|traffick\w+|theft|counterfeit\w*|spam|doxx?ing|hacking|surveillance"
+    r"|deepfakes?|pornograph\w+|sexual\w*|drugs?"
+    r"|deceptive|deceiv\w+|manipulat\w+|without (?:\w+ )?(?:consent|authori[sz]ation|permission"
+    r"|approval))\b",
     re.IGNORECASE,
 )
 
@@ -440,4 +456,5 @@ def _read_foreign(text: str, language: str, surroundings: Surroundings) -> Readi
         found = next((kind for kind in above if kind and kind[0] != "condition"), None)
     doubts = [f"it is in {language_name(language)}: only its kind is read, and no action"]
     kind, forbids = found or ("require", False)
-    return Reading(kind, forbids=forbids, language=language, doubts=tuple(doubts))  # type: ignore[arg-type]
+    told = cast(RuleKind, kind)
+    return Reading(told, forbids=forbids, language=language, doubts=tuple(doubts))

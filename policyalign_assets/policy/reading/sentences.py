@@ -14,14 +14,16 @@ _MARKS = (
     (re.compile(r"\s+"), " "),
     (
         re.compile(
-            r"\b([Ii]t|[Tt]here|[Tt]hat)'s (?=not|never|no |forbidden|prohibited|strictly|wrong|against|un|ok|fine|your|im|il|al)"
+            r"\b([Ii]t|[Tt]here|[Tt]hat)'s (?=not|never|no |forbidden|prohibited|strictly|wrong"
+            r"|against|un|ok|fine|your|im|il|al)"
         ),
         r"\1 is ",
     ),
     (re.compile(r"\b(they|we|you)'re\b", re.IGNORECASE), r"\1 are"),
 )
 _ABBREVIATIONS = re.compile(
-    r"\b(e\.g|i\.e|etc|vs|v|cf|Dr|Mr|Mrs|Ms|Prof|St|No|Art|Sec|U\.S|U\.K|approx|incl|resp)\.(?=\s|,|\))"
+    r"\b(e\.g|i\.e|etc|vs|v|cf|Dr|Mr|Mrs|Ms|Prof|St|No|Art|Sec|U\.S|U\.K|approx|incl|resp)\.(?=\s"
+    r"|,|\))"
 )
 _DOT = "․"  # stands for the full stop of an abbreviation while sentences are cut
 _BREAK = re.compile(r"(?<=[.!?;])[\"')]* +(?=\S)|(?<=\w) ?[;]$")
@@ -36,25 +38,36 @@ _NEGATED = re.compile(
     r"\b(?:not|never|no|n't|must|may|should|can|cannot|do|don't)\b", re.IGNORECASE
 )
 _EXAMPLES = re.compile(
-    r",? *(?:\(|–|—)? *\b(?:e\․g․|e\.g\.|for example|for instance|i\․e․|i\.e\.|such as|including(?: but not limited to)?"
-    r"|including, but not limited to|among (?:them|others)|like (?=\w+(?:, | or | and ))|namely),? +(?P<examples>.+?)\)?$",
+    r",? *(?:\(|–|—)? *\b(?:e\․g․|e\.g\.|for example|for instance|i\․e․|i\.e\.|such as"
+    r"|including(?: but not limited to)?"
+    r"|including, but not limited to|among (?:them|others)|like (?=\w+(?:, | or | and ))"
+    r"|namely),? +(?P<examples>.+?)\)?$",
     re.IGNORECASE,
 )  # fmt: skip
 _PARENTHESES = re.compile(r" *\((?:[^()]|\([^()]*\))*\)")
 _TAIL = re.compile(
-    r",? +(?:even (?:if|when|though|where|for|in|to|as|with|while|after)|regardless|irrespective|no matter"
-    r"|whether or not|under any (?:circumstances?|conditions?|pretext)|in any circumstances?|at any time"
-    r"|at all times|in all (?:its )?forms|in any (?:way|form|case|situation)|for any (?:reason|purpose|cause)|ever|whatsoever"
+    r",? +(?:even (?:if|when|though|where|for|in|to|as|with|while|after)|regardless|irrespective"
+    r"|no matter"
+    r"|whether or not|under any (?:circumstances?|conditions?|pretext)|in any circumstances?|at "
+    r"any time"
+    r"|at all times|in all (?:its )?forms|in any (?:way|form|case|situation)|for any (?:reason"
+    r"|purpose|cause)|ever|whatsoever"
     r"|without exception|at all|in all cases|by any means|whoever asks|however)\b.*$"
-    r"|, (?:whether|because|since|as (?:it|this|they|that|these|doing)|so (?:that )?(?=\w)|which|instead|nor|however"
-    r"|always|please|to (?:protect|avoid|prevent|ensure|keep)|in order to|not even|as required|in (?:line|accordance) with"
+    r"|, (?:whether|because|since|as (?:it|this|they|that|these|doing)|so (?:that )?(?=\w)|which"
+    r"|instead|nor|however"
+    r"|always|please|to (?:protect|avoid|prevent|ensure|keep)|in order to|not even|as required"
+    r"|in (?:line|accordance) with"
     r"|in keeping with|as (?:defined|set out|described))\b.*$"
     r"| (?:–|—|--) .*$"
-    r"|,? \b(?:and|but) (?:(?:instead|then|always|you|it|they|the (?:assistant|agent|model)) )*(?:(?:must|should|shall|will) )?"
-    r"(?:instead|redirect|refer|point|direct (?:them|the|users)|offer|suggest|recommend|decline|refuse|escalate|explain (?:that|why)"
-    r"|tell (?:the user|them|users) (?:that|to)|say (?:so|that|which)|encourage (?:them|the user|users)|route|guide|ask (?:them|the user)|notify"
+    r"|,? \b(?:and|but) (?:(?:instead|then|always|you|it|they|the (?:assistant|agent|model)) "
+    r")*(?:(?:must|should|shall|will) )?"
+    r"(?:instead|redirect|refer|point|direct (?:them|the|users)|offer|suggest|recommend|decline"
+    r"|refuse|escalate|explain (?:that|why)"
+    r"|tell (?:the user|them|users) (?:that|to)|say (?:so|that|which)|encourage (?:them|the user"
+    r"|users)|route|guide|ask (?:them|the user)|notify"
     r"|report (?:it|them|this)|should|must)\b.*$"
-    r"|,? (?:or|nor) (?:help|assist|let) (?:any\w+|others|users|someone|people)(?: to| in)? (?:do(?:ing)? (?:so|this|that|it)|with (?:this|that|it))\b.*$"
+    r"|,? (?:or|nor) (?:help|assist|let) (?:any\w+|others|users|someone|people)(?: to| in)? "
+    r"(?:do(?:ing)? (?:so|this|that|it)|with (?:this|that|it))\b.*$"
     r"|, but (?:only|not|rather)\b.*$",
     re.IGNORECASE,
 )  # fmt: skip

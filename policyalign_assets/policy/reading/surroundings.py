@@ -26,22 +26,28 @@ class Lead:
 SLOT = "slotword"
 _DUTY = re.compile(r"\b(?:must|shall|should|always|has to|have to|needs? to|required)\b", re.I)
 _OPEN_END = re.compile(
-    r"\b(?:not|never|to|for|from|must|shall|should|may|can|following|these|includ\w+|are|is|prohibited|forbidden|allowed|permitted)\W*$",
+    r"\b(?:not|never|to|for|from|must|shall|should|may|can|following|these|includ\w+|are|is"
+    r"|prohibited|forbidden|allowed|permitted)\W*$",
     re.IGNORECASE,
 )
 
 _PROHIBITS = re.compile(
-    r"\b(?:prohibit\w*|prohibitions?|forbidden|forbids?|disallow\w*|banned|unacceptable|impermissible|don'?ts?|do not|must ?n[o']t|may not|can ?not"
-    r"|can'?t|never|(?:not|isn't|aren't|n't) (?:be )?(?:allow\w*|permi\w+|accept\w+|do|use|share|tolerated)|off[- ]limits|red lines?|no[- ]gos?|refus(?:e|es|al|als|ed)|declin(?:e|es|ed)"
-    r"|restrictions|restricted (?:uses?|activit\w+|content|topics)|what not to|avoid|violations?|hard limits|bright lines|misuse|abuses?)\b",
+    r"\b(?:prohibit\w*|prohibitions?|forbidden|forbids?|disallow\w*|banned|unacceptable"
+    r"|impermissible|don'?ts?|do not|must ?n[o']t|may not|can ?not"
+    r"|can'?t|never|(?:not|isn't|aren't|n't) (?:be )?(?:allow\w*|permi\w+|accept\w+|do|use|share"
+    r"|tolerated)|off[- ]limits|red lines?|no[- ]gos?|refus(?:e|es|al|als|ed)|declin(?:e|es|ed)"
+    r"|restrictions|restricted (?:uses?|activit\w+|content|topics)|what not to|avoid|violations?"
+    r"|hard limits|bright lines|misuse|abuses?)\b",
     re.IGNORECASE,
 )
 _PERMITS = re.compile(
-    r"\b(?:permitted|allowed|acceptable|permissible|permissions?|may(?: do)?|can(?: do)?|encouraged|okay|allowances?|exceptions?|exemptions?)\b",
+    r"\b(?:permitted|allowed|acceptable|permissible|permissions?|may(?: do)?|can(?: do)?"
+    r"|encouraged|okay|allowances?|exceptions?|exemptions?)\b",
     re.IGNORECASE,
 )
 _REQUIRES = re.compile(
-    r"\b(?:requirements?|required|must(?: do)?|duties|duty|obligations?|do'?s|dos|do|always|responsibilit\w+|expectations?|should|shall)\b",
+    r"\b(?:requirements?|required|must(?: do)?|duties|duty|obligations?|do'?s|dos|do|always"
+    r"|responsibilit\w+|expectations?|should|shall)\b",
     re.IGNORECASE,
 )
 _DEFINES = re.compile(
@@ -50,24 +56,32 @@ _DEFINES = re.compile(
 )
 _UN = re.compile(r"\b(?:dos|do'?s) and don'?ts|acceptable use(?: policy)?\b", re.IGNORECASE)
 _EXAMPLES = re.compile(
-    r"(?:(?:bad |good )?examples?|e\.g\.|violates|violation example|allowed example|note|rationale|reason|why|background|see also|source|scope|purpose)$",
+    r"(?:(?:bad |good )?examples?|e\.g\.|violates|violation example|allowed example|note"
+    r"|rationale|reason|why|background|see also|source|scope|purpose)$",
     re.IGNORECASE,
 )
 _FOLLOWING = re.compile(
-    r"(?: do| engage in| perform)?(?: any of| either of| all of| each of)? (?:the following|these|the below)(?: (?:[\w-]+ )?(?:things|ways|purposes?|activities|uses|actions|topics"
-    r"|content|details?|types of [\w ]+|items?|cases|categories|kinds of [\w ]+|requests?|information|data|tasks))?(?: below)?$",
+    r"(?: do| engage in| perform)?(?: any of| either of| all of| each of)? (?:the following|these"
+    r"|the below)(?: (?:[\w-]+ )?(?:things|ways|purposes?|activities|uses|actions|topics"
+    r"|content|details?|types of [\w ]+|items?|cases|categories|kinds of [\w ]+|requests?"
+    r"|information|data|tasks))?(?: below)?$",
     re.IGNORECASE,
 )
 _MIDDLE = re.compile(
-    r" (?:any of |either of |all of )?(?:the following|these|those)(?: (?!are\b|is\b|must\b|may\b|to\b|for\b|in\b|into\b|with\b)[\w-]+)?(?= (?:to|for|in|into|with|from|on|at|without|by|when|if)\b)",
+    r" (?:any of |either of |all of )?(?:the following|these|those)(?: (?!are\b|is\b|must\b|may\b"
+    r"|to\b|for\b|in\b|into\b|with\b)[\w-]+)?(?= (?:to|for|in|into|with|from|on|at|without|by"
+    r"|when|if)\b)",
     re.IGNORECASE,
 )
 _CONDITION_END = re.compile(
-    r",? (?:if|when|whenever|where|in case|in the following (?:cases|situations|circumstances)|under the following (?:circumstances|conditions))$",
+    r",? (?:if|when|whenever|where|in case|in the following (?:cases|situations|circumstances)"
+    r"|under the following (?:circumstances|conditions))$",
     re.IGNORECASE,
 )
 _EXCEPTION_END = re.compile(
-    r"(?:,? (?:unless|except(?: for| in| when| where| if| that)?|other than|save for|apart from|only if|only when|with the following exceptions?|with these exceptions?|subject to (?:these|the following) exceptions?))$"
+    r"(?:,? (?:unless|except(?: for| in| when| where| if| that)?|other than|save for|apart from"
+    r"|only if|only when|with the following exceptions?|with these exceptions?|subject to "
+    r"(?:these|the following) exceptions?))$"
     r"|^(?:the only )?(?:exceptions?|exemptions?)(?: are| include)?$",
     re.IGNORECASE,
 )
@@ -103,7 +117,9 @@ def label_kind(label: str) -> frames.FrameKind | Literal["lead", "example"] | No
         ):
             return "require"
         if re.fullmatch(
-            r"(?:don'?ts?|do not|must not|never|prohibited|forbidden|not allowed|not permitted|disallowed|banned|should not|may not|(?:prohibited|forbidden|banned|disallowed|unacceptable) [\w-]+|no)",
+            r"(?:don'?ts?|do not|must not|never|prohibited|forbidden|not allowed|not permitted"
+            r"|disallowed|banned|should not|may not|(?:prohibited|forbidden|banned|disallowed"
+            r"|unacceptable) [\w-]+|no)",
             bare,
         ):
             return "prohibit"
@@ -150,15 +166,15 @@ def read_lead(text: str) -> Lead:
     main = _FOLLOWING.sub("", cut.main).strip(" ,:") or cut.main
     found = _frame(main) or _frame(f"{main} x")
     if found is None and _FOLLOWING.search(cut.main) is None and main == cut.main:
-        kind = None
+        above: frames.FrameKind | None = None
         if (
             re.match(
                 r"(?:the )?(?:following|these|this|examples?|below|such)\b", main, re.IGNORECASE
             )
             or len(main.split()) <= 5
         ):
-            kind = heading_kind(main)
-        return Lead(kind, condition=cut.condition)
+            above = heading_kind(main)
+        return Lead(above, condition=cut.condition)
     if found is None:
         return Lead(heading_kind(cut.main), condition=cut.condition)
     plain = found[0] == "require" and not _DUTY.search(main)
@@ -174,7 +190,8 @@ def _frame(main: str) -> tuple[frames.FrameKind, str | None] | None:
         kind = heading_kind(main)
         return (kind, None) if kind else None
     if re.search(
-        r"(?:must|shall|should|may|can|do|does|will|is to|are to) ?(?:not|never|n't)$|\b(?:never|don't|cannot|not to|refuse to|avoid|refrain from|decline to)$",
+        r"(?:must|shall|should|may|can|do|does|will|is to|are to) ?(?:not|never|n't)$|\b(?:never"
+        r"|don't|cannot|not to|refuse to|avoid|refrain from|decline to)$",
         main,
         re.IGNORECASE,
     ):
