@@ -33,12 +33,13 @@ from policyalign_assets.evaluation.lm_eval_harness import (
     answered_correctly,
     installed,
 )
+from policyalign_assets.evaluation.red_team_coverage import RedTeamCoverage
 from policyalign_assets.evaluation.suites import ARMS, GATED_ARMS, SUITES
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import EvaluationSettings
 from policyalign_assets.tables import GENERATIONS
 
-CODE_VERSION = 2  # raise it when new code changes what is asked, or in which form
+CODE_VERSION = 3  # raise it when new code changes what is asked, in which form, or the info
 TOO_LONG = "the request does not fit into the model's context"
 
 Row = dict[str, Any]
@@ -67,6 +68,7 @@ class GenerationsInfo:
     settings: by section.
     rules: how each rule was to be measured.
     left_out: held-out requests that are no case, by rule id and reason.
+    coverage: of the benchmarks' harmful requests by what was synthesized.
     """
 
     checkpoint_id: str
@@ -78,6 +80,7 @@ class GenerationsInfo:
     benchmarks: list[BenchmarkRun]
     rules: list[RulePlan] = field(default_factory=list)
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    coverage: list[RedTeamCoverage] = field(default_factory=list)
 
 
 def generate(

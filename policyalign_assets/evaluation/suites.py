@@ -29,8 +29,7 @@ GATED_ARMS = (BASE, TEACHER, ALIGNED)
 class Suite:
     """`metric` is the share that is counted; a higher share is always better.
 
-    A `probe` is small and shows where the behaviour ends. The release gates ignore probes unless
-    `gates.probes` says otherwise.
+    A `probe` is small and shows where the behaviour ends. No release gate reads it.
     """
 
     label: str

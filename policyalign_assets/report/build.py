@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from policyalign_assets.evaluation.red_team_coverage import RedTeamCoverage
 from policyalign_assets.evaluation.suites import (
     ALIGNED,
     ARMS,
@@ -51,7 +52,7 @@ from policyalign_assets.statistics import (
     wilson,
 )
 
-CODE_VERSION = 4  # raise it when new code changes what the report says
+CODE_VERSION = 5  # raise it when new code changes what the report says
 
 COMPARED_WITH = (BASE, TEACHER)
 DEFAULT_GATES = GateSettings.model_validate({})
@@ -69,6 +70,7 @@ def build_report(
     benchmark_rows: pa.Table | None = None,
     show_harmful: bool = False,
     changes: Sequence[str] = (),
+    coverage: Sequence[RedTeamCoverage] = (),
 ) -> AlignmentReport:
     """All figures, sentences and sampled transcripts of one evaluation.
 
@@ -123,6 +125,7 @@ def build_report(
         transcripts=transcript_groups(all_rows, public, context.seed, show_harmful),
         benchmarks=list(benchmarks),
         limits=sentences.limits(figures, rules, context),
+        coverage=list(coverage),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from policyalign_assets.evaluation.red_team_coverage import RedTeamCoverage
 from policyalign_assets.statistics import (
     GradedDifference,
     Internalisation,
@@ -319,6 +320,7 @@ class AlignmentReport:
     """`training` holds one list per column of the training table, or is None.
 
     NaN and infinity become None. `changes`: sentences on what differs from the last report.
+    `coverage`: of the benchmarks' harmful requests by what was synthesized for training.
     """
 
     verdict: Verdict
@@ -336,6 +338,7 @@ class AlignmentReport:
     transcripts: list[TranscriptGroup]
     benchmarks: list[BenchmarkBlock]
     limits: list[str]
+    coverage: list[RedTeamCoverage] = field(default_factory=list)
 
     def figure(self, suite: str, arm: str) -> Figure | None:
         return next((f for f in self.figures if (f.suite, f.arm) == (suite, arm)), None)

@@ -5,7 +5,7 @@ No model is loaded and no judge is asked.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -79,6 +79,7 @@ def make(
         ),
         benchmark_rows=answers.benchmarks,
         show_harmful=settings.report.show_harmful,
+        coverage=answers.asked.coverage,
     )
     try:
         last = read_report(current_report(results, domain, policy_id))
@@ -103,6 +104,7 @@ def make(
         bars.model_dump(mode="json"),
         code_version(),
         None if calibration is None else [calibration.n, calibration.kappa],
+        [asdict(figure) for figure in answers.asked.coverage],
     ]
     partition = partition_folder(results, domain, policy_id)
     folder = publish(partition, report_id(distilled_checkpoint.checkpoint_id, made_from), write)

@@ -27,6 +27,7 @@ from policyalign_assets.settings import Settings
 from policyalign_assets.stages.aligned_engine import base_and_aligned
 from policyalign_assets.stages.facts import Facts, markdown_table, preview
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.stages.red_team_prompts import coverage_table, measured_coverage
 from policyalign_assets.stages.shaping import tokenizer_packages
 from policyalign_assets.stages.sources import digest
 from policyalign_assets.tables import GENERATIONS_INFO
@@ -51,10 +52,12 @@ def make(
     settings = context.settings
     loaded = load_model(settings.model)
     held_out = held_out_cases(policy_document, violating_instructions, settings)
+    benchmarks = [b for b in _benchmarks(settings) if policy_document.domain in b.domains]
+    coverage = measured_coverage(policy_document, violating_instructions, benchmarks, settings)
     with _models(context, loaded, distilled_checkpoint) as (base, aligned):
         table, runs = generate(
             held_out.cases,
-            [b for b in _benchmarks(settings) if policy_document.domain in b.domains],
+            benchmarks,
             base,
             aligned,
             policy_document,
@@ -72,6 +75,7 @@ def make(
         runs,
         list(planned_cases(policy_document, settings).rules),
         {rule_id: dict(reasons) for rule_id, reasons in held_out.left_out.items()},
+        coverage,
     )
     rows = table.to_pylist()
     return StageResult(
@@ -85,6 +89,7 @@ def make(
             "cut off": sum(row["truncated"] for row in rows),
             "empty": sum(row["empty"] for row in rows),
             **_rule_facts(policy_document, settings, held_out),
+            "coverage of red-team prompts": coverage_table(coverage),
             "answers": markdown_table(
                 ("suite or benchmark", "arm", "answers"),
                 [

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from policyalign_assets.evaluation.red_team_coverage import RedTeamCoverage
 from policyalign_assets.evaluation.suites import ARMS, RULE_SUITES, SUITES
 from policyalign_assets.report.build import build_report
 from policyalign_assets.report.case_pages import case_pages
@@ -553,6 +554,25 @@ def test_json_parquet_and_html_carry_the_same_numbers(tmp_path: Path):
         ):
             assert line[name] == figure[name]
         assert shares[line["suite"], line["arm"]] == [line["estimate"], line["mean_tokens"]]
+
+
+def test_coverage_of_red_team_prompts_is_shown_by_rule_where_it_was_measured():
+    of_all = RedTeamCoverage(HOSTILE, None, 427, 360, 250, 0.25, 0.9, 0.15, 0.1333, "TF-IDF")
+    of_rule = dataclasses.replace(
+        of_all, rule_id="M1", instructions=3, compared=3, control=None, between=None
+    )
+    found = build_report(
+        table(sample_rows()), CONTEXT, sample_training(), coverage=[of_all, of_rule]
+    )
+    assert json.loads(to_json(found))["coverage"][1]["rule_id"] == "M1"
+    html = to_html(found)
+    page = Page(html)
+    assert "427 harmful requests measured" in page.text
+    assert "script" not in {tag for tag, _ in page.elements}
+    rows = [a["data-rule"] for _, a in page.elements if "data-rule" in a]
+    assert rows == ["all", "M1"]
+    assert "13.3" in page.text and "no harmless prompts" in page.text
+    assert 'id="coverage"' not in to_html(sample_report())
 
 
 def test_nothing_half_written_is_left_behind(tmp_path: Path, monkeypatch):
