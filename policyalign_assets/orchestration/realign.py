@@ -53,10 +53,11 @@ def desired_states(
 
     A policy with a mistake in it is left as it is, and the mistake is logged.
     """
-    return _desired(find_policies(policies_dir, log), settings)
+    return desired_of(find_policies(policies_dir, log), settings)
 
 
-def _desired(found: FoundPolicies, settings: Settings) -> dict[str, dict[str, str]]:
+def desired_of(found: FoundPolicies, settings: Settings) -> dict[str, dict[str, str]]:
+    """As `desired_states`, of policies that were read already."""
     versions = fingerprints.own_versions(settings)
     return {
         key: fingerprints.desired(policy.content_hash, settings, versions)
@@ -88,7 +89,7 @@ def out_of_date(
     # before the state is read: a run that ends in between is then seen as busy, and its result on
     # the next look
     busy = {run.tags.get(PARTITION_TAG) for run in live_runs(instance)}
-    latest = {stage: _latest(instance, stage) for stage in STAGES}
+    latest = {stage: latest_made(instance, stage) for stage in STAGES}
     recipes = {s: fingerprints.recipe(s, settings) for s in STAGES} if settings else {}
     for partition, stages in wanted.items():
         made = {s: latest[s].get(partition, Made()) for s in stages}
@@ -131,7 +132,7 @@ def _stopped_by_hand(instance: dg.DagsterInstance, partition: str, fingerprint: 
     )
 
 
-def _latest(instance: dg.DagsterInstance, stage: str) -> dict[str, Made]:
+def latest_made(instance: dg.DagsterInstance, stage: str) -> dict[str, Made]:
     """The latest materialization of each partition, in two queries however many there are."""
     key = dg.AssetKey(stage)
     ids = instance.event_log_storage.get_latest_storage_id_by_partition(
@@ -222,7 +223,7 @@ def policy_changes(
     if gone:
         requests.append(partitions.build_delete_request(sorted(gone)))
     left: dict[str, str] = {}
-    wanted = _desired(found, assets.DEPLOYED)
+    wanted = desired_of(found, assets.DEPLOYED)
     runs = list(
         out_of_date(context.instance, wanted, settings=assets.DEPLOYED, left=left.__setitem__)
     )
