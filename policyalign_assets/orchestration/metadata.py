@@ -10,7 +10,7 @@ RECIPE = "made with"  # metadata of a materialization, see `fingerprints.recipe`
 _TYPES = {"md": dg.MetadataValue.md, "path": dg.MetadataValue.path, "json": dg.MetadataValue.json}
 
 
-def shown(facts: Facts) -> dict[str, object]:
+def shown(facts: Facts) -> dict[str, dg.RawMetadataValue]:
     """As Dagster shows it. Shares and means are rounded to four digits, which is what they tell."""
     return {
         name: float(f"{fact:.4g}")
