@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import dagster as dg
 import pyarrow as pa
+from dagster._core.definitions.metadata import RawMetadataValue
 from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
@@ -196,5 +197,5 @@ def _listed(items: Mapping[str, object]) -> str:
     return ", ".join(f"{rule} ({value})" for rule, value in items.items())
 
 
-def _result(passed: bool, description: str, **metadata: dg.RawMetadataValue) -> dg.AssetCheckResult:
+def _result(passed: bool, description: str, **metadata: RawMetadataValue) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=passed, description=description, metadata=metadata)
