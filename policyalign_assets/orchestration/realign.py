@@ -144,16 +144,16 @@ def latest_made(instance: dg.DagsterInstance, stage: str) -> dict[str, Made]:
         dg.AssetRecordsFilter(key, storage_ids=list(ids.values())), limit=len(ids)
     ).records
     latest: dict[str, Made] = {}
-    for record in records:
-        if EXPERIMENT in _tags(record):
-            record = _before_experiments(instance, key, record.partition_key)
-        if record is not None:
-            event = record.asset_materialization
+    for newest in records:
+        partition, made = newest.partition_key, _last_of_production(instance, key, newest)
+        if partition is not None and made is not None:
+            event = made.asset_materialization
             recipe = event.metadata.get(RECIPE) if event else None
-            latest[record.partition_key] = Made(
-                _tags(record).get(fingerprints.TAG),
-                record.storage_id,
-                recipe.value if isinstance(recipe, dg.JsonMetadataValue) else None,
+            written = recipe.value if isinstance(recipe, dg.JsonMetadataValue) else None
+            latest[partition] = Made(
+                _tags(made).get(fingerprints.TAG),
+                made.storage_id,
+                written if isinstance(written, Mapping) else None,
             )
     return latest
 
@@ -162,12 +162,14 @@ def _tags(record: dg.EventLogRecord) -> Mapping[str, str]:
     return record.asset_materialization.tags or {} if record.asset_materialization else {}
 
 
-def _before_experiments(
-    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str
+def _last_of_production(
+    instance: dg.DagsterInstance, key: dg.AssetKey, newest: dg.EventLogRecord
 ) -> dg.EventLogRecord | None:
-    """The latest materialization that is no experiment's, among the last thousand."""
+    """The newest materialization that is not an experiment's, among the last thousand."""
+    if EXPERIMENT not in _tags(newest) or newest.partition_key is None:
+        return newest
     records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(key, asset_partitions=[partition]), limit=1000
+        dg.AssetRecordsFilter(key, asset_partitions=[newest.partition_key]), limit=1000
     ).records
     return next((r for r in records if EXPERIMENT not in _tags(r)), None)
 
