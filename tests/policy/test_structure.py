@@ -146,7 +146,8 @@ def test_tables_of_rules_are_read_by_their_columns(read) -> None:
 
 def test_severity_comes_from_a_mark_a_heading_or_a_field(read) -> None:
     policy = read(
-        "## Rules\n\n- A1: Never forge a seal. (high)\n- A2: Never bribe a judge.\n  - severity: severe\n\n"
+        "## Rules\n\n- A1: Never forge a seal. (high)\n- A2: Never bribe a judge.\n  - severity: "
+        "severe\n\n"
         "### Low risk\n\n- A3: Never use slang.\n"
     )
     assert [r.severity for r in policy.rules] == ["high", "critical", "low"]
