@@ -134,7 +134,9 @@ def test_text_of_models_stays_text():
     found = compare(reported(before), reported(worse), show_harmful=True)
     assert "\x1b" not in as_text(found, 9)
     markdown = as_markdown(found, 9)
-    assert "<img" not in markdown and "\x1b" not in markdown and not re.search(r"(?<!\\)]\(", markdown)
+    assert (
+        "<img" not in markdown and "\x1b" not in markdown and not re.search(r"(?<!\\)]\(", markdown)
+    )
     table = [line for line in markdown.splitlines() if line.startswith("| violations")]
     assert len(table) == 3 and all(line.replace(r"\|", "").count("|") == 6 for line in table)
 
