@@ -70,8 +70,9 @@ def _bundles(data: Location, which: str) -> list[Location]:
     releases = data / "releases"
     if not releases.is_dir():
         return []
+    folders: list[Location] = list(releases.iterdir())
     return [
         b
-        for b in sorted(releases.iterdir(), key=str)
+        for b in sorted(folders, key=str)
         if b.name.startswith(which) and (b / "report/report.json").exists()
     ]
