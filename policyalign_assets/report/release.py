@@ -23,6 +23,7 @@ from policyalign_assets.files import (
     sha256_table,
     write_whole,
 )
+from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
 from policyalign_assets.report.approval import approval_of
 from policyalign_assets.report.benchmarks import benchmark_blocks
@@ -88,7 +89,7 @@ def decide(
         answers = checked(chain)
         _same_cases(folder, answers)
         digests = checkpoint_digests(chain.checkpoint, checkpoints or data)
-        results = _gate_results(chain, answers, checkpoints or data, margins_of_policy)
+        results = gate_results(chain.policy, answers, checkpoints or data, margins_of_policy)
         final = verdict(results, margins_of_policy)
     except FileNotFoundError as error:
         problem = f"there is no complete report ({error.filename} is missing)"
@@ -162,9 +163,10 @@ def _same_cases(folder: Location, answers: JudgedAnswers) -> None:
             )
 
 
-def _gate_results(
-    chain: Chain, answers: JudgedAnswers, data: Location, bars: GateSettings
+def gate_results(
+    policy: PolicyDocument, answers: JudgedAnswers, data: Location, bars: GateSettings
 ) -> list[GateResult]:
+    """The gates, computed from judged answers. data: the folder that may hold `calibrations/`."""
     benchmarks = benchmark_blocks(
         answers.asked.benchmarks,
         answers.benchmarks,
@@ -172,7 +174,7 @@ def _gate_results(
     )
     figures = gate_figures(
         judged_cells(answers.heldout.to_pylist()),
-        rule_states(chain.policy, answers.heldout, answers.asked.rules),
+        rule_states(policy, answers.heldout, answers.asked.rules),
         benchmarks,
         find_calibration(answers, data),
         answers.judged.judge,
