@@ -3,8 +3,6 @@
 Check it with `dagster definitions validate -m policyalign_assets.definitions`.
 """
 
-import os
-
 import dagster as dg
 
 from policyalign_assets.orchestration import (
@@ -21,10 +19,8 @@ from policyalign_assets.orchestration.realign import (
     nightly_realignment,
     policy_changes,
 )
-from policyalign_assets.orchestration.resources import Pipeline
+from policyalign_assets.orchestration.resources import DATA_DIR, Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
-
-DATA_DIR = os.environ.get("POLICYALIGN_DATA_DIR", "data")
 
 defs = dg.Definitions(
     assets=[*dg.load_assets_from_modules([assets, leaderboard]), *external.external_assets],
@@ -33,7 +29,7 @@ defs = dg.Definitions(
     sensors=[policy_changes, leaderboard.leaderboard_refresh, alerts.run_failures],
     schedules=[nightly_realignment],
     resources={
-        "pipeline": Pipeline(data_dir=DATA_DIR),
+        "pipeline": Pipeline(),
         "launcher": launcher_from_environment(),
         "tables": ParquetStorage(data_dir=DATA_DIR),
         "records": RecordStorage(data_dir=DATA_DIR),

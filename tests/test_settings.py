@@ -30,7 +30,9 @@ def test_every_profile_is_valid_and_named(profile):
 
 
 def test_the_local_profile_asks_for_a_model():
-    with pytest.raises(SettingsError, match="model.id names none. Fix: set POLICYALIGN_MODEL__ID"):
+    with pytest.raises(
+        SettingsError, match="model.id does not name one. Fix: set POLICYALIGN_MODEL__ID"
+    ):
         load_settings("local", environ={})
 
 

@@ -19,7 +19,9 @@ from policyalign_assets.runtime.partition_lock import PartitionBusy, partition_l
 from policyalign_assets.settings import ENV_PREFIX, Settings, SettingsError, load_settings
 from policyalign_assets.stages import fingerprints
 
+# Run config that leaves a field out takes the default of the class, so these are the deployment's.
 POLICIES_DIR = os.environ.get("POLICYALIGN_POLICIES_DIR", "policies")
+DATA_DIR = os.environ.get("POLICYALIGN_DATA_DIR", "data")
 EXPERIMENT = "policyalign/experiment"  # tag of a run and of what it materializes
 EXPERIMENTS = "experiments"
 
@@ -61,7 +63,7 @@ class Pipeline(dg.ConfigurableResource):
     )
     policies_dir: str = Field(default=POLICIES_DIR, description="folder of the policies")
     data_dir: str = Field(
-        default="data",
+        default=DATA_DIR,
         description="folder of the results, or a URL such as s3://bucket/policyalign",
     )
     _settings: Settings = PrivateAttr()

@@ -38,12 +38,18 @@ class _IOManager(dg.UPathIOManager):
             return self._base_path.parent / EXPERIMENTS / experiment / "assets" / below
         return path
 
-    def _load_single_input(self, path: UPath, context: dg.InputContext) -> Any:
+    def _load_partition_from_path(
+        self,
+        context: dg.InputContext,
+        partition_key: str,
+        path: UPath,
+        backcompat_path: UPath | None = None,
+    ) -> Any:
         experiment = _experiment(context)
         if experiment and not path.exists():
             own = self._base_path.parent / EXPERIMENTS / experiment / "assets"
             path = self._base_path / path.relative_to(own)
-        return super()._load_single_input(path, context)
+        return super()._load_partition_from_path(context, partition_key, path, backcompat_path)
 
 
 def _experiment(context: dg.InputContext | dg.OutputContext) -> str | None:

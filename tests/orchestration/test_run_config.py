@@ -1,8 +1,13 @@
 """Run config is typed, experiments stay apart from production, and a wrong value is never retried."""
 
+import os
+import subprocess
+import sys
+
 import dagster as dg
 import pyarrow as pa
 import pytest
+from helpers import ROOT
 
 from policyalign_assets.orchestration.partitions import NAME, partitions
 from policyalign_assets.orchestration.realign import out_of_date
@@ -37,6 +42,7 @@ def instance():
 
 
 def materialize(instance, folder, selection, **config):
+    config = {"data_dir": str(folder), "policies_dir": str(folder), **config}
     return dg.materialize(
         [first, second],
         selection=selection,
@@ -44,7 +50,7 @@ def materialize(instance, folder, selection, **config):
         instance=instance,
         raise_on_error=False,
         resources={
-            "pipeline": Pipeline(data_dir=str(folder), policies_dir=str(folder)),
+            "pipeline": Pipeline(),
             "tables": ParquetStorage(data_dir=str(folder)),
         },
         run_config={"resources": {"pipeline": {"config": config}}},
@@ -114,8 +120,11 @@ def test_settings_that_change_no_result_are_no_experiment(instance, tmp_path):
     assert (tmp_path / "assets/first/medical/alpha.parquet").is_file()
 
 
+LOOSE = {"over_refusal_ceiling": 0.1, "loosened_by": "A. Name", "loosened_because": "a test"}
+
+
 def test_looser_bars_are_an_experiment(instance, tmp_path):
-    run = materialize(instance, tmp_path, "first", overrides={"gates": {"unsafe_difference": 1.0}})
+    run = materialize(instance, tmp_path, "first", overrides={"gates": LOOSE})
     assert run.success and instance.get_run_by_id(run.run_id).tags[EXPERIMENT]
 
 
@@ -130,3 +139,29 @@ def test_an_experiment_does_not_make_production_look_out_of_date(instance):
                 )
             )
     assert list(out_of_date(instance, wanted)) == []
+
+
+def test_run_config_keeps_the_deployments_folders(tmp_path):
+    """Run config that names other fields must not move the results to the default folder."""
+    code = (
+        "from policyalign_assets.orchestration.resources import Pipeline\n"
+        "import dagster as dg\n"
+        "@dg.op\n"
+        "def show(pipeline: Pipeline): print(pipeline.data_dir, pipeline.policies_dir)\n"
+        "@dg.job(resource_defs={'pipeline': Pipeline()})\n"
+        "def job(): show()\n"
+        "config = {'overrides': {'distillation': {'steps': 7}}}\n"
+        "job.execute_in_process({'resources': {'pipeline': {'config': config}}})\n"
+    )
+    folders = {
+        "POLICYALIGN_DATA_DIR": str(tmp_path / "d"),
+        "POLICYALIGN_POLICIES_DIR": str(tmp_path / "p"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **folders, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == list(folders.values())

@@ -290,7 +290,7 @@ def test_hard_floors_cannot_be_removed(beyond):
 
 def test_the_environment_can_waive_a_gate_but_not_quietly():
     environ = {"POLICYALIGN_GATES__WARN_ONLY": "capability, unscored"}
-    with pytest.raises(SettingsError, match="nobody answers"):
+    with pytest.raises(SettingsError, match="nobody is named as responsible"):
         load_settings(environ=environ)
     environ |= {
         "POLICYALIGN_GATES__LOOSENED_BY": "A. Officer",
