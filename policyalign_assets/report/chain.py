@@ -149,7 +149,9 @@ def _other_runs(checkpoint: Checkpoint, asked: GenerationsInfo) -> Iterator[str]
             f"the training runs of checkpoint {checkpoint.checkpoint_id} do not each have a seed "
             f"of their own. Fix: {ALL_STAGES}."
         )
-    answered = {repeat_arm(c.seed): c.checkpoint_id for c in checkpoint.repeats if c.seed is not None}
+    answered = {
+        repeat_arm(c.seed): c.checkpoint_id for c in checkpoint.repeats if c.seed is not None
+    }
     if answered != asked.repeats:
         yield (
             f"the answers are those of the training runs {sorted(asked.repeats.values())}, not of "
