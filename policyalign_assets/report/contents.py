@@ -350,6 +350,7 @@ class AlignmentReport:
     NaN and infinity become None. `changes`: sentences on what differs from the last report.
     `coverage`: of the benchmarks' harmful requests by what was synthesized for training.
     `runs`: mean, spread and worst of several training runs; None where there was one alone.
+    `difference`: from the last released report (`difference.Difference`), or None without one.
     """
 
     verdict: Verdict
@@ -369,6 +370,7 @@ class AlignmentReport:
     limits: list[str]
     coverage: list[RedTeamCoverage] = field(default_factory=list)
     runs: TrainingRuns | None = None
+    difference: Any = None
 
     def figure(self, suite: str, arm: str) -> Figure | None:
         return next((f for f in self.figures if (f.suite, f.arm) == (suite, arm)), None)

@@ -176,7 +176,7 @@ def _gate_results(
         chain.checkpoint.seed,
         repeats_of(chain.checkpoint, answers),
         bars,
-        rules=rule_states(chain.policy, answers.heldout),
+        rules=rule_states(chain.policy, answers.heldout, answers.asked.rules),
         judge=find_calibration(answers, data),
         judge_name=answers.judged.judge,
         bundled=answers.asked.model_id == BUNDLED,
