@@ -47,6 +47,7 @@ COMMANDS: dict[str, Entry] = {
     "report": Entry("policyalign_assets.cli.report:report", "Print the report of a partition."),
     "revoke": Entry("policyalign_assets.cli.ledger:revoke", "Revoke a release, with a reason."),
     "serve": Entry("policyalign_assets.cli.serve:serve", "Serve a verified release with vLLM."),
+    "status": Entry("policyalign_assets.cli.status:status", "Say what is out of date, and why."),
     "verify": Entry(
         "policyalign_assets.cli.verify:verify_command",
         "Check a release: signature, files, weights, policy, gates, approval.",

@@ -13,6 +13,7 @@ _LINE = re.compile(
 )
 _DONE_OF = re.compile(r"(?P<done>\d+)/(?P<total>\d+)")
 _NOISE = ("[pipes]",)
+PLANNING = "policy_document"  # what it says, the plan and cost of the run, is shown at once
 EVERY = 10.0  # seconds between two lines of progress of one stage
 
 
@@ -46,6 +47,8 @@ class RunLog:
             self._enter(match["stage"])
         if match["level"] == "WARNING":
             self.write(f"  warning: {match['text']}")
+        elif match["stage"] == PLANNING and match["level"] == "INFO":
+            self.write(f"  {match['text']}")
         elif self._stage and not match["text"].startswith(_NOISE):
             self._progress(match["text"])
 

@@ -1,4 +1,5 @@
-"""What the recipe teaches: lessons, the packed forward pass, and a few real steps on a tiny model."""
+"""What the recipe teaches: lessons, the packed forward pass, and a few real steps on a tiny
+model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Public benchmarks: the manifest, the loaders, and a run whose every figure can be counted. All texts here are ours."""
+"""Public benchmarks: the manifest, the loaders, and a run whose every figure can be counted.
+
+All texts here are ours.
+"""
 
 import csv
 import json
@@ -101,7 +104,8 @@ def xstest_rows(n: int = 4) -> list[dict]:
     ]
 
 
-# rows of our own in the columns of each benchmark, where its file lies, and how many cases of each kind come out
+# rows of our own in the columns of each benchmark, where its file lies, and how many cases of each
+# kind come out
 FIXTURES = {
     "strongreject": (
         "strongreject/strongreject_dataset.csv",
@@ -373,9 +377,11 @@ def test_a_changed_file_makes_reports_out_of_date_and_a_moved_folder_does_not(tm
     assert version("b") != before
 
 
-# ---- a run -----------------------------------------------------------------------------------------------------------
+# ---- a run ---------------------------------------------------------------------------------------
+# --------------------
 class Door:
-    """Refuses what it is asked about odd doors; with the policy everything; requests with '!' do not fit its context."""
+    """Refuses what it is asked about odd doors; with the policy everything; requests with '!' do
+    not fit its context."""
 
     model_id, revision = "door", "r1"
 

@@ -1,4 +1,5 @@
-"""The tests as inspect's own tasks, run by inspect on a scripted model: its figures are those of our judges."""
+"""The tests as inspect's own tasks, run by inspect on a scripted model: its figures are those of
+our judges."""
 
 from importlib.util import find_spec
 

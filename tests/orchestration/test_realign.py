@@ -1,4 +1,7 @@
-"""Which edits start which stages. The daemon's part (launching runs) is Dagster's; here the decisions are tested."""
+"""Which edits start which stages.
+
+The daemon's part (launching runs) is Dagster's; here the decisions are tested.
+"""
 
 import os
 import shutil

@@ -74,7 +74,8 @@ def write(policies: Path, name: str, text: str | bytes, policy_id: str = "x") ->
 
 
 def fails(policies: Path, policy_id: str = "x", domain: str = "medical") -> PolicyError:
-    """The error that parsing raises; whatever is wrong, it says where and how to mend it in plain words."""
+    """The error that parsing raises; whatever is wrong, it says where and how to mend it in
+    plain words."""
     with pytest.raises(PolicyError) as caught:
         parse_policy(policies, policy_id, domain)
     error = caught.value
@@ -479,7 +480,10 @@ def test_a_missing_policies_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_reading_policies_loads_no_heavy_library() -> None:
-    code = "import sys, policyalign_assets.policy; print(sorted({'dagster', 'torch', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, policyalign_assets.policy; "
+        "print(sorted({'dagster', 'torch', 'transformers'} & set(sys.modules)))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
