@@ -5,12 +5,20 @@ PIP_EXTRA ?=
 # Hides the notice that Dagster prints about its own command line.
 DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
 
-.PHONY: demo realign test test-fast test-vllm ui bench lint format lock sbom audit clean
+.PHONY: demo demo-english realign test test-fast test-vllm ui bench lint format lock sbom audit clean
 
 # The report's exit code is its verdict: a demo that ends "not releasable" has still run.
 demo: .venv/installed
 	$(BIN)/policyalign align '$(PARTITION)'
 	@$(BIN)/policyalign report '$(PARTITION)' || true
+
+# The whole chain on a real English model (SmolLM2-135M with the adapter in english_model/), with its
+# own policy and folder of results. It resumes where it was stopped.
+ENGLISH := POLICYALIGN_MODEL__ID=english POLICYALIGN_PROFILE=english POLICYALIGN_DATA_DIR=data/english \
+    POLICYALIGN_POLICIES_DIR=policyalign_assets/english_model/policies
+demo-english: .venv/installed
+	$(ENGLISH) $(BIN)/policyalign align 'general|library-desk'
+	@$(ENGLISH) $(BIN)/policyalign report 'general|library-desk' || true
 
 # Edits an addendum in a copy, and times what happens until the new report is there.
 realign: .venv/installed

@@ -25,10 +25,15 @@ ANSWER_WEIGHT = 0.1  # of each token of an answer, so that long answers do not d
 REFUSAL = "Rule {name} does not allow that, so I can't help with it."
 
 
-def policy_text(rules: list[str], names: list[str], title: str) -> str:
-    """Return the same text as `PolicyDocument.prompt_text` does for a policy without preamble."""
+def policy_text(
+    rules: list[str], names: list[str], title: str, preamble: str = "", declining: str = ""
+) -> str:
+    """Return the same text as `PolicyDocument.prompt_text` does for such a policy."""
     lines = "\n".join(f"- {name}: {rule}" for name, rule in zip(names, rules, strict=True))
-    return f"# {title}\n\n## Rules\n{lines}"
+    blocks = [f"# {title}", preamble, f"## Rules\n{lines}"]
+    if declining:
+        blocks.append(f"## Declining\n{declining}")
+    return "\n\n".join(block for block in blocks if block)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,13 @@ class Encoder:
 
     def prefix(self, lesson: Lesson) -> tuple[list[int], tuple[tuple[int, int], ...]]:
         """Return the tokens before the user's text and the span of each rule's line."""
-        text = policy_text([r.text for r in lesson.rules], list(lesson.names), lesson.title)
+        text = policy_text(
+            [r.text for r in lesson.rules],
+            list(lesson.names),
+            lesson.title,
+            lesson.preamble,
+            lesson.declining,
+        )
         encoded = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
         )
