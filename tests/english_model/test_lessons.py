@@ -22,6 +22,8 @@ from policyalign_assets.english_model.lessons import Encoder, anchor, policy_tex
 from policyalign_assets.english_model.packed_llama import PackedLlama
 from policyalign_assets.settings import ModelSettings
 
+pytestmark = pytest.mark.slow
+
 LAYERS = (11, 12, 13)
 
 
