@@ -23,6 +23,8 @@ from policyalign_assets.english_model.packed_llama import PackedLlama
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import ModelSettings
 
+pytestmark = pytest.mark.slow
+
 LAYERS = (11, 12, 13)
 
 
