@@ -35,7 +35,7 @@ def complete(bundle: Path, model_id: str, revision: str) -> None:
     if named == (model_id, revision):
         return
     kept = bundle / AS_TRAINED
-    kept.parent.mkdir()
+    kept.parent.mkdir(exist_ok=True)
     kept.write_bytes(text)
     file.write_bytes(_completed(config, model_id, revision))
 

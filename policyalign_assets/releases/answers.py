@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 
 from policyalign_assets.files import sha256_table, write_parquet
 from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.records import Checkpoint
 from policyalign_assets.report.chain import JudgedAnswers, judged_answers
 from policyalign_assets.report.contents import GateResult
 from policyalign_assets.report.release import gate_results
@@ -27,6 +28,7 @@ from policyalign_assets.report.release_gates import with_policy_margins
 from policyalign_assets.settings import GateSettings
 
 FOLDER = "answers"
+CHECKPOINT = "training/checkpoint.json"
 TOLERANCE = 1e-9  # of a figure that is computed again: libraries sum in another order
 
 
@@ -74,7 +76,8 @@ def gates_again(
     bundle: Path, policy: PolicyDocument, answers: JudgedAnswers, settings: Mapping[str, Any]
 ) -> list[GateResult]:
     """The gates, computed from answers with the bundle's own bars and calibration records."""
-    return gate_results(policy, answers, bundle / FOLDER, gate_bars(settings, policy))
+    bars = gate_bars(settings, policy)
+    return gate_results(policy, stored_checkpoint(bundle), answers, bundle / FOLDER, bars)
 
 
 def differing_gates(
@@ -113,6 +116,11 @@ def stored_settings(bundle: Path) -> dict[str, Any]:
 def stored_policy(bundle: Path) -> PolicyDocument:
     """The policy that a bundle is for."""
     return TypeAdapter(PolicyDocument).validate_json((bundle / "policy/policy.json").read_bytes())
+
+
+def stored_checkpoint(bundle: Path) -> Checkpoint:
+    """The record of the checkpoint, with the repeats of its training."""
+    return TypeAdapter(Checkpoint).validate_json((bundle / CHECKPOINT).read_bytes())
 
 
 def same_cases(bundle: Path, answers: JudgedAnswers) -> bool:

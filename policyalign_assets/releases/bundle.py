@@ -2,6 +2,7 @@
 
 release.json            what it is: target, checkpoint, base model, policy, waivers, parent
 adapter/ or model/      the weights, as transformers and PEFT load them
+training/               the checkpoint's record, with the repeats of its training
 policy/policy.json      the policy as typed rules; policy/policy.txt, as the model read it
 report/                 the report and its tables
 answers/                every answer of every arm, and the verdicts: the gates follow from them
@@ -26,7 +27,7 @@ from pydantic import TypeAdapter
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
 from policyalign_assets.releases.adapter_config import complete
-from policyalign_assets.releases.answers import Answers, write_answers
+from policyalign_assets.releases.answers import CHECKPOINT, Answers, write_answers
 from policyalign_assets.releases.errors import ReleaseError
 from policyalign_assets.releases.keys import load_private_key
 from policyalign_assets.releases.ledger import Ledger
@@ -168,6 +169,8 @@ def _fill(evidence: Evidence, folder: Path, parent: str | None) -> None:
         complete(folder, checkpoint.model_id, checkpoint.model_revision)
     shutil.copytree(evidence.report_folder, folder / "report", copy_function=shutil.copyfile)
     write_answers(evidence.answers, folder)
+    (folder / CHECKPOINT).parent.mkdir(exist_ok=True)
+    _write_json(folder / CHECKPOINT, asdict(checkpoint))
     (folder / "policy").mkdir()
     (folder / POLICY).write_bytes(TypeAdapter(PolicyDocument).dump_json(evidence.policy, indent=1))
     (folder / "policy/policy.txt").write_text(evidence.policy.prompt_text, encoding="utf-8")

@@ -185,6 +185,8 @@ def _gates_again(bundle: Path, record: ReleaseRecord) -> tuple[bool | None, str]
     found = answers.judged(bundle, record.checkpoint_id)
     if not answers.same_cases(bundle, found):
         return False, "the report's cases are not the judged answers"
+    if answers.stored_checkpoint(bundle).checkpoint_id != record.checkpoint_id:
+        return False, f"{answers.CHECKPOINT} is the record of another checkpoint"
     policy, settings = answers.stored_policy(bundle), answers.stored_settings(bundle)
     results = answers.gates_again(bundle, policy, found, settings)
     stated = gates_of([_json(path) for path in sorted((bundle / "statements").glob("*.json"))])

@@ -76,7 +76,7 @@ class Desk:
         (report / "report.json").write_text(json.dumps({"header": header}))
         pq.write_table(judged.heldout, report / "cases.parquet")
         settings = load_settings(overrides={"gates": bars} if bars else None, environ={})
-        results = gate_results(POLICY, judged, self.folder, settings.gates)
+        results = gate_results(POLICY, checkpoint, judged, self.folder, settings.gates)
         evidence = Evidence(
             target=TARGET,
             checkpoint=checkpoint,
@@ -383,7 +383,7 @@ def test_a_bundle_names_the_base_in_the_adapters_configuration(desk: Desk):
     trained = json.loads((bundle / "training/adapter_config.json").read_text())
     assert trained["revision"] is None
     named = desk.release(desk.evidence(b"named"))
-    assert trusted(desk.verify(named)) and not (named / "training").exists()
+    assert trusted(desk.verify(named)) and not (named / "training/adapter_config.json").exists()
 
 
 def test_an_adapter_of_another_base_is_refused(desk: Desk):
