@@ -14,13 +14,14 @@ from policyalign_assets.distillation.processes import SINGLE_PROCESS, Processes
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.generation.opening import opened_vllm
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.files import sha256_table, unfinished_folder
+from policyalign_assets.files import sha256_table
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.report.plots import training_plot
 from policyalign_assets.settings import DistillationSettings
 from policyalign_assets.stages.facts import image, path
 from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.stages.unfinished import claim, remove_done, work_folder
 
 
 def make(
@@ -62,6 +63,10 @@ def train(
         "settings": distillation.model_dump(exclude={"processes", "accelerate_config"}),
     }
     version = own_version("distilled_checkpoint", settings)  # new code does not go on with old work
+    folder = work_folder(context.data, "distilled_checkpoint", {**provenance, "version": version})
+    if processes.main:
+        claim(folder, policy_document)
+        remove_done(context.data, "sensitivity_scores", policy_document)
     vllm = settings.model.engine == "vllm"
     with (
         opened_vllm(settings.model, distillation.lora_rank, beside_a_model=True)
@@ -73,9 +78,7 @@ def train(
             training_mix(chosen) + extra,
             loaded,
             distillation,
-            unfinished_folder(
-                context.data, "distilled_checkpoint", {**provenance, "version": version}
-            ),
+            folder,
             settings.model.batch_tokens,
             context.report,
             processes,
