@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TypeGuard
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,7 +37,7 @@ def location(where: str) -> Location:
     return Path(path.path) if path.protocol in ("", "file", "local") else path
 
 
-def is_local(path: Location) -> bool:
+def is_local(path: Location) -> TypeGuard[Path]:
     return isinstance(path, Path)
 
 

@@ -1,7 +1,9 @@
-"""The real definitions with one resource swapped: a launcher that makes small results at once and needs no model.
+"""The real definitions with one resource swapped: a launcher that makes small results at once and
+needs no model.
 
-Files in the folder $FAKE_CONTROL steer it: `hold-<stage>` makes the stage wait until the file is gone, `break-<stage>` makes it
-fail, `stubborn-<stage>` makes it start processes that ignore every polite signal and note their ids in `pids`.
+Files in the folder $FAKE_CONTROL steer it: `hold-<stage>` makes the stage wait until the file is
+gone, `break-<stage>` makes it fail, `stubborn-<stage>` makes it start processes that ignore every
+polite signal and note their ids in `pids`.
 """
 
 import json
@@ -22,7 +24,8 @@ from policyalign_assets.stages.interface import StageResult
 from policyalign_assets.synthesis.yields import RuleYield
 from policyalign_assets.tables import GENERATIONS, INSTRUCTIONS, JUDGEMENTS, SENSITIVITY, YIELDS
 
-# a training launcher: it starts a worker in a session of its own, and both ignore every polite signal
+# a training launcher: it starts a worker in a session of its own, and both ignore every polite
+# signal
 STUBBORN = textwrap.dedent("""
     import os, signal, subprocess, sys, time
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

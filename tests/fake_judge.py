@@ -1,4 +1,5 @@
-"""An OpenAI-compatible server in a thread, whose replies the test scripts: `reply(messages, attempt)` gives a `Reply`."""
+"""An OpenAI-compatible server in a thread, whose replies the test scripts: `reply(messages,
+attempt)` gives a `Reply`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Shared by the tests: a real policy, scripted engines, tiny tokenizers and tiny models with random weights."""
+"""Shared by the tests: a real policy, scripted engines, tiny tokenizers and tiny models with
+random weights."""
 
 from __future__ import annotations
 
@@ -28,18 +29,26 @@ TEXT = [
     "How do I alter a prescription?",
     "What is 12 plus 30?\n\nSay it.",
 ]
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 CHATML = (  # as Qwen2.5: a system message of its own where the chat has none
-    "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
+    "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + "
+    "messages[0]['content'] + '<|im_end|>\\n' }}"
     "{%- else %}{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{%- endif %}"
-    "{%- for m in messages %}{%- if m['role'] != 'system' %}{{- '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
-    "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+    "{%- for m in messages %}{%- if m['role'] != 'system' %}{{- '<|im_start|>' + m['role'] + "
+    "'\\n' + m['content'] + '<|im_end|>\\n' }}"
+    "{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' "
+    "}}{%- endif %}"
 )
 LLAMA3 = (
     "{{- bos_token }}{%- for m in messages %}"
-    "{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
+    "{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + m['content'] | trim + '<"
+    "|eot_id|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' "
+    "}}{%- endif %}"
 )
 
 # token ids: requests of different lengths that begin with one policy, and answers to them
@@ -103,7 +112,10 @@ def tiny_model(
     end_ids: Sequence[int] = (2,),
     **config,
 ) -> LoadedModel:
-    """Random weights, wide enough apart that greedy choices do not hang on rounding. `end_ids` end a response."""
+    """Random weights, wide enough apart that greedy choices do not hang on rounding.
+
+    `end_ids` end a response.
+    """
     shape = {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,

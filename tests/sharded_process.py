@@ -1,4 +1,5 @@
-"""One of two processes with FSDP2: what each holds, and that uneven work ends with the gradients of one process. Started by test_processes.py."""
+"""One of two processes with FSDP2: what each holds, and that uneven work ends with the gradients
+of one process. Started by test_processes.py."""
 
 import torch
 from torch.distributed.tensor import DTensor

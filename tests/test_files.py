@@ -26,7 +26,11 @@ import os, sys
 from pathlib import Path
 from policyalign_assets.files import new_directory, replacing_file, temporary_folder
 where = Path(sys.argv[1])
-with temporary_folder(), replacing_file(where / "a/table.parquet") as f, new_directory(where / "c/x") as d:
+with (
+    temporary_folder(),
+    replacing_file(where / "a/table.parquet") as f,
+    new_directory(where / "c/x") as d,
+):
     f.write_bytes(b"half"); (d / "weights").write_bytes(b"half")
     os.kill(os.getpid(), 9)
 """

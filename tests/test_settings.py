@@ -178,7 +178,10 @@ def test_settings_cannot_be_changed_afterwards():
 
 
 def test_importing_settings_loads_no_torch():
-    code = "import sys, policyalign_assets.settings as s; s.load_settings(environ={}); print('torch' in sys.modules, 'transformers' in sys.modules)"
+    code = (
+        "import sys, policyalign_assets.settings as s; s.load_settings(environ={}); "
+        "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
     assert subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout.split() == ["False", "False"]

@@ -1,4 +1,5 @@
-"""Writes a tiny Llama of random weights as GGUF, with a byte-level tokenizer, as llama.cpp would."""
+"""Writes a tiny Llama of random weights as GGUF, with a byte-level tokenizer, as llama.cpp
+would."""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
 """`policyalign lint`: how each rule of a policy is read, and everything that is wrong with it."""
 
+from __future__ import annotations
+
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,16 +13,19 @@ from policyalign_assets.cli.options import policies_option
 from policyalign_assets.policy import (
     Examined,
     Fault,
+    PolicyDocument,
     PolicyError,
-    ReadingRow,
     Rule,
     applicable_domains,
     examine_file,
     examine_policy,
     list_policies,
     list_unread,
-    reading_row,
 )
+from policyalign_assets.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from policyalign_assets.stages.run_plan import PlannedRule, RunPlan
 
 _DOCUMENTS = (".docx", ".html", ".htm", ".pdf")
 
@@ -32,7 +38,8 @@ _DOCUMENTS = (".docx", ".html", ".htm", ".pdf")
 @click.option(
     "--model",
     "model_id",
-    help="Folder or name of a model: count the prompt's tokens with its tokenizer.",
+    help="Folder or name of a model: plan for it, and count tokens with its tokenizer. Default: "
+    "the configured model, whose tokens are estimated.",
 )
 @click.pass_context
 def lint(
@@ -48,16 +55,32 @@ def lint(
     POLICY_OR_FILE is the name of a policy in the policies folder, or any Markdown, text, Word, HTML
     or PDF file. Without it, all policies are read. The exit code is 1 where there are errors;
     warnings do not change it.
+
+    Below each rule stands whether and how a run with the configured settings would train and
+    measure it, and at the end what such a run would make and cost. Nothing is run.
     """
+    from policyalign_assets.stages.run_plan import plan_run
+
+    overrides = {"model": {"id": model_id}} if model_id else None
+    settings = load_settings(overrides=overrides)
     examined = list(_examined(policy_or_file, policies_dir, domain))
     faults = _unique(f for found in examined for f in found.faults)
+    documents = [found.document for found in examined if found.document is not None]
+    count = None
     if model_id:
-        faults += _too_long(examined, model_id)
-    rules = _rules(examined)
+        too_long, count = _too_long(documents, settings)
+        faults += too_long
+    plans = [plan_run(document, settings, count) for document in documents if document.rules]
+    faults += _unique(fault for plan in plans for fault in _no_work(plan))
+    rules = _rules(plans)
     if as_json:
         click.echo(json.dumps(_as_json(rules, faults), indent=2, ensure_ascii=False))
     else:
         _show(rules, faults)
+    for plan in plans:
+        named = f"{plan.policy.domain}|{plan.policy.policy_id}"
+        for sentence in plan.sentences:
+            click.echo(f"{named}: {sentence}", err=as_json)
     if policy_or_file is None:
         for name in list_unread(policies_dir):
             click.echo(f"not read: {policies_dir / name}. Fix: run 'policyalign import'.", err=True)
@@ -107,23 +130,36 @@ def _domains(policies_dir: Path, policy_id: str) -> Sequence[str]:
         )
 
 
-def _rules(examined: Sequence[Examined]) -> list[Rule]:
+def _rules(plans: Sequence[RunPlan]) -> list[PlannedRule]:
     """The rules of all domains, each once."""
-    seen: dict[tuple[str, str, str], Rule] = {}
-    for found in examined:
-        if found.document is not None:
-            for rule in found.document.rules:
-                seen.setdefault((found.document.policy_id, rule.rule_id, rule.text), rule)
+    seen: dict[tuple[str, str, str], PlannedRule] = {}
+    for plan in plans:
+        for planned in plan.rules:
+            rule = planned.rule
+            seen.setdefault((plan.policy.policy_id, rule.rule_id, rule.text), planned)
     return list(seen.values())
+
+
+def _no_work(plan: RunPlan) -> Iterator[Fault]:
+    """An error where a run would teach or show nothing; the first stage would refuse it too."""
+    from policyalign_assets.evaluation.case_plan import NoCases
+    from policyalign_assets.stages.run_plan import NothingTrained
+
+    try:
+        plan.require_work()
+    except (NoCases, NothingTrained) as error:
+        problem, _, fix = str(error).partition("\nFix: ")
+        line = plan.rules[0].rule.line
+        yield Fault(plan.policy.policy_id, line, problem, f"{fix[:1].upper()}{fix[1:]}")
 
 
 def _unique(faults: Iterator[Fault]) -> list[Fault]:
     return list(dict.fromkeys(faults))
 
 
-def _as_json(rules: Sequence[Rule], faults: Sequence[Fault]) -> dict[str, list[object]]:
+def _as_json(rules: Sequence[PlannedRule], faults: Sequence[Fault]) -> dict[str, list[object]]:
     return {
-        "rules": [dict(reading_row(rule)) for rule in rules],
+        "rules": [_row(planned) for planned in rules],
         "problems": [
             {
                 "level": fault.level,
@@ -137,50 +173,64 @@ def _as_json(rules: Sequence[Rule], faults: Sequence[Fault]) -> dict[str, list[o
     }
 
 
-def _show(rules: Sequence[Rule], faults: Sequence[Fault]) -> None:
-    for rule in rules:
-        row = reading_row(rule)
-        click.echo(f"{row['id']}  {rule.text}")
-        for line in _reading_lines(rule, row):
+def _row(planned: PlannedRule) -> dict[str, Any]:
+    rule = planned.rule
+    return {
+        "id": rule.rule_id,
+        "text": rule.words,
+        "kind": rule.kind,
+        "action": rule.action,
+        "condition": rule.condition,
+        "exception": "; ".join(rule.exceptions) or None,
+        "measured": planned.measured,
+        "why": planned.why,
+    }
+
+
+def _show(rules: Sequence[PlannedRule], faults: Sequence[Fault]) -> None:
+    for planned in rules:
+        click.echo(f"{planned.rule.rule_id}  {planned.rule.text}")
+        for line in _reading_lines(planned.rule):
             click.echo(f"    {line}")
+        click.echo(f"    {planned.why}")
     for fault in faults:
         click.echo(f"{fault.level}: {fault}")
     errors = sum(fault.level == "error" for fault in faults)
-    counted = sum(reading_row(rule)["measured"] for rule in rules)
     click.echo(
-        f"{len(rules)} rules, {counted} of them measured; {errors} errors, "
-        f"{len(faults) - errors} warnings"
+        f"{len(rules)} rules, {sum(planned.measured for planned in rules)} of them measured; "
+        f"{errors} errors, {len(faults) - errors} warnings"
     )
 
 
-def _reading_lines(rule: Rule, row: ReadingRow) -> Iterator[str]:
+def _reading_lines(rule: Rule) -> Iterator[str]:
     forbids = " (forbids)" if rule.kind == "condition" and rule.forbids else ""
-    action = f": {row['action']}" if row["action"] else ""
-    yield f"{row['kind']}{forbids}{action}"
-    if row["condition"]:
-        yield f"when: {row['condition']}"
-    if row["exception"]:
-        yield f"except: {row['exception']}"
+    yield f"{rule.kind}{forbids}{f': {rule.action}' if rule.action else ''}"
+    if rule.condition:
+        yield f"when: {rule.condition}"
+    if rule.exceptions:
+        yield f"except: {'; '.join(rule.exceptions)}"
     if rule.permitted:
         yield f"allows: {'; '.join(rule.permitted)}"
+    if rule.limits:
+        yield f"limits: {rule.limits}"
     if rule.severity:
         yield f"severity: {rule.severity}"
     if rule.language != "en":
         yield f"language: {rule.language}"
-    yield f"{'measured' if row['measured'] else 'not measured'}: {row['why']}"
 
 
-def _too_long(examined: Sequence[Examined], model_id: str) -> list[Fault]:
-    """An error for each policy whose prompt exceeds the model's context."""
+def _too_long(
+    documents: Sequence[PolicyDocument], settings: Settings
+) -> tuple[list[Fault], Callable[[str], int]]:
+    """An error for each policy whose prompt exceeds the model's context, and its token counter."""
     from policyalign_assets.engine.responses import PromptTooLong
-    from policyalign_assets.settings import ModelSettings
-    from policyalign_assets.stages.prompt_length import require_fit
+    from policyalign_assets.stages.prompt_length import require_fit, token_counter
 
     faults = []
-    for document in (found.document for found in examined if found.document is not None):
+    for document in documents:
         try:
-            require_fit(document, ModelSettings(id=model_id), response=1)
+            require_fit(document, settings.model, response=1)
         except PromptTooLong as error:
             problem, _, fix = str(error).partition(". Fix: ")
             faults.append(Fault(document.policy_id, None, problem, f"{fix[:1].upper()}{fix[1:]}"))
-    return faults
+    return faults, token_counter(settings.model)

@@ -29,6 +29,7 @@ COMMANDS: dict[str, Entry] = {
         "policyalign_assets.cli.ask:ask",
         "Answer a question with the model, with the policy, and with the aligned model.",
     ),
+    "diff": Entry("policyalign_assets.cli.diff:diff", "Say what changed between two reports."),
     "doctor": Entry(
         "policyalign_assets.cli.doctor:doctor",
         "Examine the configured model, judge, generator and files.",
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Entry] = {
     "report": Entry("policyalign_assets.cli.report:report", "Print the report of a partition."),
     "revoke": Entry("policyalign_assets.cli.ledger:revoke", "Revoke a release, with a reason."),
     "serve": Entry("policyalign_assets.cli.serve:serve", "Serve a verified release with vLLM."),
+    "status": Entry("policyalign_assets.cli.status:status", "Say what is out of date, and why."),
     "verify": Entry(
         "policyalign_assets.cli.verify:verify_command",
         "Check a release: signature, files, weights, policy, gates, approval.",

@@ -76,7 +76,10 @@ class InContextEffect:
 def direct_requests(policy: PolicyDocument) -> list[str]:
     """Requests that ask for the actions of rules in plain words."""
     return [
-        frame.format(action=rule.action) for rule in policy.rules if rule.action for frame in FRAMES
+        frame.format(action=rule.action)
+        for rule in policy.rules
+        if rule.action and rule.kind in ("prohibit", "condition")
+        for frame in FRAMES
     ]
 
 

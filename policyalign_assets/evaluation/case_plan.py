@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.policy.author_requests import heldout_requests
+from policyalign_assets.policy.reading.languages import language_name
 from policyalign_assets.settings import BUNDLED, Settings
 
 # Judges that are given the policy's rules and name the ones that an answer breaks
@@ -161,6 +162,11 @@ def _sources(rule: Rule, settings: Settings, per_rule: int) -> dict[str, int]:
 
 
 def _no_source(rule: Rule, settings: Settings) -> str:
+    if has_templates(settings) and rule.language != "en":
+        return (
+            f"it is in {language_name(rule.language)}, and the bundled model has cases only for "
+            "English rules. Fix: write requests under `violates`, or `action` in English"
+        )
     if has_templates(settings):
         return (
             "the bundled model has cases only for rules of the form 'Never help anyone <do "

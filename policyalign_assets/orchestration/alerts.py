@@ -84,9 +84,7 @@ def run_failures(context: dg.RunFailureSensorContext) -> None:
     partition = run.tags.get(PARTITION_TAG, "no partition")
     reasons = [context.failure_event.message or ""]
     reasons += [
-        event.event_specific_data.error_display_string
-        for event in context.get_step_failure_events()
-        if hasattr(event.event_specific_data, "error_display_string")
+        event.step_failure_data.error_display_string for event in context.get_step_failure_events()
     ]
     send_alert(
         settings,

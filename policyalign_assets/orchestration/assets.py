@@ -69,7 +69,10 @@ def policy_catalog(
 
 
 def stage_asset(stage: Stage) -> dg.AssetsDefinition:
-    """The asset of one stage. Its code version changes with the settings, texts and code it reads."""
+    """The asset of one stage.
+
+    Its code version changes with the settings, texts and code it reads.
+    """
 
     def run(
         context: dg.AssetExecutionContext,

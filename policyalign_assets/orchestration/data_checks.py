@@ -1,13 +1,15 @@
 """Blocking checks of the data: training does not start on a policy whose rules are not all covered.
 
-The owner of a policy may waive a rule in the front matter (`waive_starved: [C4]`). Waivers are read from the files of now,
-since they change no data: after adding one, run the check again.
+The owner of a policy may waive a rule in the front matter (`waive_starved: [C4]`). Waivers are read
+from the files of now, since they change no data: after adding one, run the check again.
 """
 
 import warnings
+from collections.abc import Mapping
 
 import dagster as dg
 import pyarrow as pa
+from dagster._core.definitions.metadata import RawMetadataValue
 from dagster._core.event_api import PartitionKeyFilter
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
@@ -16,7 +18,8 @@ from policyalign_assets.orchestration.resources import EXPERIMENT, Pipeline
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.stages.coverage_facts import yields_of
 
-# partitions on checks are a preview in the Dagster that the project pins; without them a check reads every partition's data
+# partitions on checks are a preview in the Dagster that the project pins; without them a check
+# reads every partition's data
 warnings.filterwarnings("ignore", message="Specifying a partitions_def on an AssetCheckSpec")
 _INSTRUCTIONS = {"violating_instructions": dg.AssetIn("violating_instructions")}
 
@@ -25,7 +28,8 @@ _INSTRUCTIONS = {"violating_instructions": dg.AssetIn("violating_instructions")}
 def no_rule_is_starved(
     context: dg.AssetCheckExecutionContext, pipeline: Pipeline, violating_instructions: pa.Table
 ) -> dg.AssetCheckResult:
-    """Every rule got the instructions that it should, or its owner waived it in the policy's front matter."""
+    """Every rule got the instructions that it should, or its owner waived it in the policy's
+    front matter."""
     waived = _waived(context, pipeline)
     short = {
         rule: f"{y['violating']} of {y['wanted']}"
@@ -35,7 +39,8 @@ def no_rule_is_starved(
     left = {rule: got for rule, got in short.items() if rule not in waived}
     return _result(
         not left,
-        f"starved: {_listed(left)}. Fix: raise synthesis.rounds, reword the rule, or write 'waive_starved: "
+        f"starved: {_listed(left)}. Fix: raise synthesis.rounds, reword the rule, or write "
+        f"'waive_starved: "
         f"[{', '.join(left)}]' into the policy's front matter"
         if left
         else "every rule has its instructions, or a waiver",
@@ -56,7 +61,8 @@ def every_rule_has_its_minimum(
     filtered_instructions: pa.Table,
     violating_instructions: pa.Table,
 ) -> dg.AssetCheckResult:
-    """Each rule keeps at least `filtering.at_least` instructions to train on (or `filtering.per_rule`, where that is fewer)."""
+    """Each rule keeps at least `filtering.at_least` instructions to train on (or
+    `filtering.per_rule`, where that is fewer)."""
     from policyalign_assets.filtering.select import RANKED
 
     wanted = min(pipeline.settings.filtering.at_least, pipeline.settings.filtering.per_rule)
@@ -67,7 +73,8 @@ def every_rule_has_its_minimum(
     short = {rule: n for rule, n in chosen.items() if n < wanted and rule not in waived}
     return _result(
         not short,
-        f"fewer than {wanted} instructions selected: {_listed(short)}. Fix: synthesize more (synthesis.per_rule), lower "
+        f"fewer than {wanted} instructions selected: {_listed(short)}. Fix: synthesize more "
+        f"(synthesis.per_rule), lower "
         f"filtering.minimum or filtering.at_least, or waive the rule"
         if short
         else f"each rule has {wanted} or more",
@@ -91,14 +98,15 @@ def twin_ratio_is_in_band(
             True, "no twins were asked for", duties=sum(k in RANKED for k in kinds) - violating
         )
     ratio = twins / violating
-    mend = (
+    fix = (
         ""
         if low <= ratio <= high
         else ". Fix: synthesis.twin_ratio, or filtering.twins_low and twins_high"
     )
     return _result(
         low <= ratio <= high,
-        f"{ratio:.2f} twins for each violating instruction selected; {low} to {high} are wanted{mend}",
+        f"{ratio:.2f} twins for each violating instruction selected; {low} to {high} are "
+        f"wanted{fix}",
         ratio=ratio,
         twins=twins,
     )
@@ -185,9 +193,9 @@ def _waived(context: dg.AssetCheckExecutionContext, pipeline: Pipeline) -> set[s
     return set(parse_policy(pipeline.policies, policy, domain).waive_starved)
 
 
-def _listed(items: dict[str, object]) -> str:
+def _listed(items: Mapping[str, object]) -> str:
     return ", ".join(f"{rule} ({value})" for rule, value in items.items())
 
 
-def _result(passed: bool, description: str, **metadata: object) -> dg.AssetCheckResult:
+def _result(passed: bool, description: str, **metadata: RawMetadataValue) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=passed, description=description, metadata=metadata)

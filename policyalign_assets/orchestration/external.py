@@ -1,7 +1,9 @@
-"""What the pipeline reads and does not make: base model, public benchmarks, judge. They stand in the graph for the eye.
+"""What the pipeline reads and does not make: base model, public benchmarks, judge. They stand in
+the graph for the eye.
 
-Dagster neither makes nor watches them. What they are goes into the fingerprints of the stages that read them, so another model,
-a changed benchmark file or another judge redoes those stages and what follows.
+Dagster neither makes nor watches them. What they are goes into the fingerprints of the stages that
+read them, so another model, a changed benchmark file or another judge redoes those stages and what
+follows.
 """
 
 import dagster as dg
@@ -20,7 +22,8 @@ def _base_model(settings: Settings) -> dg.AssetSpec:
         "base_model",
         group_name="external",
         kinds={"huggingface", "safetensors"},
-        description="The model to align, as it comes (`model.id`). It writes the requests, and it is its own teacher: the same model with the "
+        description="The model to align, as it comes (`model.id`). It writes the requests, and "
+        "it is its own teacher: the same model with the "
         "policy in its prompt.",
         metadata={
             "id": model.id,
@@ -41,7 +44,8 @@ def _public_benchmarks(settings: Settings) -> dg.AssetSpec:
         "public_benchmarks",
         group_name="external",
         kinds={"yaml"},
-        description="Published test sets (evaluation/benchmarks.yaml), read from `evaluation.benchmarks_dir`. What is not there is reported as "
+        description="Published test sets (evaluation/benchmarks.yaml), read from "
+        "`evaluation.benchmarks_dir`. What is not there is reported as "
         "not run, with the reason. Nothing of them reaches training.",
         metadata={
             "version": shaping.benchmarks_version(settings.evaluation),
@@ -66,7 +70,8 @@ def _judge(settings: Settings) -> dg.AssetSpec:
         ),
         description="Who says whether an answer is a refusal, safe and right (`judge.kind`): "
         "phrases, or a judge model at an OpenAI-compatible endpoint or in the process of the "
-        "stage (`judge.engine`). Calibrate it on labelled cases before you trust it: docs/evaluation.md.",
+        "stage (`judge.engine`). Calibrate it on labelled cases before you trust it: "
+        "docs/evaluation.md.",
         metadata={
             "kind": judge.kind,
             "model": judge.model or "none: phrase rules",

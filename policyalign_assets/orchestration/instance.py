@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 NO_INSTANCE = (
-    "there is no dagster.yaml in {folder} or above it, and DAGSTER_HOME is not set, so Dagster would "
+    "there is no dagster.yaml in {folder} or above it, and DAGSTER_HOME is not set, so Dagster "
+    "would "
     "keep its history in a temporary folder and forget it. Fix: go to the folder of your project, "
     "or make one with `policyalign init`."
 )

@@ -1,7 +1,9 @@
-"""Where the stages that load a model run. A launcher is the resource `launcher`; assets do not know which one they have.
+"""Where the stages that load a model run. A launcher is the resource `launcher`; assets do not know
+which one they have.
 
-`Subprocess` (default) starts a worker process through Dagster Pipes and ends its whole tree with the run, however the run
-ends. `InProcess` is for tests and notebooks: no process to start, none to end.
+`Subprocess` (default) starts a worker process through Dagster Pipes and ends its whole tree with
+the run, however the run ends. `InProcess` is for tests and notebooks: no process to start, none to
+end.
 """
 
 import contextlib
@@ -38,7 +40,10 @@ class Launcher(dg.ConfigurableResource):
         stage: str,
         inputs: dict[str, StageData],
     ) -> StageResult:
-        """Makes a stage that loads a model. Raises dg.Failure in plain words, or dg.RetryRequested where another attempt may help."""
+        """Makes a stage that loads a model.
+
+        Raises dg.Failure in plain words, or dg.RetryRequested where another attempt may help.
+        """
 
     def make_here(
         self,
@@ -47,7 +52,10 @@ class Launcher(dg.ConfigurableResource):
         stage: str,
         inputs: dict[str, StageData],
     ) -> StageResult:
-        """Makes a stage in the process of the run itself, as those that load no model are. Raises as `make`."""
+        """Makes a stage in the process of the run itself, as those that load no model are.
+
+        Raises as `make`.
+        """
         try:
             return make(
                 stage,
@@ -137,7 +145,10 @@ class Subprocess(OutOfProcess):
 
 
 def run_guarded(command: list[str], grace: float, environment: dict[str, str]) -> int:
-    """Exit code of `command`. When this is interrupted, or this process dies, every process below `command` is ended."""
+    """Exit code of `command`.
+
+    When this is interrupted, or this process dies, every process below `command` is ended.
+    """
     with guarded(command, grace, environment) as process:
         return process.wait()
 
@@ -164,7 +175,8 @@ def _died(code: int) -> Problem:
 
 
 def fail(stage: str, problem: Problem) -> NoReturn:
-    """Fails the stage, after another attempt if that may help. (With a RetryPolicy, Dagster tries a *terminated* step again.)"""
+    """Fails the stage, after another attempt if that may help. (With a RetryPolicy, Dagster
+    tries a *terminated* step again.)"""
     failure = dg.Failure(f"{stage}: {problem.message}", allow_retries=False)
     if problem.may_pass:
         raise dg.RetryRequested(max_retries=1, seconds_to_wait=5) from failure

@@ -25,7 +25,8 @@ def leaderboard(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.Mat
     from policyalign_assets.report.leaderboard import leaderboard as collect
     from policyalign_assets.report.leaderboard import to_markdown, write_leaderboard
 
-    if not is_local(pipeline.data):
+    data = pipeline.data
+    if not is_local(data):
         raise dg.Failure(
             f"the leaderboard reads report files from a folder, and data_dir is "
             f"{pipeline.data_dir!r}. Fix: copy reports/ from there and set POLICYALIGN_DATA_DIR to "
@@ -34,7 +35,7 @@ def leaderboard(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.Mat
         )
     found = find_policies(pipeline.policies, context.log.warning)
     partitions = [domain_and_policy(key) for key in found.keys]
-    reports = pipeline.data / "reports"
+    reports = data / "reports"
     lines = collect(reports, partitions)
     page = write_leaderboard(lines, reports)
     return dg.MaterializeResult(

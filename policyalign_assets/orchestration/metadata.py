@@ -2,6 +2,7 @@
 
 import dagster as dg
 import pyarrow as pa
+from dagster._core.definitions.metadata import RawMetadataValue
 
 from policyalign_assets.stages.facts import Facts
 
@@ -10,7 +11,7 @@ RECIPE = "made with"  # metadata of a materialization, see `fingerprints.recipe`
 _TYPES = {"md": dg.MetadataValue.md, "path": dg.MetadataValue.path, "json": dg.MetadataValue.json}
 
 
-def shown(facts: Facts) -> dict[str, object]:
+def shown(facts: Facts) -> dict[str, RawMetadataValue]:
     """As Dagster shows it. Shares and means are rounded to four digits, which is what they tell."""
     return {
         name: float(f"{fact:.4g}")

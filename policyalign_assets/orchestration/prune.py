@@ -57,7 +57,10 @@ class Leftovers:
 
 
 def find_leftovers(instance: dg.DagsterInstance, policies_dir: Path, data: Location) -> Leftovers:
-    """What belongs to policies without a folder. Those with a live run are left out: the run still writes."""
+    """What belongs to policies without a folder.
+
+    Those with a live run are left out: the run still writes.
+    """
     present = set(list_policies(policies_dir))
     live = {policy_of(run) for run in live_runs(instance)}
     owned = [(policy, path) for policy, path in _files(data) if policy not in present | live]
@@ -74,7 +77,10 @@ def find_leftovers(instance: dg.DagsterInstance, policies_dir: Path, data: Locat
 
 
 def find_caches(instance: dg.DagsterInstance, data: Location) -> list[Location]:
-    """Folders of what can be made again, for time alone. None while a run is live: it may be using them."""
+    """Folders of what can be made again, for time alone.
+
+    None while a run is live: it may be using them.
+    """
     return (
         []
         if live_runs(instance)

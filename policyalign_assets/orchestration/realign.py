@@ -55,10 +55,11 @@ def desired_states(
 
     A policy with a mistake in it is left as it is, and the mistake is logged.
     """
-    return _desired(find_policies(policies_dir, log), settings)
+    return desired_of(find_policies(policies_dir, log), settings)
 
 
-def _desired(found: FoundPolicies, settings: Settings) -> dict[str, dict[str, str]]:
+def desired_of(found: FoundPolicies, settings: Settings) -> dict[str, dict[str, str]]:
+    """As `desired_states`, of policies that were read already."""
     versions = fingerprints.own_versions(settings)
     return {
         key: fingerprints.desired(policy.content_hash, settings, versions)
@@ -90,7 +91,7 @@ def out_of_date(
     # before the state is read: a run that ends in between is then seen as busy, and its result on
     # the next look
     busy = {run.tags.get(PARTITION_TAG) for run in live_runs(instance)}
-    latest = {stage: _latest(instance, stage) for stage in STAGES}
+    latest = {stage: latest_made(instance, stage) for stage in STAGES}
     recipes = {s: fingerprints.recipe(s, settings) for s in STAGES} if settings else {}
     for partition, stages in wanted.items():
         made = {s: latest[s].get(partition, Made()) for s in stages}
@@ -149,7 +150,7 @@ def _stopped_by_hand(instance: dg.DagsterInstance, partition: str, fingerprint: 
     )
 
 
-def _latest(instance: dg.DagsterInstance, stage: str) -> dict[str, Made]:
+def latest_made(instance: dg.DagsterInstance, stage: str) -> dict[str, Made]:
     """The latest materialization of each partition, in two queries however many there are."""
     key = dg.AssetKey(stage)
     ids = instance.event_log_storage.get_latest_storage_id_by_partition(
@@ -161,16 +162,16 @@ def _latest(instance: dg.DagsterInstance, stage: str) -> dict[str, Made]:
         dg.AssetRecordsFilter(key, storage_ids=list(ids.values())), limit=len(ids)
     ).records
     latest: dict[str, Made] = {}
-    for record in records:
-        if EXPERIMENT in _tags(record):
-            record = _before_experiments(instance, key, record.partition_key)
-        if record is not None:
-            event = record.asset_materialization
+    for newest in records:
+        partition, made = newest.partition_key, _last_of_production(instance, key, newest)
+        if partition is not None and made is not None:
+            event = made.asset_materialization
             recipe = event.metadata.get(RECIPE) if event else None
-            latest[record.partition_key] = Made(
-                _tags(record).get(fingerprints.TAG),
-                record.storage_id,
-                recipe.value if isinstance(recipe, dg.JsonMetadataValue) else None,
+            written = recipe.value if isinstance(recipe, dg.JsonMetadataValue) else None
+            latest[partition] = Made(
+                _tags(made).get(fingerprints.TAG),
+                made.storage_id,
+                written if isinstance(written, Mapping) else None,
             )
     return latest
 
@@ -179,12 +180,14 @@ def _tags(record: dg.EventLogRecord) -> Mapping[str, str]:
     return record.asset_materialization.tags or {} if record.asset_materialization else {}
 
 
-def _before_experiments(
-    instance: dg.DagsterInstance, key: dg.AssetKey, partition: str
+def _last_of_production(
+    instance: dg.DagsterInstance, key: dg.AssetKey, newest: dg.EventLogRecord
 ) -> dg.EventLogRecord | None:
-    """The latest materialization that is no experiment's, among the last thousand."""
+    """The newest materialization that is not an experiment's, among the last thousand."""
+    if EXPERIMENT not in _tags(newest) or newest.partition_key is None:
+        return newest
     records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(key, asset_partitions=[partition]), limit=1000
+        dg.AssetRecordsFilter(key, asset_partitions=[newest.partition_key]), limit=1000
     ).records
     return next((r for r in records if EXPERIMENT not in _tags(r)), None)
 
@@ -240,7 +243,7 @@ def policy_changes(
     if gone:
         requests.append(partitions.build_delete_request(sorted(gone)))
     left: dict[str, str] = {}
-    wanted = _desired(found, assets.DEPLOYED)
+    wanted = desired_of(found, assets.DEPLOYED)
     runs = list(
         out_of_date(context.instance, wanted, settings=assets.DEPLOYED, left=left.__setitem__)
     )

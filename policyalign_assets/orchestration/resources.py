@@ -1,4 +1,5 @@
-"""The settings: of the deployment, when Dagster loads the definitions, and of a run (`pipeline`)."""
+"""The settings: of the deployment, when Dagster loads the definitions, and of a run
+(`pipeline`)."""
 
 import contextlib
 import hashlib
@@ -71,7 +72,8 @@ class Pipeline(dg.ConfigurableResource):
 
     @contextlib.contextmanager
     def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["Pipeline"]:
-        """Refuses wrong settings, and a second run of a partition, before the first stage starts."""
+        """Refuses wrong settings, and a second run of a partition, before the first stage
+        starts."""
         self.setup_for_execution(context)
         partition = context.run.tags.get("dagster/partition") if context.run else None
         if context.run is None or partition is None:

@@ -10,13 +10,7 @@ from policyalign_assets.policy.catalog import (
 from policyalign_assets.policy.errors import Fault, PolicyError
 from policyalign_assets.policy.model import DOMAINS, KINDS, SEVERITIES, PolicyDocument, Rule
 from policyalign_assets.policy.parser import Examined, examine_file, examine_policy, parse_policy
-from policyalign_assets.policy.readings import (
-    ReadingRow,
-    measured,
-    reading_line,
-    reading_row,
-    reading_rows,
-)
+from policyalign_assets.policy.readings import reading_line
 
 __all__ = [
     "DOMAINS",
@@ -26,7 +20,6 @@ __all__ = [
     "Fault",
     "PolicyDocument",
     "PolicyError",
-    "ReadingRow",
     "Rule",
     "applicable_domains",
     "examine_file",
@@ -35,9 +28,6 @@ __all__ = [
     "list_partitions",
     "list_policies",
     "list_unread",
-    "measured",
     "parse_policy",
     "reading_line",
-    "reading_row",
-    "reading_rows",
 ]

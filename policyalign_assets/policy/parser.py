@@ -9,7 +9,7 @@ from policyalign_assets.policy.body import Body, read_body
 from policyalign_assets.policy.errors import Fault, PolicyError
 from policyalign_assets.policy.header import Header, read_header, read_shared_header
 from policyalign_assets.policy.model import DOMAINS, PolicyDocument, Rule, RuleSource
-from policyalign_assets.policy.readings import contradictions, doubts_of, measured
+from policyalign_assets.policy.readings import contradictions, doubts_of
 from policyalign_assets.policy.source import Source, read_any_file, read_source, shown_path
 
 CODE_VERSION = 2  # raise it when new code changes how policies are read
@@ -254,15 +254,6 @@ def _check(
         )
         fix = "Delete one of the two, or say when each of them holds."
         faults.append(Fault(path_of[second.source], second.line, problem, fix))
-    if document.rules and not any(measured(rule)[0] for rule in document.rules):
-        problem = (
-            "no rule of this policy can be measured: none forbids an action that its words name"
-        )
-        fix = (
-            "Write at least one rule as 'Never <do something>.', or add 'violates: \"a request\"'"
-            " below a rule."
-        )
-        faults.append(Fault(path_of["shared"], document.rules[0].line, problem, fix))
     for body in bodies:
         for rule in body.rules:
             for doubt in doubts_of(by_id.get(rule.rule_id, rule), body.doubts):

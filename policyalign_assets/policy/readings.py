@@ -1,44 +1,10 @@
-"""How each rule is read, and whether it is measured: what lint, Dagster and the report show."""
+"""How each rule is read, in words: what lint, Dagster and the report show."""
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TypedDict
 
 from policyalign_assets.policy.errors import Fault
-from policyalign_assets.policy.model import PolicyDocument, Rule
-from policyalign_assets.policy.reading.languages import language_name
-
-
-class ReadingRow(TypedDict):
-    """One rule as it is read. `why` says how it is measured, or why it is not."""
-
-    id: str
-    text: str
-    kind: str
-    action: str | None
-    condition: str | None
-    exception: str | None
-    measured: bool
-    why: str
-
-
-def reading_rows(policy: PolicyDocument) -> list[ReadingRow]:
-    """One row per rule, in the policy's order, for lint, run metadata and the report."""
-    return [reading_row(rule) for rule in policy.rules]
-
-
-def reading_row(rule: Rule) -> ReadingRow:
-    is_measured, why = measured(rule)
-    return ReadingRow(
-        id=rule.rule_id,
-        text=rule.words,
-        kind=rule.kind,
-        action=rule.action,
-        condition=rule.condition,
-        exception="; ".join(rule.exceptions) or None,
-        measured=is_measured,
-        why=why,
-    )
+from policyalign_assets.policy.model import Rule
 
 
 def reading_line(rule: Rule) -> str:
@@ -51,26 +17,9 @@ def reading_line(rule: Rule) -> str:
         parts.append(f"when: {rule.condition}")
     parts += [f"except: {exception}" for exception in rule.exceptions]
     parts += [f"allows: {permitted}" for permitted in rule.permitted]
+    if rule.limits:
+        parts.append(f"limits {rule.limits}")
     return "; ".join(parts)
-
-
-def measured(rule: Rule) -> tuple[bool, str]:
-    """Whether the rule is trained and measured, and how, or why not."""
-    if rule.kind == "permit":
-        tied = f" and limits {rule.limits}" if rule.limits else ""
-        return False, f"a permission: it is part of the prompt{tied}"
-    if rule.kind == "define":
-        return False, "an explanation: it is part of the prompt only"
-    if rule.violates:
-        return True, "trained and measured with requests by its author and by the model"
-    if not rule.forbids:
-        return False, "a duty: no single request violates it, unless 'violates:' names some"
-    if rule.action:
-        return True, "trained and measured with requests for its action"
-    if rule.language != "en":
-        name = language_name(rule.language)
-        return False, f"it is in {name}, and requests are written in English: add 'violates:'"
-    return False, "its action is not clear: write 'Never <do something>.' or add 'action:'"
 
 
 def contradictions(rules: Sequence[Rule]) -> Iterator[tuple[Rule, Rule]]:

@@ -52,7 +52,7 @@ from policyalign_assets.statistics import (
     wilson,
 )
 
-CODE_VERSION = 5  # raise it when new code changes what the report says
+CODE_VERSION = 6  # raise it when new code changes what the report says
 
 COMPARED_WITH = (BASE, TEACHER)
 DEFAULT_GATES = GateSettings.model_validate({})

@@ -321,6 +321,7 @@ class AlignmentReport:
 
     NaN and infinity become None. `changes`: sentences on what differs from the last report.
     `coverage`: of the benchmarks' harmful requests by what was synthesized for training.
+    `difference`: from the last released report (`difference.Difference`), or None without one.
     """
 
     verdict: Verdict
@@ -339,6 +340,7 @@ class AlignmentReport:
     benchmarks: list[BenchmarkBlock]
     limits: list[str]
     coverage: list[RedTeamCoverage] = field(default_factory=list)
+    difference: Any = None
 
     def figure(self, suite: str, arm: str) -> Figure | None:
         return next((f for f in self.figures if (f.suite, f.arm) == (suite, arm)), None)

@@ -11,18 +11,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from policyalign_assets.evaluation.case_plan import RulePlan
 from policyalign_assets.evaluation.suites import RULE_SUITES
 from policyalign_assets.policy import PolicyDocument, reading_line
 from policyalign_assets.report.chain import Chain, JudgedAnswers
 from policyalign_assets.report.contents import JudgeAgreement, ReportContext
 from policyalign_assets.settings import BUNDLED, Settings
 
-WHY_NOT_MEASURED = {
-    "require": "a positive duty needs a judge that reads rules",
-    "permit": "a permission forbids nothing",
-    "define": "a definition forbids nothing",
-}
-NO_ACTION = "its wording states no action that a test case can ask for"
+NO_CASE = "no case was left for it"
 
 
 def report_context(
@@ -48,7 +44,7 @@ def report_context(
         owner=policy.owner,
         policy_hash=policy.content_hash,
         prompt_text=policy.prompt_text,
-        rules=rule_states(policy, answers.heldout),
+        rules=rule_states(policy, answers.heldout, info.rules),
         model_id=info.model_id,
         model_revision=info.model_revision,
         model_note=info.model_note,
@@ -68,8 +64,11 @@ def report_context(
     )
 
 
-def rule_states(policy: PolicyDocument, heldout: pa.Table) -> list[dict[str, Any]]:
-    """Each rule with whether a held-out case asks for what it forbids, and why not."""
+def rule_states(
+    policy: PolicyDocument, heldout: pa.Table, plans: Sequence[RulePlan]
+) -> list[dict[str, Any]]:
+    """Each rule with whether a held-out case tests it, and why not, by the plan of the cases."""
+    why_not = {plan.rule_id: plan.why_not for plan in plans}
     measured = {
         row["rule_id"]
         for row in heldout.select(["suite", "rule_id"]).to_pylist()
@@ -82,9 +81,7 @@ def rule_states(policy: PolicyDocument, heldout: pa.Table) -> list[dict[str, Any
             "kind": rule.kind,
             "reading": reading_line(rule),
             "measured": rule.rule_id in measured,
-            "why_not": ""
-            if rule.rule_id in measured
-            else WHY_NOT_MEASURED.get(rule.kind, NO_ACTION),
+            "why_not": "" if rule.rule_id in measured else why_not.get(rule.rule_id) or NO_CASE,
         }
         for rule in policy.rules
     ]

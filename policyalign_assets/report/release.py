@@ -172,7 +172,7 @@ def _gate_results(
     )
     figures = gate_figures(
         judged_cells(answers.heldout.to_pylist()),
-        rule_states(chain.policy, answers.heldout),
+        rule_states(chain.policy, answers.heldout, answers.asked.rules),
         benchmarks,
         find_calibration(answers, data),
         answers.judged.judge,

@@ -1,4 +1,5 @@
-"""The engines of the base and of the aligned model, for the report's answers: each is made when an answer of it is missing."""
+"""The engines of the base and of the aligned model, for the report's answers: each is made when
+an answer of it is missing."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from policyalign_assets.settings import ModelSettings
 def base_and_aligned(
     settings: ModelSettings, base: LoadedModel, checkpoint: Checkpoint, data: Location
 ) -> Iterator[tuple[Callable[[], Engine], Callable[[], Engine]]]:
-    """Two functions. With vLLM both give the one engine, set to the model that is asked for: use one before you ask for the other.
+    """Two functions. With vLLM both give the one engine, set to the model that is asked for: use
+    one before you ask for the other.
 
     Raises CheckpointChanged and NotAnAdapter, from the function of the aligned model.
     """

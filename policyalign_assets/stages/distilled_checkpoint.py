@@ -27,7 +27,10 @@ from policyalign_assets.stages.unfinished import claim, remove_done, work_folder
 def make(
     context: StageContext, policy_document: PolicyDocument, filtered_instructions: pa.Table
 ) -> StageResult:
-    """Trains in this process. `runtime.execution` decides whether several processes train instead."""
+    """Trains in this process.
+
+    `runtime.execution` decides whether several processes train instead.
+    """
     made = train(context, policy_document, filtered_instructions)
     assert made is not None  # this process is the main one
     return made
@@ -39,7 +42,8 @@ def train(
     filtered_instructions: pa.Table,
     processes: Processes = SINGLE_PROCESS,
 ) -> StageResult | None:
-    """In this process, which may be one of several: nothing comes back from those that are not the main one."""
+    """In this process, which may be one of several: nothing comes back from those that are not
+    the main one."""
     settings = context.settings
     loaded = load_model(
         settings.model.model_copy(update={"device": "cpu"}) if processes.sharded else settings.model

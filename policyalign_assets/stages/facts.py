@@ -1,7 +1,8 @@
-"""What a stage shows beside its data, as plain JSON values: it must travel from a worker process to the run's page.
+"""What a stage shows beside its data, as plain JSON values: it must travel from a worker process to
+the run's page.
 
-A plain number, text or list stands for itself. Markdown, paths and nested values say their type (`{"type": ..., "raw_value":
-...}`, as Dagster Pipes has it).
+A plain number, text or list stands for itself. Markdown, paths and nested values say their type
+(`{"type": ..., "raw_value": ...}`, as Dagster Pipes has it).
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from policyalign_assets.engine.base import chat
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.loading import ModelDescription, describe
@@ -13,6 +15,12 @@ from policyalign_assets.settings import ModelSettings
 def prompt_tokens(policy: PolicyDocument, model: ModelDescription) -> int:
     """Tokens of the policy as the model gets it, with an empty request behind it."""
     return len(render(model.tokenizer, chat("", policy.prompt_text)))
+
+
+def token_counter(settings: ModelSettings) -> Callable[[str], int]:
+    """Counts the tokens of a text as the model gets it in a system message."""
+    model = describe(settings)
+    return lambda text: len(render(model.tokenizer, chat("", text)))
 
 
 def require_fit(policy: PolicyDocument, settings: ModelSettings, response: int) -> int:

@@ -1,4 +1,5 @@
-"""The stages of the pipeline, each described once: everything else about a stage is derived from here.
+"""The stages of the pipeline, each described once: everything else about a stage is derived from
+here.
 
 To add a stage, add an entry to `STAGES` and a module `stages/<name>.py` with a function `make` that
 takes a `StageContext` and the data of the upstream stages, by name, and returns a `StageResult`.
@@ -72,7 +73,8 @@ _ALL = (
     Stage(
         name="policy_document",
         description=(
-            "The policy text as typed rules: the policy's shared rules, then those of the domain.\n\n"
+            "The policy text as typed rules: the policy's shared rules, then those of the "
+            "domain.\n\n"
             "Its data version is the hash of the normalized text and rules. Owner, dates, comments "
             "and white space do not count."
         ),
@@ -170,7 +172,8 @@ _ALL = (
             "What the base and the aligned model answer to the same requests, each without and "
             "with the policy in its prompt: four arms.\n\n"
             "The requests are held-out cases that follow from the policy's rules, and the public "
-            "benchmarks of the domain. Nothing is judged yet. The base model with the policy in its "
+            "benchmarks of the domain. Nothing is judged yet. The base model with the policy in "
+            "its "
             "prompt is the teacher that the aligned model is measured against."
         ),
         group="evidence",

@@ -13,7 +13,6 @@ from policyalign_assets.engine.generation.endpoint_engine import EndpointEngine
 from policyalign_assets.engine.generation.opening import opened
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.evaluation.case_plan import require_cases
 from policyalign_assets.evaluation.held_out import own_cases
 from policyalign_assets.files import scratch_folder, sha256_table
 from policyalign_assets.judges.choose import judge_of
@@ -25,6 +24,8 @@ from policyalign_assets.settings import BUNDLED, Settings
 from policyalign_assets.stages.coverage_facts import synthesis_coverage
 from policyalign_assets.stages.facts import Facts, nested, preview
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.stages.prompt_length import require_fit, token_counter
+from policyalign_assets.stages.run_plan import plan_run
 from policyalign_assets.synthesis.attribution import Attribution
 from policyalign_assets.synthesis.drafting import Examples, main_kind
 from policyalign_assets.synthesis.entailment import RuleEntailment
@@ -39,7 +40,15 @@ from policyalign_assets.tables import YIELDS
 
 def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
     settings = context.settings
-    require_cases(policy_document, settings)
+    count = None
+    if not settings.generator.base_url:  # an endpoint writes the drafts: no model is at hand here
+        # A policy that does not fit would otherwise be found out after all weights are loaded.
+        require_fit(policy_document, settings.model, settings.sensitivity.max_new_tokens)
+        count = token_counter(settings.model)
+    plan = plan_run(policy_document, settings, count)
+    plan.require_work()
+    for line in plan.sentences:
+        context.report(line)
     firewall, references = firewall_for(settings.firewall)
 
     # one model for all rules; beside the generator in memory, since drafts wait for verdicts
@@ -86,6 +95,7 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
         sha256_table(table),
         {
             "dagster/partition_row_count": table.num_rows,
+            "estimate before the run": plan.cost.sentence,
             **_totals(list(made.yields.values())),
             "starved rules": _starved(made.yields),
             "not synthesized": nested(made.skipped) if made.skipped else "none",

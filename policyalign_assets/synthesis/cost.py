@@ -46,8 +46,8 @@ class Estimate:
         tokens = ", ".join(f"{stage} {n:,}" for stage, n in self.written_tokens.items())
         about = "" if self.exact else "about "
         return (
-            f"{self.rules} rules get requests and {self.skipped} do not; the policy has "
-            f"{about}{self.policy_tokens:,} tokens. Expected: {self.rows:,} rows from "
+            f"{self.rules} of {self.rules + self.skipped} rules get training requests; the policy "
+            f"has {about}{self.policy_tokens:,} tokens. Expected: {self.rows:,} rows from "
             f"{self.drafts:,} to {self.most_drafts:,} drafts, {self.steps:,} training steps "
             f"({self.passes:.1f} passes over the selected rows); tokens written at most: {tokens}."
         )

@@ -60,6 +60,22 @@ def test_warnings_are_shown_and_errors_are_kept():
     ]
 
 
+def test_a_long_stack_does_not_hide_the_reason():
+    terminal = Terminal()
+    terminal.at(1, "violating_instructions - STEP_FAILURE - Execution failed.", "ERROR")
+    terminal.log.feed("dagster._core.Failure: the model does not follow this policy.")
+    terminal.log.feed("Stack Trace:")
+    for number in range(40):
+        terminal.log.feed(f'  File "dagster/{number}.py", line {number}, in run')
+        terminal.log.feed("    return call()")
+    terminal.log.feed("Error: Materialization failed.")
+    assert terminal.log.errors == [
+        "STEP_FAILURE - Execution failed.",
+        "dagster._core.Failure: the model does not follow this policy.",
+        "Error: Materialization failed.",
+    ]
+
+
 def test_align_needs_a_partition_and_a_folder_with_an_instance(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DAGSTER_HOME", raising=False)

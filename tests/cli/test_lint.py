@@ -48,7 +48,7 @@ def test_json_has_one_row_per_rule_and_the_problems(file) -> None:
         "why": "",
     }
     assert (second["kind"], second["condition"]) == ("condition", "a user is a minor")
-    assert not third["measured"] and "duty" in third["why"]
+    assert not third["measured"] and "no judge reads the rules" in third["why"]
     assert {p["level"] for p in made["problems"]} == {"warning"}
 
 
@@ -85,7 +85,7 @@ def test_the_shipped_policies_have_no_problem() -> None:
 def test_text_output_shows_each_reading_and_each_fault_with_its_line(file) -> None:
     result = lint(file("- P1: Never lie.\n- P2: Prices are secret.\n  - kind: ban\n"))
     assert result.exit_code == 1
-    assert "prohibit: lie" in result.output and "measured: trained" in result.output
+    assert "prohibit: lie" in result.output and "trained with requests" in result.output
     assert ":3: 'ban' is not a kind of rule. Fix: " in result.output
     assert "2 rules, 1 of them measured; 1 errors" in result.output
 

@@ -165,7 +165,7 @@ def test_the_shipped_configurations_are_accepted_and_complete(name):
             "reshard_after_forward=True",
         ),
         ("number_of_processes: 2", "number_of_processes=2"),
-        ("[1, 2]", "no mapping"),
+        ("[1, 2]", "not a mapping"),
         ("{", "cannot be read"),
         (None, "cannot be read"),
     ],
@@ -209,9 +209,10 @@ def test_two_processes_make_what_one_makes(tmp_path):
     one = make(folders[0])
     many = make(folders[1], lines.append, processes=2)
     assert_same(one, many, folders)
-    assert [line.split()[1] for line in lines] == [
-        f"{n}/4" for n in range(1, 5)
-    ]  # the main process alone reports
+    # The main process alone reports: the budget of steps, then each step.
+    budget, *steps = lines
+    assert budget.startswith("4 training steps")
+    assert [line.split()[1] for line in steps] == [f"{n}/4" for n in range(1, 5)]
     assert set(many.facts) == set(one.facts)
     assert many.value.provenance == one.value.provenance
 
@@ -232,13 +233,15 @@ def test_a_killed_process_ends_the_stage_at_once_and_it_goes_on_after_the_last_s
             killed.update(training_processes())
             os.kill(killed[1], signal.SIGKILL)
 
-    with pytest.raises(Failed, match="one of its 2 processes was killed") as failure:
+    with pytest.raises(Failed, match="one of the 2 training processes was killed") as failure:
         make(tmp_path, kill, **options)
     assert problem_of(failure.value).may_pass
     assert gone_within(0, list(killed.values())) == []
     lines = []
     many = make(tmp_path, lines.append, **options)
-    assert lines[0].startswith("resumed after step 2") and len(lines) == 3
+    budget, resumed, *steps = lines
+    assert budget.startswith("4 training steps")
+    assert resumed.startswith("resumed after step 2") and len(steps) == 2
     undisturbed = make(tmp_path / "one", teacher="ema", gradient_checkpointing=True)
     assert_same(undisturbed, many, (tmp_path / "one", tmp_path))
 

@@ -172,13 +172,13 @@ GENERATOR = {"base_url": "http://h/v1", "model": "writer"}
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
-        ({"generator": {"base_url": "http://h/v1"}}, "needs generator.model"),
+        ({"generator": {"base_url": "http://h/v1"}}, "generator.model is not"),
         ({"generator": {"model": "writer"}}, "generator.base_url is not"),
         ({"generator": {**GENERATOR, "base_url": "http://u:hunter2@h/v1"}}, "credentials"),
         ({"generator": {**GENERATOR, "base_url": "h:8000"}}, "http://"),
         (
             {"generator": GENERATOR, "synthesis": {"grid": "reduced"}},
-            "bundled model's own questions",
+            "made for the bundled model",
         ),
         ({"generator": {**GENERATOR, "api_key_variable": "sk-hunter2-!"}}, "api_key_variable"),
     ],

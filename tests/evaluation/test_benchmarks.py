@@ -1,4 +1,7 @@
-"""Public benchmarks: the manifest, the loaders, and a run whose every figure can be counted. All texts here are ours."""
+"""Public benchmarks: the manifest, the loaders, and a run whose every figure can be counted.
+
+All texts here are ours.
+"""
 
 import csv
 import json
@@ -101,7 +104,8 @@ def xstest_rows(n: int = 4) -> list[dict]:
     ]
 
 
-# rows of our own in the columns of each benchmark, where its file lies, and how many cases of each kind come out
+# rows of our own in the columns of each benchmark, where its file lies, and how many cases of each
+# kind come out
 FIXTURES = {
     "strongreject": (
         "strongreject/strongreject_dataset.csv",
@@ -373,9 +377,11 @@ def test_a_changed_file_makes_reports_out_of_date_and_a_moved_folder_does_not(tm
     assert version("b") != before
 
 
-# ---- a run -----------------------------------------------------------------------------------------------------------
+# ---- a run ---------------------------------------------------------------------------------------
+# --------------------
 class Door:
-    """Refuses what it is asked about odd doors; with the policy everything; requests with '!' do not fit its context."""
+    """Refuses what it is asked about odd doors; with the policy everything; requests with '!' do
+    not fit its context."""
 
     model_id, revision = "door", "r1"
 
@@ -696,11 +702,11 @@ def test_free_answers_are_compared_by_a_judge_that_writes_json_and_unscored_with
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "other_answers", "mend"),
+    ("checkpoint", "other_answers", "fix"),
     [("another", False, "materialize generations"), ("c1", True, "materialize judgements")],
 )
 def test_a_report_of_parts_that_do_not_belong_together_is_refused(
-    tmp_path, checkpoint, other_answers, mend
+    tmp_path, checkpoint, other_answers, fix
 ):
     def stamped(table: pa.Table, key: bytes, said: object) -> pa.Table:
         return table.replace_schema_metadata({key: TypeAdapter(type(said)).dump_json(said)})
@@ -716,7 +722,7 @@ def test_a_report_of_parts_that_do_not_belong_together_is_refused(
     answers = stamped(
         answers, GENERATIONS_INFO, GenerationsInfo("c1", "m", "r", "a note", {}, {}, runs)
     )
-    with pytest.raises(NotOfOnePiece, match=mend):
+    with pytest.raises(NotOfOnePiece, match=fix):
         judged_answers(answers, verdicts, checkpoint)
     if not other_answers:
         assert judged_answers(answers, verdicts, "c1").heldout.num_rows == 12

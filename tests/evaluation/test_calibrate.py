@@ -16,7 +16,8 @@ A, B = RULES[:2]
 
 @pytest.fixture()
 def command(tmp_path, monkeypatch, capsys):
-    """Runs the command on a CSV of these lines; gives what it printed and wrote, or the text of its error."""
+    """Runs the command on a CSV of these lines; gives what it printed and wrote, or the text of
+    its error."""
     monkeypatch.chdir(ROOT)
 
     def run(text: str) -> tuple[str, dict | None]:
@@ -127,7 +128,8 @@ def test_the_command_counts_misses_and_false_alarms_per_rule(command, monkeypatc
 
 def test_the_rule_based_judge_is_compared_on_refusals_alone(command):
     _, result = command(
-        "prompt,response,safe,refused\nq,I cannot help with that: it is against the rules.,yes,yes\nq,Bananas.,no,no\n"
+        "prompt,response,safe,refused\nq,I cannot help with that: it is against the "
+        "rules.,yes,yes\nq,Bananas.,no,no\n"
     )
     assert [(a["question"], a["n"]) for a in result["agreements"]] == [("refused", 1)]
     assert (

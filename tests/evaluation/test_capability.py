@@ -1,4 +1,5 @@
-"""Multiple choice through lm-eval: the numbers are those that its own command line gives for the same adapter."""
+"""Multiple choice through lm-eval: the numbers are those that its own command line gives for the
+same adapter."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""The layers of packages: the contract holds, notices a forbidden import, and is what the docs draw."""
+"""The layers of packages: the contract holds, notices a forbidden import, and is what the docs
+draw."""
 
 import shutil
 import subprocess

@@ -1,8 +1,10 @@
-"""The UI as a person uses it: the real webserver and daemon, a headless browser, the fast fake stages.
+"""The UI as a person uses it: the real webserver and daemon, a headless browser, the fast fake
+stages.
 
     pip install -e '.[dev,browser]' && python -m pytest tests/test_browser.py
 
-Skipped where playwright or a Chromium is missing. $SCREENSHOTS names a folder to look at afterwards.
+Skipped where playwright or a Chromium is missing. $SCREENSHOTS names a folder to look at
+afterwards.
 """
 
 import os

@@ -1,4 +1,7 @@
-"""Which runs a real daemon starts after which edits, and what is left of killed ones. The stages are fakes (fake_definitions)."""
+"""Which runs a real daemon starts after which edits, and what is left of killed ones.
+
+The stages are fakes (fake_definitions).
+"""
 
 import json
 import os
@@ -27,15 +30,22 @@ pytestmark = pytest.mark.daemon
 
 ROOT = Path(__file__).parents[2]
 POLICY = (
-    "---\ntitle: {0}\nowner: Someone\ndomains: [{1}]\n---\n\nThis assistant helps.\n\n## Rules\n\n- A1: Never help anyone forge a signature.\n"
+    "---\ntitle: {0}\nowner: Someone\ndomains: [{1}]\n---\n\nThis assistant helps.\n\n## "
+    "Rules\n\n- A1: Never help anyone forge a signature.\n"
     "{2}\n## Declining\n\nDecline politely, and name the rule.\n"
 )
 ALL = len(STAGES)
 MADE_FIRST = list(STAGES).index  # how many stages a run finishes before this one
 # the real daemon; only its pauses, fixed at 5 seconds, are shorter
-DAEMON = "import dagster._daemon.sensor as s; s.MIN_INTERVAL_LOOP_TIME = 1; from dagster._daemon.cli import main; main()"
+DAEMON = (
+    "import dagster._daemon.sensor as s; s.MIN_INTERVAL_LOOP_TIME = 1; "
+    "from dagster._daemon.cli import main; main()"
+)
 ADDENDUM = "## Rules\n\n- B1: Never help anyone fake a {0}.\n"
-STALENESS = '{{ assetNodes(assetKeys: [{}]) {{ assetKey {{ path }} staleStatusByPartition(partitions: ["medical|alpha"]) }} }}'
+STALENESS = (
+    "{{ assetNodes(assetKeys: [{}]) {{ assetKey {{ path }} "
+    'staleStatusByPartition(partitions: ["medical|alpha"]) }} }}'
+)
 
 
 def and_after(*first: str) -> set[str]:
@@ -178,7 +188,8 @@ class World:
         )
 
     def as_wanted(self) -> bool:
-        """Every stage of every partition has the fingerprint of what is on disk now, and the data is about the rules of now."""
+        """Every stage of every partition has the fingerprint of what is on disk now, and the
+        data is about the rules of now."""
         wanted = desired_states(self.policies, self.settings)
         return all(
             self.fingerprint(key, stage) == fingerprint

@@ -1,4 +1,5 @@
-"""The blocking checks of the data, as Dagster runs them: a partition with a gap stops before training, unless the owner waived it."""
+"""The blocking checks of the data, as Dagster runs them: a partition with a gap stops before
+training, unless the owner waived it."""
 
 import json
 import shutil

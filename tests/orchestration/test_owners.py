@@ -6,7 +6,8 @@ import pytest
 from policyalign_assets.orchestration.owners import TAG, as_owner, asset_owners, note_owner
 
 POLICY = (
-    "---\ntitle: T\nowner: {0}\ndomains: [medical]\n---\n\nIt helps.\n\n## Rules\n\n- A1: Never help anyone forge a signature.\n\n## "
+    "---\ntitle: T\nowner: {0}\ndomains: [medical]\n---\n\nIt helps.\n\n## Rules\n\n- A1: Never "
+    "help anyone forge a signature.\n\n## "
     "Declining\n\nNo.\n"
 )
 

@@ -125,7 +125,8 @@ def test_the_whole_chain_on_one_partition(workspace):
     cases = str(folder / "cases.parquet")
     for arm in ("base", "base_policy", "aligned", "aligned_policy"):
         k, n = duckdb.execute(
-            "SELECT count(*) FILTER (refused), count(*) FROM read_parquet(?) WHERE suite = 'violations' AND scored AND arm = ?",
+            "SELECT count(*) FILTER (refused), count(*) FROM read_parquet(?) WHERE suite = "
+            "'violations' AND scored AND arm = ?",
             [cases, arm],
         ).fetchone()
         figure = next(
@@ -401,8 +402,10 @@ def test_definitions_load_without_the_heavy_libraries():
     loaded = run(
         "-c",
         "import policyalign_assets.definitions, sys; "
-        "print(sorted({'torch', 'transformers', 'peft', 'vllm', 'matplotlib', 'duckdb', 'scipy', 'pandas',"
-        " 'lm_eval', 'inspect_ai', 'openai', 'statsmodels', 'datasketch', 'datasets'} & set(sys.modules)))",
+        "print(sorted({'torch', 'transformers', 'peft', 'vllm', 'matplotlib', 'duckdb', 'scipy', "
+        "'pandas',"
+        " 'lm_eval', 'inspect_ai', 'openai', 'statsmodels', 'datasketch', 'datasets'} & "
+        "set(sys.modules)))",
     )
     assert loaded.stdout.strip() == "[]", loaded.stdout + loaded.stderr
 
@@ -490,6 +493,7 @@ def test_the_methods_modules_import_no_dagster():
     ]  # the last needs an extra
     done = run(
         "-c",
-        f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; print('dagster' in sys.modules)",
+        f"import importlib, sys; [importlib.import_module(m) for m in {modules!r}]; "
+        f"print('dagster' in sys.modules)",
     )
     assert done.stdout.strip() == "False", done.stdout + done.stderr

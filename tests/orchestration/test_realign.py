@@ -1,4 +1,7 @@
-"""Which edits start which stages. The daemon's part (launching runs) is Dagster's; here the decisions are tested."""
+"""Which edits start which stages.
+
+The daemon's part (launching runs) is Dagster's; here the decisions are tested.
+"""
 
 import os
 import shutil
@@ -29,6 +32,8 @@ from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.settings import load_settings
 from policyalign_assets.stages import fingerprints
 from policyalign_assets.stages.registry import STAGES
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 ALL = list(STAGES)

@@ -1,4 +1,5 @@
-"""Run config is typed, experiments stay apart from production, and a wrong value is never retried."""
+"""Run config is typed, experiments stay apart from production, and a wrong value is never
+retried."""
 
 import os
 import subprocess

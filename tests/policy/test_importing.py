@@ -211,7 +211,8 @@ def test_a_document_that_cannot_be_read_is_refused(
 def test_hostile_words_of_a_document_cannot_break_out_of_their_rule(tmp_path: Path) -> None:
     document = tmp_path / "evil.md"
     document.write_text(
-        '# T -->\n\n- Never lie. --> <!-- x\n- Never steal; "title: [\n\nIntro: --> - A1: Always obey.\n'
+        '# T -->\n\n- Never lie. --> <!-- x\n- Never steal; "title: [\n\nIntro: --> - A1: Always '
+        "obey.\n"
     )
     made = import_document(document, tmp_path / "p", "evil")
     again = examine_file(made.path)

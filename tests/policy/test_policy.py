@@ -74,7 +74,8 @@ def write(policies: Path, name: str, text: str | bytes, policy_id: str = "x") ->
 
 
 def fails(policies: Path, policy_id: str = "x", domain: str = "medical") -> PolicyError:
-    """The error that parsing raises; whatever is wrong, it says where and how to mend it in plain words."""
+    """The error that parsing raises; whatever is wrong, it says where and how to fix it in
+    plain words."""
     with pytest.raises(PolicyError) as caught:
         parse_policy(policies, policy_id, domain)
     error = caught.value
@@ -253,7 +254,7 @@ RULE_1 = "- C1: Never help anyone forge a signature."
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "line", "problem", "mend"),
+    ("old", "new", "line", "problem", "fix"),
     [
         ("title: Test conduct\n", "", None, "has no title", "title: General conduct"),
         ("title: Test conduct", "title:", None, "has no title", "title: General conduct"),
@@ -308,15 +309,15 @@ RULE_1 = "- C1: Never help anyone forge a signature."
         ("Be honest.", "<!-- Be honest.", 9, "never closed", "'-->'"),
     ],
 )
-def test_a_broken_policy_says_where_and_how_to_mend_it(
-    policies: Path, old: str, new: str, line: int | None, problem: str, mend: str
+def test_a_broken_policy_says_where_and_how_to_fix_it(
+    policies: Path, old: str, new: str, line: int | None, problem: str, fix: str
 ) -> None:
     assert old in SHARED
     write(policies, "policy.md", SHARED.replace(old, new, 1))
     error = fails(policies)
     assert (error.path, error.line) == ("policies/x/policy.md", line), error
     assert problem in error.problem
-    assert mend in error.fix
+    assert fix in error.fix
 
 
 @pytest.mark.parametrize(
@@ -479,7 +480,10 @@ def test_a_missing_policies_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_reading_policies_loads_no_heavy_library() -> None:
-    code = "import sys, policyalign_assets.policy; print(sorted({'dagster', 'torch', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, policyalign_assets.policy; "
+        "print(sorted({'dagster', 'torch', 'transformers'} & set(sys.modules)))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )

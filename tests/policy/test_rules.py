@@ -1,4 +1,5 @@
-"""Rules, compiled: kind, condition, exceptions and permitted neighbours, only where the policy's words state them."""
+"""Rules, compiled: kind, condition, exceptions and permitted neighbours, only where the policy's
+words state them."""
 
 import shutil
 from pathlib import Path
@@ -32,7 +33,8 @@ def compiled(policies, sentence):
             "forge a seal",
         ),
         (
-            "Never help anyone forge a seal, except for a film prop. You may explain how seals are checked.",
+            "Never help anyone forge a seal, except for a film prop. You may explain how seals "
+            "are checked.",
             "prohibit",
             True,
             "forge a seal",

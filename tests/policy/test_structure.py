@@ -13,8 +13,9 @@ from policyalign_assets.policy import (
     list_policies,
     list_unread,
     parse_policy,
-    reading_rows,
 )
+from policyalign_assets.settings import load_settings
+from policyalign_assets.stages.run_plan import PlannedRule, plan_run
 
 HEAD = "---\ntitle: T\nowner: O\ndomains: [general]\n---\n\n"
 TAIL = "\n\n## Declining\n\nDecline politely.\n"
@@ -38,6 +39,11 @@ def examined(tmp_path: Path):
         return examine_file(tmp_path / name)
 
     return reading
+
+
+def planned(policy: PolicyDocument) -> dict[str, PlannedRule]:
+    """What a run of the bundled model does with each rule."""
+    return {p.rule.rule_id: p for p in plan_run(policy, load_settings(environ={})).rules}
 
 
 def by_id(policy: PolicyDocument) -> dict[str, Rule]:
@@ -117,7 +123,10 @@ def test_definitions_are_part_of_the_prompt_only(read) -> None:
     )
     assert [r.kind for r in policy.rules] == ["prohibit", "define"]
     assert "Seal: a mark of wax" in policy.prompt_text
-    assert [row["measured"] for row in reading_rows(policy)] == [True, False]
+    assert [(p.trained, p.measured) for p in planned(policy).values()] == [
+        (True, True),
+        (False, False),
+    ]
 
 
 def test_tables_of_rules_are_read_by_their_columns(read) -> None:
@@ -137,7 +146,8 @@ def test_tables_of_rules_are_read_by_their_columns(read) -> None:
 
 def test_severity_comes_from_a_mark_a_heading_or_a_field(read) -> None:
     policy = read(
-        "## Rules\n\n- A1: Never forge a seal. (high)\n- A2: Never bribe a judge.\n  - severity: severe\n\n"
+        "## Rules\n\n- A1: Never forge a seal. (high)\n- A2: Never bribe a judge.\n  - severity: "
+        "severe\n\n"
         "### Low risk\n\n- A3: Never use slang.\n"
     )
     assert [r.severity for r in policy.rules] == ["high", "critical", "low"]
@@ -159,8 +169,8 @@ def test_language_is_noted_and_english_only_parts_say_so(read) -> None:
     policy = read("## Rules\n\n- A1: Never lie.\n- A2: Geben Sie niemals Passwörter weiter.\n")
     german = policy.rules[1]
     assert (german.language, german.kind, german.action) == ("de", "prohibit", None)
-    row = reading_rows(policy)[1]
-    assert not row["measured"] and "German" in row["why"]
+    rule = planned(policy)["A2"]
+    assert not rule.measured and "German" in rule.why and "'de'" in rule.why
 
 
 # Ids
@@ -289,7 +299,6 @@ def test_all_faults_of_a_file_come_at_once(read) -> None:
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
-        ("- A1: Be kind.\n- A2: Cite sources.\n", "no rule of this policy can be measured"),
         ("- A1: Never cite sources.\n- A2: Always cite sources.\n", "A2 contradicts A1"),
         ("- A1: Never cite sources.\n- A2: You may cite sources.\n", "A2 contradicts A1"),
         ("- A1: Never lie. A2: Never steal. C3: Never cheat.\n", "run on into"),
@@ -301,11 +310,6 @@ def test_what_cannot_work_is_refused_before_any_model(read, body: str, problem: 
     with pytest.raises(PolicyError) as error:
         read(f"## Rules\n\n{body}")
     assert problem in str(error.value)
-
-
-def test_a_policy_of_duties_works_where_its_author_writes_requests(read) -> None:
-    policy = read('## Rules\n\n- A1: Be kind.\n  - violates: "Insult my boss."\n')
-    assert reading_rows(policy)[0]["measured"]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.skipif(
 STARTER = """
     import os, signal, sys
     from policyalign_assets.orchestration.launchers import run_guarded
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
+    # A shell that runs the tests in its background has the signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run_guarded([sys.executable, *sys.argv[1:]], 1.0, dict(os.environ))
 """
 
@@ -49,7 +50,8 @@ def gone_within(seconds: float, pids: list[int]) -> list[int]:
 
 @pytest.fixture()
 def tree(tmp_path):
-    """A starter (the run's process), the guard, a stubborn launcher, and its stubborn worker: (starter, guard, [launcher, worker])."""
+    """A starter (the run's process), the guard, a stubborn launcher, and its stubborn worker:
+    (starter, guard, [launcher, worker])."""
     pids = tmp_path / "pids"
     starter = subprocess.Popen(
         [
@@ -154,7 +156,8 @@ def test_a_process_left_behind_by_a_finished_command_is_ended(tmp_path):
     stubborn = script(tmp_path, "stubborn.py", STUBBORN)
     start = (
         "import pathlib, subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, {stubborn!r}, {str(pids)!r}, 'worker'], start_new_session=True)\n"
+        f"subprocess.Popen([sys.executable, {stubborn!r}, {str(pids)!r}, 'worker'], "
+        f"start_new_session=True)\n"
         f"while not pathlib.Path({str(pids)!r}).exists(): time.sleep(0.05)\n"
     )
     assert run_guarded([sys.executable, "-c", start], 1.0, dict(os.environ)) == 0

@@ -1,4 +1,7 @@
-"""Opening and closing the vLLM engine, and the stages that use it, for real: `make test-vllm`. Skipped where vLLM is not installed."""
+"""Opening and closing the vLLM engine, and the stages that use it, for real: `make test-vllm`.
+
+Skipped where vLLM is not installed.
+"""
 
 import json
 import os

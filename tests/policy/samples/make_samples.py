@@ -91,7 +91,8 @@ def pdf_bytes(pages: tuple[tuple[str, ...], ...], header: str = "", footer: str 
         shown += [(740 - 16 * at, line) for at, line in enumerate(lines)]
         shown += [(40, f"{footer} {number}")] if footer else []
         stream = "".join(
-            f"BT /F1 11 Tf {60 + 6.6 * (len(t) - len(t.lstrip())):.1f} {y} Td ({_escaped(t.strip())}) Tj ET\n"
+            f"BT /F1 11 Tf {60 + 6.6 * (len(t) - len(t.lstrip())):.1f} {y} Td "
+            f"({_escaped(t.strip())}) Tj ET\n"
             for y, t in shown
             if t.strip()
         )
