@@ -32,6 +32,7 @@ def show(partition: str, data_dir: Location) -> str:
     gates = (decision or report)["gates"] or report["gates"]
     lines = [verdict["line"], *_reasons(verdict), "", *_about(report, domain), ""]
     lines += ["Gates:", *(_gate(g) for g in gates), "", *_table(report["figures"])]
+    lines += _runs(report.get("runs"))
     lines += [_internalised(name, r) for name, r in report["internalisation"].items()]
     lines += ["", f"Report:  {folder / 'report.html'}", _release_line(data_dir, domain, policy)]
     if decision is None:
@@ -91,6 +92,22 @@ def _cell(figure: Mapping[str, Any]) -> str:
     if rate["estimate"] is None:
         return "not measured"
     return f"{figure['metric']} {100 * rate['estimate']:.1f} % of {rate['n']}"
+
+
+def _runs(runs: Mapping[str, Any] | None) -> list[str]:
+    """Mean, spread and worst of several training runs."""
+    if not runs:
+        return []
+    lines = [f"{len(runs['seeds'])} training runs, seeds {', '.join(map(str, runs['seeds']))}:"]
+    for m in runs["measures"]:
+        figures = (
+            "not measured in every run"
+            if m["mean"] is None
+            else f"{m['metric']} {100 * m['mean']:.1f} % on average, standard deviation "
+            f"{100 * m['deviation']:.1f} points, worst {100 * m['worst']:.1f} %"
+        )
+        lines.append(f"  {m['suite']:20} {figures}")
+    return [*lines, ""]
 
 
 def _internalised(name: str, result: Mapping[str, Any]) -> str:
