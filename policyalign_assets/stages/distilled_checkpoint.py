@@ -111,10 +111,18 @@ def _one_run(
         "settings": distillation.model_dump(exclude={"processes", "accelerate_config", "seeds"}),
     }
     version = own_version("distilled_checkpoint", settings)  # new code does not go on with old work
-    folder = work_folder(context.data, "distilled_checkpoint", {**provenance, "version": version})
+    # Runs that differ by their seed are parts of one work, kept or removed together.
+    of_all_runs = distillation.model_dump(
+        exclude={"processes", "accelerate_config", "seed", "seeds"}
+    )
+    work = work_folder(
+        context.data,
+        "distilled_checkpoint",
+        {**provenance, "settings": of_all_runs, "version": version},
+    )
     if processes.main:
-        claim(folder, policy_document)
-        remove_done(context.data, "sensitivity_scores", policy_document)
+        claim(work, policy)
+        remove_done(context.data, "sensitivity_scores", policy)
     vllm = settings.model.engine == "vllm"
     with (
         opened_vllm(settings.model, distillation.lora_rank, beside_a_model=True)
@@ -126,7 +134,7 @@ def _one_run(
             training_mix(chosen) + extra,
             loaded,
             distillation,
-            folder,
+            work / f"seed-{distillation.seed}",
             settings.model.batch_tokens,
             context.report,
             processes,
