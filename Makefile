@@ -10,7 +10,7 @@ DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
 # The report's exit code is its verdict: a demo that ends "not releasable" has still run.
 demo: .venv/installed
 	$(BIN)/policyalign align '$(PARTITION)'
-	@$(BIN)/policyalign report '$(PARTITION)' || true
+	@$(BIN)/policyalign report --brief '$(PARTITION)' || true
 
 # Edits an addendum in a copy, and times what happens until the new report is there.
 realign: .venv/installed
