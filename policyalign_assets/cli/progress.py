@@ -13,6 +13,7 @@ _LINE = re.compile(
     r"^\S+ \S+ \S+ - dagster - (?P<level>[A-Z]+) - \S+ - \S+ - (?:(?P<stage>\w+) - )?(?P<text>.*)$"
 )
 _DONE_OF = re.compile(r"(?P<done>\d+)/(?P<total>\d+)")
+_STACK = "Stack Trace:"
 _NOISE = ("[pipes]",)
 PLANNING = "policy_document"  # what it says, the plan and cost of the run, is shown at once
 SOON = 10.0  # seconds until the first line of progress of a stage
@@ -35,12 +36,13 @@ class RunLog:
     _begun: float = 0.0
     _next: float = 0.0
     _failing: bool = False
+    _in_stack: bool = False
 
     def feed(self, line: str) -> None:
         match = _LINE.match(line)
         if match is None:
             if self._failing and line.strip():
-                self.errors.append(line)
+                self._explain(line)
             return
         self._failing = match["level"] in ("ERROR", "CRITICAL")
         if self._failing:
@@ -54,6 +56,14 @@ class RunLog:
             self.write(f"  {match['text']}")
         elif self._stage and not match["text"].startswith(_NOISE):
             self._progress(match["text"])
+
+    def _explain(self, line: str) -> None:
+        """Keeps a line below an error, but no stack frame: frames would push out the reason."""
+        if line.strip() == _STACK:
+            self._in_stack = True
+        elif not (self._in_stack and line.startswith(" ")):
+            self._in_stack = False
+            self.errors.append(line)
 
     def finish(self) -> None:
         """The run has ended."""

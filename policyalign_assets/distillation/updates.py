@@ -8,7 +8,7 @@ import torch
 
 from policyalign_assets.distillation.budget import DistillationFailed
 from policyalign_assets.distillation.gradient_checkpointing import checkpointed
-from policyalign_assets.distillation.loss import mixed_kl_top_k
+from policyalign_assets.distillation.loss import Divergence, mixed_kl_top_k
 from policyalign_assets.distillation.state import Rollout, TrainState
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.forward.scoring import response_hidden
@@ -84,6 +84,9 @@ def _gradients(state: TrainState, mini: list[Rollout], mini_tokens: int) -> torc
     tokens: loss, student mass, teacher mass, entropy.
     """
     settings, teacher = state.settings, state.teacher
+    divergence = Divergence(
+        settings.top_k, settings.tail, settings.temperature, settings.forward_weight
+    )
     state.optimizer.zero_grad(set_to_none=True)
     sums = torch.zeros(4, dtype=torch.float64)
     lengths = [
@@ -108,10 +111,7 @@ def _gradients(state: TrainState, mini: list[Rollout], mini_tokens: int) -> torc
                 student_MD,
                 teacher_MD,
                 state.student.logits,
-                settings.top_k,
-                settings.tail,
-                settings.temperature,
-                settings.forward_weight,
+                divergence,
                 state.tuning.head,
                 teacher.logits,
             )

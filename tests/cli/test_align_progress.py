@@ -59,7 +59,7 @@ def test_a_long_line_of_progress_is_cut_at_a_word():
     terminal.at(0, "violating_instructions - begun")
     terminal.at(20, f"violating_instructions - rule 1/9 {'dropped: surplus ' * 12}")
     (said,) = terminal.written
-    assert " … (about 2 min left" in said and len(said) < 160
+    assert " … (about 3 min left" in said and len(said) < 160
 
 
 def test_warnings_are_shown_and_errors_are_kept():
@@ -71,6 +71,22 @@ def test_warnings_are_shown_and_errors_are_kept():
     assert terminal.log.errors == [
         "STEP_FAILURE - Execution failed.",
         "dagster._core.Failure: the report has no cases. Fix: do this.",
+    ]
+
+
+def test_a_long_stack_does_not_hide_the_reason():
+    terminal = Terminal()
+    terminal.at(1, "violating_instructions - STEP_FAILURE - Execution failed.", "ERROR")
+    terminal.log.feed("dagster._core.Failure: the model does not follow this policy.")
+    terminal.log.feed("Stack Trace:")
+    for number in range(40):
+        terminal.log.feed(f'  File "dagster/{number}.py", line {number}, in run')
+        terminal.log.feed("    return call()")
+    terminal.log.feed("Error: Materialization failed.")
+    assert terminal.log.errors == [
+        "STEP_FAILURE - Execution failed.",
+        "dagster._core.Failure: the model does not follow this policy.",
+        "Error: Materialization failed.",
     ]
 
 

@@ -23,7 +23,7 @@ from policyalign_assets.distillation.anchors import AnchorsError, anchors
 from policyalign_assets.distillation.batches import Instruction, batch_indices
 from policyalign_assets.distillation.budget import DistillationFailed
 from policyalign_assets.distillation.checkpoint import CheckpointChanged, load_aligned, publish
-from policyalign_assets.distillation.loss import mixed_kl_top_k, top
+from policyalign_assets.distillation.loss import Divergence, mixed_kl_top_k, top
 from policyalign_assets.distillation.state import decay_factor
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.base import PromptTooLong, Sampling, chat
@@ -107,10 +107,7 @@ def test_loss_and_gradient_are_those_of_the_plain_formula(k, tail, forward_weigh
         student,
         teacher,
         lambda h: h @ weight.T,
-        k,
-        tail,
-        forward_weight=forward_weight,
-        chunk_elements=chunk,
+        Divergence(k, tail, forward_weight=forward_weight, chunk_elements=chunk),
     )
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
     (ours,) = torch.autograd.grad(out.loss_sum, student)
@@ -127,7 +124,7 @@ def test_the_loss_is_that_of_the_formula_in_float64(vocabulary, tail):
         student + 0.3 * torch.randn(8, 16, generator=rng),
         torch.randn(vocabulary, 16, generator=rng) / 2,
     )
-    out = mixed_kl_top_k(student, teacher, lambda h: h @ weight.T, 256, tail)
+    out = mixed_kl_top_k(student, teacher, lambda h: h @ weight.T, Divergence(256, tail))
     expected = plain((student @ weight.T).double(), (teacher @ weight.T).double(), 256, tail)
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -151,7 +148,7 @@ def test_the_gradient_reaches_a_head_that_is_trained_and_never_the_teacher():
         plain(student @ weight.T, teacher @ weight.T, 5), [student, weight]
     )
     out = mixed_kl_top_k(
-        student, teacher, lambda h: h @ weight.T, 5, parameters=(weight,), chunk_elements=100
+        student, teacher, lambda h: h @ weight.T, Divergence(5, chunk_elements=100), (weight,)
     )
     (2 * out.loss_sum).backward()
     torch.testing.assert_close(student.grad, 2 * expected[0], atol=1e-5, rtol=1e-4)
@@ -168,7 +165,7 @@ def test_the_gradient_passes_through_what_a_model_does_to_its_logits():
 
     (expected,) = torch.autograd.grad(plain(head(student) / 0.7, head(teacher) / 0.7, 5), student)
     (ours,) = torch.autograd.grad(
-        mixed_kl_top_k(student, teacher, head, 5, temperature=0.7).loss_sum, student
+        mixed_kl_top_k(student, teacher, head, Divergence(5, temperature=0.7)).loss_sum, student
     )
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
@@ -176,7 +173,7 @@ def test_the_gradient_passes_through_what_a_model_does_to_its_logits():
 def test_at_a_vocabulary_of_152k_the_loss_is_that_of_the_plain_formula():
     student, teacher, weight = hidden(151_936)
     expected = plain(student @ weight.T, teacher @ weight.T, 256)
-    out = mixed_kl_top_k(student, teacher, lambda h: h @ weight.T, 256)
+    out = mixed_kl_top_k(student, teacher, lambda h: h @ weight.T, Divergence(256))
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
     s = (student @ weight.T).softmax(-1)
     torch.testing.assert_close(out.student_mass_M, s.topk(256).values.sum(-1).detach())

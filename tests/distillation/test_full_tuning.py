@@ -23,7 +23,7 @@ from policyalign_assets.distillation.checkpoint import (
     load_aligned,
     publish,
 )
-from policyalign_assets.distillation.loss import mixed_kl_top_k
+from policyalign_assets.distillation.loss import Divergence, mixed_kl_top_k
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.distillation.tuning import tuning_of
 from policyalign_assets.engine.base import Sampling, chat
@@ -133,10 +133,9 @@ def test_the_loss_is_measured_against_the_teachers_own_head():
         student.requires_grad_(),
         teacher,
         lambda h: h @ head.T,
-        50,
+        Divergence(50, chunk_elements=100),
         parameters=(head,),
         teacher_head=lambda h: h @ teachers.T,
-        chunk_elements=100,
     )
     log_s, log_t = (
         (student @ head.T).log_softmax(-1),

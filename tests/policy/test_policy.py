@@ -309,7 +309,7 @@ RULE_1 = "- C1: Never help anyone forge a signature."
         ("Be honest.", "<!-- Be honest.", 9, "never closed", "'-->'"),
     ],
 )
-def test_a_broken_policy_says_where_and_how_to_mend_it(
+def test_a_broken_policy_says_where_and_how_to_fix_it(
     policies: Path, old: str, new: str, line: int | None, problem: str, fix: str
 ) -> None:
     assert old in SHARED

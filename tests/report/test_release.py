@@ -41,6 +41,8 @@ from policyalign_assets.tables import (
     YIELDS,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 POLICY = parse_policy(ROOT / "policies", "general-conduct", "medical")
 PARTITION = "medical|general-conduct"

@@ -27,6 +27,8 @@ from policyalign_assets.synthesis.attribution import Attribution
 from policyalign_assets.synthesis.likelihood import LikelihoodScorer
 from policyalign_assets.synthesis.synthesize import synthesize
 
+pytestmark = pytest.mark.slow
+
 GOODS = "ledger passport seal permit invoice warrant prescription licence deed voucher".split()
 ACTS = "forge alter hide backdate sell copy".split()
 CONTEXT = 16_384
