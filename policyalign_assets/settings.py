@@ -443,6 +443,13 @@ class DistillationSettings(_Section):
         json_schema_extra=NO_EFFECT,
     )
     seed: int = Field(13, ge=0)
+    seeds: int = Field(
+        1,
+        ge=1,
+        le=20,
+        description="training runs, with `seed` and the seeds that follow; each is evaluated, the "
+        "report shows mean, spread and worst, and every release gate holds for the worst run",
+    )
 
     def planned_steps(self, rules: int) -> int:
         """`steps` for up to `steps_for_rules` rules, and in proportion, rounded up, for more.

@@ -37,7 +37,7 @@ def show(partition: str, data_dir: Location, brief: bool = False) -> str:
         where.append("The release checks have not run on this report: no release was decided.")
     if brief:
         return visible("\n".join([*about, *where, *_reasons(verdict), verdict["line"]]))
-    table = [*_table(report["figures"])]
+    table = [*_table(report["figures"]), *_runs(report.get("runs"))]
     table += [_internalised(name, r) for name, r in report["internalisation"].items()]
     lines = [verdict["line"], *_reasons(verdict), "", *about, *table, "", *where]
     return visible("\n".join(lines))
@@ -95,6 +95,22 @@ def _cell(figure: Mapping[str, Any]) -> str:
     if rate["estimate"] is None:
         return "not measured"
     return f"{figure['metric']} {100 * rate['estimate']:.1f} % of {rate['n']}"
+
+
+def _runs(runs: Mapping[str, Any] | None) -> list[str]:
+    """Mean, spread and worst of several training runs."""
+    if not runs:
+        return []
+    lines = [f"{len(runs['seeds'])} training runs, seeds {', '.join(map(str, runs['seeds']))}:"]
+    for m in runs["measures"]:
+        figures = (
+            "not measured in every run"
+            if m["mean"] is None
+            else f"{m['metric']} {100 * m['mean']:.1f} % on average, standard deviation "
+            f"{100 * m['deviation']:.1f} points, worst {100 * m['worst']:.1f} %"
+        )
+        lines.append(f"  {m['suite']:20} {figures}")
+    return [*lines, ""]
 
 
 def _internalised(name: str, result: Mapping[str, Any]) -> str:
