@@ -12,7 +12,7 @@ DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
 # The report's exit code is its verdict: a demo that ends "not releasable" has still run.
 demo: .venv/installed
 	$(BIN)/policyalign align '$(PARTITION)'
-	@$(BIN)/policyalign report '$(PARTITION)' || true
+	@$(BIN)/policyalign report --brief '$(PARTITION)' || true
 
 # The whole chain on a real English model (SmolLM2-135M with the adapter in english_model/), with its
 # own policy and folder of results. It resumes where it was stopped.
