@@ -19,9 +19,10 @@ MARKS = {True: "passed      ", False: "FAILED      ", None: "NOT MEASURED"}
 WIDTH = 100
 
 
-def show(partition: str, data_dir: Location) -> str:
+def show(partition: str, data_dir: Location, brief: bool = False) -> str:
     """Verdict, gates, main table, and where page and release are.
 
+    `brief` leaves out the tables and puts the verdict last, where a terminal that scrolls ends.
     Raises FileNotFoundError where there is no report yet.
     """
     domain, _, policy = partition.partition("|")
@@ -30,13 +31,15 @@ def show(partition: str, data_dir: Location) -> str:
     decision = _decision(data_dir, domain, policy, folder.name)
     verdict = (decision or report)["verdict"]
     gates = (decision or report)["gates"] or report["gates"]
-    lines = [verdict["line"], *_reasons(verdict), "", *_about(report, domain), ""]
-    lines += ["Gates:", *(_gate(g) for g in gates), "", *_table(report["figures"])]
-    lines += _runs(report.get("runs"))
-    lines += [_internalised(name, r) for name, r in report["internalisation"].items()]
-    lines += ["", f"Report:  {folder / 'report.html'}", _release_line(data_dir, domain, policy)]
+    about = [*_about(report, domain), "", "Gates:", *(_gate(g) for g in gates), ""]
+    where = [f"Report:  {folder / 'report.html'}", _release_line(data_dir, domain, policy)]
     if decision is None:
-        lines.append("The release checks have not run on this report: no release was decided.")
+        where.append("The release checks have not run on this report: no release was decided.")
+    if brief:
+        return visible("\n".join([*about, *where, *_reasons(verdict), verdict["line"]]))
+    table = [*_table(report["figures"]), *_runs(report.get("runs"))]
+    table += [_internalised(name, r) for name, r in report["internalisation"].items()]
+    lines = [verdict["line"], *_reasons(verdict), "", *about, *table, "", *where]
     return visible("\n".join(lines))
 
 
