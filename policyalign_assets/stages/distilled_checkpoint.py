@@ -73,7 +73,7 @@ def train(
         else nullcontext() as engine
     ):
         model, training = distill(
-            policy_document,
+            [policy_document],
             training_mix(chosen) + extra,
             loaded,
             distillation,
