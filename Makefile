@@ -7,12 +7,20 @@ WORKERS ?= 2
 # Hides the notice that Dagster prints about its own command line.
 DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
 
-.PHONY: demo realign test test-fast test-vllm ui bench lint format lock sbom audit clean
+.PHONY: demo demo-english realign test test-fast test-vllm ui bench lint format lock sbom audit clean
 
 # The report's exit code is its verdict: a demo that ends "not releasable" has still run.
 demo: .venv/installed
 	$(BIN)/policyalign align '$(PARTITION)'
-	@$(BIN)/policyalign report '$(PARTITION)' || true
+	@$(BIN)/policyalign report --brief '$(PARTITION)' || true
+
+# The whole chain on a real English model (SmolLM2-135M with the adapter in english_model/), with its
+# own policy and folder of results. It resumes where it was stopped.
+ENGLISH := POLICYALIGN_MODEL__ID=english POLICYALIGN_PROFILE=english POLICYALIGN_DATA_DIR=data/english \
+    POLICYALIGN_POLICIES_DIR=policyalign_assets/english_model/policies
+demo-english: .venv/installed
+	$(ENGLISH) $(BIN)/policyalign align 'general|library-desk'
+	@$(ENGLISH) $(BIN)/policyalign report 'general|library-desk' || true
 
 # Edits an addendum in a copy, and times what happens until the new report is there.
 realign: .venv/installed
@@ -64,8 +72,8 @@ format: .venv/installed
 
 # The exact versions and hashes that an installation from the lock file gets.
 lock: .venv-supply/installed
-	.venv-supply/bin/uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 \
-	    --no-emit-index-url --no-header --quiet --output-file requirements.lock
+	.venv-supply/bin/uv pip compile pyproject.toml --generate-hashes --no-strip-extras --universal \
+	    --python-version 3.11 --no-emit-index-url --no-header --quiet --output-file requirements.lock
 
 # What is installed and under which licences: a CycloneDX bill of materials and a list, in data/supply/.
 sbom: .venv/installed .venv-supply/installed

@@ -49,13 +49,12 @@ from policyalign_assets.engine.generation.transformers_engine import Transformer
 from policyalign_assets.engine.generation.vllm_engine import VllmEngine
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.engine.responses import check_lengths
-from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import DistillationSettings
 from policyalign_assets.tables import TRAINING
 
 
 def distill(
-    policies: Sequence[PolicyDocument],
+    policy_texts: Sequence[str],
     instructions: Sequence[Instruction],
     loaded: LoadedModel,
     settings: DistillationSettings,
@@ -67,7 +66,7 @@ def distill(
 ) -> tuple[Model, pa.Table]:
     """Trains the student; returns it and the TRAINING table, one row per step.
 
-    Each instruction says which of the `policies` its teacher reads.
+    Each instruction says which of the `policy_texts` its teacher has as system message.
     With LoRA, the result is a PEFT model over `loaded.model` with the student's adapter active.
     With full fine-tuning it is `loaded.model` itself.
     `work_dir` holds the saved steps: another call with the same inputs and folder continues after
@@ -82,7 +81,7 @@ def distill(
     groups = [i.group for i in instructions]
     student_prompts = [render(loaded.tokenizer, chat(i.text)) for i in instructions]
     teacher_prompts = [
-        render(loaded.tokenizer, chat(i.text, policies[i.policy].prompt_text)) for i in instructions
+        render(loaded.tokenizer, chat(i.text, policy_texts[i.policy])) for i in instructions
     ]
     check_lengths(teacher_prompts, settings.max_new_tokens, loaded.context)
     vocabulary = loaded.model.config.get_text_config().vocab_size

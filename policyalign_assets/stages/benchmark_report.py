@@ -42,6 +42,7 @@ from policyalign_assets.report.release import margins
 from policyalign_assets.report.release_gates import with_policy_margins
 from policyalign_assets.report.render import write_report
 from policyalign_assets.report.summary import RESULTS, markdown_summary, metric_values
+from policyalign_assets.report.training_runs import repeats_of, without_repeats
 from policyalign_assets.stages.coverage_facts import yields_of
 from policyalign_assets.stages.facts import image, markdown, markdown_table, path
 from policyalign_assets.stages.interface import StageContext, StageResult
@@ -77,19 +78,21 @@ def make(
     funnel = _funnel(violating_instructions, filtered_instructions)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     header = report_context(chain, answers, settings, calibration, funnel, now)
+    own_public = without_repeats(answers.benchmarks, answers)
     report = build_report(
-        answers.heldout,
+        without_repeats(answers.heldout, answers),
         replace(header, settings=header.settings | {"gates": bars.model_dump(mode="json")}),
         training_table(distilled_checkpoint, data),
         gates=bars,
         benchmarks=benchmark_blocks(
             answers.asked.benchmarks,
-            answers.benchmarks,
+            own_public,
             answers.asked.settings["evaluation"]["seed"],
         ),
-        benchmark_rows=answers.benchmarks,
+        benchmark_rows=own_public,
         show_harmful=settings.report.show_harmful,
         coverage=answers.asked.coverage,
+        repeats=repeats_of(distilled_checkpoint, answers),
     )
     report = _compared(
         report, answers, released, _last(results, domain, policy_id), settings.report.show_harmful

@@ -65,7 +65,9 @@ def policy():
 
 def run(tmp_path, settings=SMALL, asked=ASKED):
     loaded = load_model(ModelSettings())
-    return *distill([policy()], asked, loaded, settings, tmp_path / "work", 16_384), loaded
+    return *distill(
+        [policy().prompt_text], asked, loaded, settings, tmp_path / "work", 16_384
+    ), loaded
 
 
 # ---- loss ----------------------------------------------------------------------------------------
@@ -290,7 +292,14 @@ def routed(tmp_path, policies, taught):
     """The losses of two steps in which instruction i is taught by the policy `taught[i]`."""
     asked = [replace(i, policy=p) for i, p in zip(ASKED, taught, strict=True)]
     settings = SMALL.model_copy(update={"steps": 2, "batch_size": 5, "mini_batch_size": 5})
-    _, table = distill(policies, asked, load_model(ModelSettings()), settings, tmp_path, 16_384)
+    _, table = distill(
+        [p.prompt_text for p in policies],
+        asked,
+        load_model(ModelSettings()),
+        settings,
+        tmp_path,
+        16_384,
+    )
     return table["loss"].to_pylist()
 
 
@@ -317,10 +326,12 @@ def test_a_run_that_stops_and_continues_ends_where_an_undisturbed_one_does(tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        distill([policy()], ASKED, loaded, settings, tmp_path / "cut" / "work", 16_384, stop)
+        distill(
+            [policy().prompt_text], ASKED, loaded, settings, tmp_path / "cut" / "work", 16_384, stop
+        )
     lines = []
     again, table_again = distill(
-        [policy()],
+        [policy().prompt_text],
         ASKED,
         load_model(ModelSettings()),
         settings,
@@ -347,7 +358,7 @@ from policyalign_assets.distillation.trainer import distill
 from test_distillation import ASKED, SMALL, policy
 settings = SMALL.model_copy(update={"steps": 8})
 loaded, work = load_model(ModelSettings()), Path(sys.argv[1])
-distill([policy()], ASKED, loaded, settings, work, 16_384, lambda line: print(line, flush=True))
+distill([policy().prompt_text], ASKED, loaded, settings, work, 16_384, lambda line: print(line, flush=True))
 """
 
 
@@ -363,7 +374,7 @@ def test_sigkill_half_way_then_rerun_gives_the_same_run(tmp_path):
             break
     assert process.wait() == -signal.SIGKILL
     _, resumed = distill(
-        [policy()],
+        [policy().prompt_text],
         ASKED,
         load_model(ModelSettings()),
         SMALL.model_copy(update={"steps": 8}),
@@ -382,7 +393,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_saved_step(tmp_pat
                 loaded.model.lm_head.weight.fill_(float("nan"))
 
     with pytest.raises(DistillationFailed, match=r"not numbers at step 4.*last saved step is kept"):
-        distill([policy()], ASKED, loaded, SMALL, tmp_path / "work", 16_384, poison)
+        distill([policy().prompt_text], ASKED, loaded, SMALL, tmp_path / "work", 16_384, poison)
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["step_000002"]
 
 
@@ -500,7 +511,7 @@ def test_running_out_of_memory_halves_the_micro_batches_and_gives_the_same_gradi
     monkeypatch.setattr(updates, "response_hidden", scarce)
     loaded = load_model(ModelSettings())
     _, history = distill(
-        [policy()],
+        [policy().prompt_text],
         ASKED,
         loaded,
         SMALL.model_copy(update={"micro_batch_tokens": 4_000}),
