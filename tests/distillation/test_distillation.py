@@ -357,8 +357,8 @@ from policyalign_assets.settings import ModelSettings
 from policyalign_assets.distillation.trainer import distill
 from test_distillation import ASKED, SMALL, policy
 settings = SMALL.model_copy(update={"steps": 8})
-loaded, work = load_model(ModelSettings()), Path(sys.argv[1])
-distill([policy().prompt_text], ASKED, loaded, settings, work, 16_384, lambda line: print(line, flush=True))
+loaded, work, text = load_model(ModelSettings()), Path(sys.argv[1]), policy().prompt_text
+distill([text], ASKED, loaded, settings, work, 16_384, lambda line: print(line, flush=True))
 """
 
 
