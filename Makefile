@@ -72,8 +72,8 @@ format: .venv/installed
 
 # The exact versions and hashes that an installation from the lock file gets.
 lock: .venv-supply/installed
-	.venv-supply/bin/uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 \
-	    --no-emit-index-url --no-header --quiet --output-file requirements.lock
+	.venv-supply/bin/uv pip compile pyproject.toml --generate-hashes --no-strip-extras --universal \
+	    --python-version 3.11 --no-emit-index-url --no-header --quiet --output-file requirements.lock
 
 # What is installed and under which licences: a CycloneDX bill of materials and a list, in data/supply/.
 sbom: .venv/installed .venv-supply/installed

@@ -15,7 +15,7 @@ from policyalign_assets.distillation.processes import SINGLE_PROCESS, Processes
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.generation.opening import opened_vllm
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.files import sha256_table, unfinished_folder
+from policyalign_assets.files import sha256_table
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
 from policyalign_assets.report.plots import training_plot
@@ -23,6 +23,7 @@ from policyalign_assets.settings import DistillationSettings
 from policyalign_assets.stages.facts import Facts, image, markdown_table, path
 from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.stages.unfinished import claim, remove_done, work_folder
 
 
 def make(
@@ -110,6 +111,18 @@ def _one_run(
         "settings": distillation.model_dump(exclude={"processes", "accelerate_config", "seeds"}),
     }
     version = own_version("distilled_checkpoint", settings)  # new code does not go on with old work
+    # Runs that differ by their seed are parts of one work, kept or removed together.
+    of_all_runs = distillation.model_dump(
+        exclude={"processes", "accelerate_config", "seed", "seeds"}
+    )
+    work = work_folder(
+        context.data,
+        "distilled_checkpoint",
+        {**provenance, "settings": of_all_runs, "version": version},
+    )
+    if processes.main:
+        claim(work, policy)
+        remove_done(context.data, "sensitivity_scores", policy)
     vllm = settings.model.engine == "vllm"
     with (
         opened_vllm(settings.model, distillation.lora_rank, beside_a_model=True)
@@ -117,13 +130,11 @@ def _one_run(
         else nullcontext() as engine
     ):
         model, training = distill(
-            policy,
+            [policy.prompt_text],
             training_mix(chosen) + extra,
             loaded,
             distillation,
-            unfinished_folder(
-                context.data, "distilled_checkpoint", {**provenance, "version": version}
-            ),
+            work / f"seed-{distillation.seed}",
             settings.model.batch_tokens,
             context.report,
             processes,

@@ -31,6 +31,7 @@ from policyalign_assets.stages.interface import StageContext, StageResult
 from policyalign_assets.stages.red_team_prompts import coverage_table, measured_coverage
 from policyalign_assets.stages.shaping import tokenizer_packages
 from policyalign_assets.stages.sources import digest
+from policyalign_assets.stages.unfinished import remove_done
 from policyalign_assets.tables import GENERATIONS_INFO
 
 VERSIONS = (
@@ -51,6 +52,7 @@ def make(
     distilled_checkpoint: Checkpoint,
 ) -> StageResult:
     settings = context.settings
+    remove_done(context.data, "distilled_checkpoint", policy_document)
     loaded = load_model(settings.model)
     held_out = held_out_cases(policy_document, violating_instructions, settings)
     benchmarks = [b for b in _benchmarks(settings) if policy_document.domain in b.domains]
