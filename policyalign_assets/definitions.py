@@ -31,7 +31,12 @@ defs = dg.Definitions(
     ],
     asset_checks=dg.load_asset_checks_from_modules([data_checks, release_checks]),
     jobs=[alignment_job],
-    sensors=[policy_changes, observed.source_changes, leaderboard.leaderboard_refresh, alerts.run_failures],
+    sensors=[
+        policy_changes,
+        observed.source_changes,
+        leaderboard.leaderboard_refresh,
+        alerts.run_failures,
+    ],
     schedules=[nightly_realignment],
     resources={
         "pipeline": Pipeline(),
