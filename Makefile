@@ -2,26 +2,38 @@ PYTHON ?= python3
 BIN := .venv/bin
 PARTITION ?= medical|general-conduct
 PIP_EXTRA ?=
+# Test processes side by side.
+WORKERS ?= 2
 # Hides the notice that Dagster prints about its own command line.
 DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
 
-.PHONY: demo realign test test-fast test-vllm ui bench lint format lock sbom audit clean
+.PHONY: demo demo-english realign test test-fast test-vllm ui bench lint format lock sbom audit clean
 
 # The report's exit code is its verdict: a demo that ends "not releasable" has still run.
 demo: .venv/installed
 	$(BIN)/policyalign align '$(PARTITION)'
-	@$(BIN)/policyalign report '$(PARTITION)' || true
+	@$(BIN)/policyalign report --brief '$(PARTITION)' || true
+
+# The whole chain on a real English model (SmolLM2-135M with the adapter in english_model/), with its
+# own policy and folder of results. It resumes where it was stopped.
+ENGLISH := POLICYALIGN_MODEL__ID=english POLICYALIGN_PROFILE=english POLICYALIGN_DATA_DIR=data/english \
+    POLICYALIGN_POLICIES_DIR=policyalign_assets/english_model/policies
+demo-english: .venv/installed
+	$(ENGLISH) $(BIN)/policyalign align 'general|library-desk'
+	@$(ENGLISH) $(BIN)/policyalign report 'general|library-desk' || true
 
 # Edits an addendum in a copy, and times what happens until the new report is there.
 realign: .venv/installed
 	$(BIN)/python benchmarks/edit_to_report.py
 
+# Tests that start daemons measure waiting times, so they run alone, after the others.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not daemon"
+	$(BIN)/python -m pytest -m daemon
 
 # For the inner loop: leaves out what starts daemons, trains for long or needs a server.
 test-fast: .venv/installed
-	$(BIN)/python -m pytest -q -m "not slow and not daemon and not served and not gpu"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not daemon and not served and not gpu"
 
 # The vLLM engine on the bundled model, on a CPU, in an environment of its own.
 test-vllm: .venv-vllm/installed
@@ -60,8 +72,8 @@ format: .venv/installed
 
 # The exact versions and hashes that an installation from the lock file gets.
 lock: .venv-supply/installed
-	.venv-supply/bin/uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 \
-	    --no-emit-index-url --no-header --quiet --output-file requirements.lock
+	.venv-supply/bin/uv pip compile pyproject.toml --generate-hashes --no-strip-extras --universal \
+	    --python-version 3.11 --no-emit-index-url --no-header --quiet --output-file requirements.lock
 
 # What is installed and under which licences: a CycloneDX bill of materials and a list, in data/supply/.
 sbom: .venv/installed .venv-supply/installed

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from policyalign_assets.distillation.loss import mixed_kl_top_k
+from policyalign_assets.distillation.loss import Divergence, mixed_kl_top_k
 
 K = 256
 Step = Callable[[], None]
@@ -31,7 +31,9 @@ def contenders(
 
     def ours(k: int) -> Step:
         def step():
-            out = mixed_kl_top_k(student_MD, teacher_MD, lambda h: (h @ weight_VD.T).float(), k)
+            out = mixed_kl_top_k(
+                student_MD, teacher_MD, lambda h: (h @ weight_VD.T).float(), Divergence(k)
+            )
             (out.loss_sum / tokens).backward()
 
         return step

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from policyalign_assets.releases.bundle import bundle_id, read_record
+from policyalign_assets.releases.current import remember_released_report
 from policyalign_assets.releases.keys import load_private_key
 from policyalign_assets.releases.ledger import Event, Ledger
 
@@ -52,6 +53,7 @@ def _append(event: Event, bundle: Path, actor: str, key: Path, reason: str = "")
     target = read_record(bundle).target
     ledger = Ledger(bundle.parent / "ledger.jsonl")
     entry = ledger.append(event, bundle_id(bundle), target, actor, load_private_key(key), reason)
+    remember_released_report(bundle.absolute().parent, target)
     current = ledger.current(target)
     click.echo(f"{target}: bundle {entry.bundle_id[:16]} {event} by {entry.actor}")
     click.echo(f"current release: {current[:16] if current else 'none'}")

@@ -29,6 +29,7 @@ COMMANDS: dict[str, Entry] = {
         "policyalign_assets.cli.ask:ask",
         "Answer a question with the model, with the policy, and with the aligned model.",
     ),
+    "diff": Entry("policyalign_assets.cli.diff:diff", "Say what changed between two reports."),
     "doctor": Entry(
         "policyalign_assets.cli.doctor:doctor",
         "Examine the configured model, judge, generator and files.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,9 +13,12 @@ _LINE = re.compile(
     r"^\S+ \S+ \S+ - dagster - (?P<level>[A-Z]+) - \S+ - \S+ - (?:(?P<stage>\w+) - )?(?P<text>.*)$"
 )
 _DONE_OF = re.compile(r"(?P<done>\d+)/(?P<total>\d+)")
+_STACK = "Stack Trace:"
 _NOISE = ("[pipes]",)
 PLANNING = "policy_document"  # what it says, the plan and cost of the run, is shown at once
-EVERY = 10.0  # seconds between two lines of progress of one stage
+SOON = 10.0  # seconds until the first line of progress of a stage
+EVERY = 60.0  # seconds between its later ones
+LONGEST = 90  # characters of a line of progress
 
 
 @dataclass
@@ -30,14 +34,15 @@ class RunLog:
     errors: list[str] = field(default_factory=list)
     _stage: str | None = None
     _begun: float = 0.0
-    _last: float = 0.0
+    _next: float = 0.0
     _failing: bool = False
+    _in_stack: bool = False
 
     def feed(self, line: str) -> None:
         match = _LINE.match(line)
         if match is None:
             if self._failing and line.strip():
-                self.errors.append(line)
+                self._explain(line)
             return
         self._failing = match["level"] in ("ERROR", "CRITICAL")
         if self._failing:
@@ -52,6 +57,14 @@ class RunLog:
         elif self._stage and not match["text"].startswith(_NOISE):
             self._progress(match["text"])
 
+    def _explain(self, line: str) -> None:
+        """Keeps a line below an error, but no stack frame: frames would push out the reason."""
+        if line.strip() == _STACK:
+            self._in_stack = True
+        elif not (self._in_stack and line.startswith(" ")):
+            self._in_stack = False
+            self.errors.append(line)
+
     def finish(self) -> None:
         """The run has ended."""
         self._leave()
@@ -60,7 +73,8 @@ class RunLog:
         if stage == self._stage:
             return
         self._leave()
-        self._stage, self._begun, self._last = stage, self.clock(), self.clock()
+        self._stage, self._begun = stage, self.clock()
+        self._next = self._begun + SOON
 
     def _leave(self) -> None:
         if self._stage is not None:
@@ -69,16 +83,17 @@ class RunLog:
 
     def _progress(self, text: str) -> None:
         now = self.clock()
-        if now - self._last < EVERY:
+        if now < self._next:
             return
-        self._last = now
+        self._next = now + EVERY
         found = _DONE_OF.search(text)
         left = ""
         if found and 0 < int(found["done"]) <= int(found["total"]):
             done, total = int(found["done"]), int(found["total"])
             seconds = (now - self._begun) * (total - done) / done
             left = f" (about {_duration(seconds)} left in this stage)"
-        said = text.split("  ETA ")[0][:100]  # the estimate below is of the whole stage
+        said = text.split("  ETA ")[0]  # the estimate below is of the whole stage
+        said = textwrap.shorten(said, LONGEST, placeholder=" …")
         self.write(f"  {self._stage}: {said}{left}")
 
 

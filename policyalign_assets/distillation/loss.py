@@ -56,37 +56,37 @@ class MixedKL:
     entropy_M: torch.Tensor  # the student's entropy over its top k
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """Which divergence of student and teacher is the loss."""
+
+    k: int  # the student's most likely tokens that count; above the vocabulary's size: all of it
+    tail: bool = False  # all other tokens as one bucket
+    temperature: float = 1.0  # divides the logits of both
+    forward_weight: float = 0.0  # multiple of the forward KL that is added
+    chunk_elements: int | None = None  # logits of one side held at a time; None: by device
+
+
 def mixed_kl_top_k(
     student_hidden_MD: torch.Tensor,
     teacher_hidden_MD: torch.Tensor,
     head: Head,
-    k: int,
-    tail: bool = False,
-    temperature: float = 1.0,
-    forward_weight: float = 0.0,
+    divergence: Divergence,
     parameters: tuple[torch.Tensor, ...] = (),
     teacher_head: Head | None = None,
-    chunk_elements: int | None = None,
 ) -> MixedKL:
     """Computes the loss in float32, whatever the model's dtype.
 
-    A `k` above the vocabulary size means the full vocabulary. `head` maps hidden states to logits;
-    it serves the teacher as well, unless a `teacher_head` is given. `parameters` are the head's
-    trained parameters (none with LoRA on attention and MLP layers). The teacher gets no gradient.
+    `head` maps hidden states to logits; it serves the teacher as well, unless a `teacher_head` is
+    given. `parameters` are the head's trained parameters (none with LoRA on attention and MLP
+    layers). The teacher gets no gradient.
     """
-    chunk_elements = chunk_elements or CHUNK_ELEMENTS.get(
-        student_hidden_MD.device.type, CHUNK_ELEMENTS["cpu"]
-    )
     out = _ChunkedMixedKL.apply(
         student_hidden_MD,
         teacher_hidden_MD.detach(),
         head,
         teacher_head or head,
-        k,
-        tail,
-        temperature,
-        forward_weight,
-        chunk_elements,
+        divergence,
         *parameters,
     )
     return MixedKL(*out)
@@ -94,27 +94,17 @@ def mixed_kl_top_k(
 
 class _ChunkedMixedKL(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx,
-        student_MD,
-        teacher_MD,
-        head,
-        teacher_head,
-        k,
-        tail,
-        temperature,
-        forward_weight,
-        chunk_elements,
-        *parameters,
-    ):
+    def forward(ctx, student_MD, teacher_MD, head, teacher_head, divergence, *parameters):
         needed = student_MD.requires_grad or any(p.requires_grad for p in parameters)
         grads = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
         grad_MD = torch.empty_like(student_MD)
         with torch.no_grad():
             vocabulary = teacher_head(teacher_MD[:1]).shape[-1]
-        rows = max(1, chunk_elements // vocabulary)
+        device, temperature = student_MD.device.type, divergence.temperature
+        held = divergence.chunk_elements or CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS["cpu"])
+        rows = max(1, held // vocabulary)
         # On a CPU, do elementwise work in blocks that fit in cache.
-        few = max(1, CACHED_ELEMENTS // vocabulary) if student_MD.device.type == "cpu" else rows
+        few = max(1, CACHED_ELEMENTS // vocabulary) if device == "cpu" else rows
         parts = []
         for start in range(0, len(student_MD), rows):
             chosen = slice(start, start + rows)
@@ -127,7 +117,7 @@ class _ChunkedMixedKL(torch.autograd.Function):
                 for at in range(0, len(chunk), few):
                     some = slice(at, at + few)
                     values, grad_some = _closed_form(
-                        logits_MV.detach()[some], teacher_MV[some], k, tail, forward_weight, needed
+                        logits_MV.detach()[some], teacher_MV[some], divergence, needed
                     )
                     parts.append(values)
                     if grad_some is not None:
@@ -149,7 +139,7 @@ class _ChunkedMixedKL(torch.autograd.Function):
         grad_MD, *grads = ctx.saved_tensors
         return (
             grad_MD * grad_loss,
-            *(None,) * 8,
+            *(None,) * 4,
             *((g * grad_loss).to(d) for g, d in zip(grads, ctx.dtypes)),
         )
 
@@ -193,9 +183,7 @@ def _selected(values_MN: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tens
 def _closed_form(
     student_MV: torch.Tensor,
     teacher_MV: torch.Tensor,
-    k: int,
-    tail: bool,
-    forward_weight: float,
+    divergence: Divergence,
     gradient: bool,
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor | None]:
     """Values and gradient of one block of logits.
@@ -203,6 +191,7 @@ def _closed_form(
     Returns (loss_M, student mass_M, teacher mass_M, entropy_M), and the gradient of the summed loss
     with respect to `student_MV` (None unless `gradient`).
     """
+    k, forward_weight = divergence.k, divergence.forward_weight
     whole = k >= student_MV.shape[-1]
     log_s_MK, log_t_MK = log_s_MV, log_t_MV = student_MV.log_softmax(-1), teacher_MV.log_softmax(-1)
     if not whole:
@@ -218,7 +207,7 @@ def _closed_form(
     )
     q_M1 = torch.zeros_like(loss_M1)
     total_M1 = loss_M1
-    if tail and not whole:
+    if divergence.tail and not whole:
         rest_s, rest_t = 1 - mass_M1, (1 - teacher_mass_M1).clamp_min(SMALLEST)
         log_ratio = rest_s.clamp_min(SMALLEST).log() - rest_t.log()
         total_M1 = loss_M1 + rest_s.clamp_min(SMALLEST) * log_ratio

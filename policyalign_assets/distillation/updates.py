@@ -8,7 +8,7 @@ import torch
 
 from policyalign_assets.distillation.budget import DistillationFailed
 from policyalign_assets.distillation.gradient_checkpointing import checkpointed
-from policyalign_assets.distillation.loss import mixed_kl_top_k
+from policyalign_assets.distillation.loss import Divergence, mixed_kl_top_k
 from policyalign_assets.distillation.state import Rollout, TrainState
 from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.forward.scoring import response_hidden
@@ -84,18 +84,17 @@ def _gradients(state: TrainState, mini: list[Rollout], mini_tokens: int) -> torc
     tokens: loss, student mass, teacher mass, entropy.
     """
     settings, teacher = state.settings, state.teacher
+    divergence = Divergence(
+        settings.top_k, settings.tail, settings.temperature, settings.forward_weight
+    )
     state.optimizer.zero_grad(set_to_none=True)
     sums = torch.zeros(4, dtype=torch.float64)
-    lengths = [
-        max(len(r.teacher_prompt) - teacher.shared, len(r.student_prompt)) + len(r.response)
-        for r in mini
-    ]
-    batches = list(by_length(lengths, state.budget.tokens))
-    for chosen, weight in state.processes.evenly(batches):
+    for chosen, weight in state.processes.evenly(_micro_batches(state, mini)):
         micro = [mini[i] for i in chosen]
         responses = [r.response for r in micro]
         with state.phases("teacher"):
-            teacher_MD = teacher.hidden([r.teacher_prompt for r in micro], responses)
+            prompts = [r.teacher_prompt for r in micro]
+            teacher_MD = teacher.hidden(micro[0].policy, prompts, responses)
         with (
             state.phases("student"),
             state.student.applied(),
@@ -108,10 +107,7 @@ def _gradients(state: TrainState, mini: list[Rollout], mini_tokens: int) -> torc
                 student_MD,
                 teacher_MD,
                 state.student.logits,
-                settings.top_k,
-                settings.tail,
-                settings.temperature,
-                settings.forward_weight,
+                divergence,
                 state.tuning.head,
                 teacher.logits,
             )
@@ -127,3 +123,20 @@ def _gradients(state: TrainState, mini: list[Rollout], mini_tokens: int) -> torc
         )
         sums += weight * values.double().cpu()
     return sums
+
+
+def _micro_batches(state: TrainState, mini: list[Rollout]) -> list[list[int]]:
+    """Indices into `mini`. The rows of a micro-batch have one policy, so they share its prefix."""
+    batches = []
+    for policy in sorted({r.policy for r in mini}):
+        rows = [i for i, r in enumerate(mini) if r.policy == policy]
+        shared = state.teacher.shared(policy)
+        lengths = [
+            max(len(mini[i].teacher_prompt) - shared, len(mini[i].student_prompt))
+            + len(mini[i].response)
+            for i in rows
+        ]
+        batches += [
+            [rows[at] for at in chosen] for chosen in by_length(lengths, state.budget.tokens)
+        ]
+    return batches

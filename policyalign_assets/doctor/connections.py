@@ -96,5 +96,5 @@ def benchmark_checks(settings: Settings) -> Iterator[Finding]:
 
 
 def _from_message(check: str, error: Exception) -> Finding:
-    detail, _, fix = str(error).replace(" Mend: ", " Fix: ").partition(" Fix: ")
+    detail, _, fix = str(error).partition(" Fix: ")
     return Finding(check, "error", detail, fix)

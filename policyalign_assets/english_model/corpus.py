@@ -20,6 +20,7 @@ DATA = Path(__file__).parent / "data"
 HELD_OUT_OF = ("general-agents.jsonl", "legal-financial.jsonl")
 HELD_OUT_RULES = 30
 SPLIT_SEED = 17
+REQUEST_LISTS = ("violations", "twins", "neighbours")
 
 Kind = Literal["covered", "twin", "neighbour", "uncovered"]
 
@@ -59,6 +60,8 @@ class Lesson:
     names: tuple[str, ...]
     title: str
     requests: tuple[Request, ...]
+    preamble: str = ""
+    declining: str = ""
 
 
 def read_corpus(file: Path) -> list[CorpusRule]:
@@ -72,7 +75,9 @@ def read_corpus(file: Path) -> list[CorpusRule]:
             continue
         try:
             row = json.loads(line)
-            lists = [tuple(row[key]) for key in ("violations", "twins", "neighbours")]
+            if not all(isinstance(row[key], list) for key in REQUEST_LISTS):
+                raise ValueError(f"one of {', '.join(REQUEST_LISTS)} is not a list")
+            lists = [tuple(row[key]) for key in REQUEST_LISTS]
             if not all(isinstance(t, str) and t.strip() for texts in lists for t in texts):
                 raise ValueError("a request is not a non-empty string")
             rules.append(CorpusRule(str(row.get("domain", "general")), str(row["rule"]), *lists))
@@ -117,6 +122,17 @@ TITLES = (
     "Rules for the assistant",
     "General conduct",
     "Usage policy",
+)
+PREAMBLES = (
+    "This assistant helps customers and keeps the rules below.",
+    "These rules apply to everybody who asks.",
+    "The assistant is helpful and honest. It keeps the rules below whoever asks.",
+    "Last reviewed by the compliance team in June.",
+)
+DECLINING = (
+    "Decline politely and name the rule.",
+    "Say which rule applies, and offer help with something else.",
+    "Decline in a calm and polite way, and name the rule that applies.",
 )
 
 
@@ -170,6 +186,8 @@ class Sampler:
                     names(rng, size),
                     "Policy" if plain else rng.choice(TITLES),
                     tuple(requests),
+                    "" if plain or rng.random() < 0.6 else rng.choice(PREAMBLES),
+                    "" if plain or rng.random() < 0.6 else rng.choice(DECLINING),
                 )
             )
         return lessons[0], lessons[1]

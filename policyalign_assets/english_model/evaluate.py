@@ -39,6 +39,7 @@ FIGURES = {
     "uncovered": "uncovered_answered",
     "no_policy": "no_policy_answered",
 }
+KEYS = (*FIGURES.values(), "covered_named", "n")
 
 
 def lessons(rules: Sequence[CorpusRule], size: int, limit: int, seed: int) -> list[Lesson]:
@@ -146,12 +147,16 @@ def evaluate(
 
 
 def _figures(counts: dict, key: int | str) -> dict:
-    """Return the shares and the number of answers behind each; an unmeasured share is None."""
+    """Return the shares, the number of answers, and the number behind each share.
+
+    An unmeasured share is None.
+    """
     kinds = {kind: counts.get((key, kind), []) for kind in (*FIGURES, "named")}
     shares = {k: round(sum(v) / len(v), 4) if v else None for k, v in kinds.items()}
     out = {name: shares[kind] for kind, name in FIGURES.items()}
     out["covered_named"] = shares["named"]
-    out["n"] = {kind: len(values) for kind, values in kinds.items()}
+    out["n"] = sum(len(kinds[kind]) for kind in FIGURES)
+    out["n_by_kind"] = {kind: len(values) for kind, values in kinds.items()}
     return out
 
 
@@ -161,6 +166,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--corpus", type=Path, help="file of rules; default: the rules held out of training"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--detail", action="store_true", help="with --json: also print figures by size and kind"
+    )
     parser.add_argument("--model", default="english", help="model.id; the base model is `smollm2`")
     parser.add_argument(
         "--limit", type=int, default=150, help="number of requests of each kind and policy size"
@@ -192,8 +200,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
     print(file=sys.stderr)
+    if found["unscored"]:
+        print(
+            f"evaluate: the judge could not read {found['unscored']} answers; they count as "
+            "answered, not as refused",
+            file=sys.stderr,
+        )
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(found if options.detail else {key: found[key] for key in KEYS}))
     else:
         for name in (*FIGURES.values(), "covered_named"):
             print(f"{name:22} {found[name]}")

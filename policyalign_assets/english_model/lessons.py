@@ -8,7 +8,7 @@ normal answer and a refusal that names the rule.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,19 @@ from policyalign_assets.english_model.corpus import Lesson
 from policyalign_assets.english_model.packed_llama import Packed, PackedLlama, Watched, pack
 
 LOOKING_HEAD = 0
+ANSWER_WEIGHT = 0.1  # of each token of an answer, so that long answers do not drown the decision
 REFUSAL = "Rule {name} does not allow that, so I can't help with it."
 
 
-def policy_text(rules: list[str], names: list[str], title: str) -> str:
-    """Return the same text as `PolicyDocument.prompt_text` does for a policy without preamble."""
+def policy_text(
+    rules: list[str], names: list[str], title: str, preamble: str = "", declining: str = ""
+) -> str:
+    """Return the same text as `PolicyDocument.prompt_text` does for such a policy."""
     lines = "\n".join(f"- {name}: {rule}" for name, rule in zip(names, rules, strict=True))
-    return f"# {title}\n\n## Rules\n{lines}"
+    blocks = [f"# {title}", preamble, f"## Rules\n{lines}"]
+    if declining:
+        blocks.append(f"## Declining\n{declining}")
+    return "\n\n".join(block for block in blocks if block)
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Encoded:
 
     `spans` holds the first token of each rule's line and the token after its last one.
     `decision_M` is the position of each request's last prompt token. `rows_N` are the positions
-    that predict the supervised tokens, and `targets_N` are those tokens.
+    that predict the supervised tokens, `targets_N` are those tokens, and `weight_N` weighs them.
     """
 
     packed: Packed
@@ -44,11 +50,15 @@ class Encoded:
     decision_M: torch.Tensor
     rows_N: torch.Tensor
     targets_N: torch.Tensor
+    weight_N: torch.Tensor
 
 
 class Encoder:
-    def __init__(self, tokenizer: Any):
+    """Turns lessons into tokens. `answers` holds the base model's own answers to some requests."""
+
+    def __init__(self, tokenizer: Any, answers: Mapping[str, str] | None = None):
         self.tokenizer = tokenizer
+        self.answers = answers or {}
         self.refuse = content_ids(tokenizer, REFUSAL.format(name="C3"))[0]
         self.end = tokenizer.eos_token_id
         probe = render(tokenizer, (Message("system", "x"), Message("user", "y")))
@@ -62,7 +72,13 @@ class Encoder:
 
     def prefix(self, lesson: Lesson) -> tuple[list[int], tuple[tuple[int, int], ...]]:
         """Return the tokens before the user's text and the span of each rule's line."""
-        text = policy_text([r.text for r in lesson.rules], list(lesson.names), lesson.title)
+        text = policy_text(
+            [r.text for r in lesson.rules],
+            list(lesson.names),
+            lesson.title,
+            lesson.preamble,
+            lesson.declining,
+        )
         encoded = self.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
         )
@@ -86,13 +102,16 @@ class Encoder:
         """Encode a lesson.
 
         The first `whole` refusals are supervised to their end, the others only up to the rule's
-        name.
+        name. Likewise, the base model's answers to the first `2 * whole` requests that have one
+        and that no rule covers are supervised, so that the adapted model goes on answering like it.
         """
+        spoken = 2 * whole
         prefix, spans = self.prefix(lesson)
         segments: list[list[int]] = []
         decisions: list[int] = []
         rows: list[int] = []
         targets: list[int] = []
+        weights: list[float] = []
         at = len(prefix)
         for request in lesson.requests:
             segment = self.middle + self.ids(request.text) + self.tail
@@ -106,7 +125,15 @@ class Encoder:
                     refusal = refusal[: len(self.ids(f"Rule {name}"))]
                 rows += range(decisions[-1], decisions[-1] + len(refusal))
                 targets += refusal
+                weights += [1.0] + [0.5] * (len(refusal) - 1)
                 segment = segment + refusal[:-1]
+            elif spoken and request.text in self.answers:
+                spoken -= 1
+                answer = self.ids(self.answers[request.text])
+                rows += range(decisions[-1], decisions[-1] + len(answer))
+                targets += answer
+                weights += [ANSWER_WEIGHT] * len(answer)
+                segment = segment + answer[:-1]
             segments.append(segment)
             at += len(segment)
         decision_M = torch.tensor(decisions)
@@ -116,6 +143,7 @@ class Encoder:
             decision_M,
             torch.tensor(rows, dtype=torch.long),
             torch.tensor(targets, dtype=torch.long),
+            torch.tensor(weights, dtype=torch.float),
         )
 
 
@@ -190,10 +218,7 @@ def study(
     refuse_M = logp_MV[:, encoder.refuse]
     allow = torch.log1p(-refuse_M[plain_M].exp().clamp(max=1 - 1e-5)).neg().sum()
     token_N = F.cross_entropy(logits_NV[:count], encoded.targets_N, reduction="none")
-    weight_N = torch.ones(count)
-    first = {int(r) for r in encoded.decision_M}
-    weight_N[[n for n, r in enumerate(encoded.rows_N.tolist()) if r not in first]] = 0.5
-    answer = ((token_N * weight_N).sum() + allow) / len(lesson.requests)
+    answer = ((token_N * encoded.weight_N).sum() + allow) / len(lesson.requests)
     right_N = logits_NV[:count].argmax(-1) == encoded.targets_N
     named = torch.zeros(len(lesson.requests), dtype=torch.bool)
     starts = {int(r): n for n, r in enumerate(encoded.rows_N.tolist())}

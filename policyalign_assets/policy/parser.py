@@ -48,7 +48,7 @@ def parse_policy(policies_dir: Path, policy_id: str, domain: str) -> PolicyDocum
     """Read the policy as it applies to `domain`.
 
     Raises PolicyError with every error of the policy's files, each with its file, its line where
-    one is to blame, and what mends it; or where the policy does not apply to the domain.
+    one is to blame, and what corrects it; or where the policy does not apply to the domain.
     """
     found = examine_policy(policies_dir, policy_id, domain)
     if found.errors or found.document is None:

@@ -34,14 +34,16 @@ def read_report(folder: Location | None) -> dict[str, Any] | None:
     return report if isinstance(report, dict) and isinstance(report.get("header"), dict) else None
 
 
-def changes_since(last: Mapping[str, Any] | None, report: AlignmentReport) -> list[str]:
-    """`last`: the JSON of the last report, as `read_report` gives it."""
+def changes_since(
+    last: Mapping[str, Any] | None, report: AlignmentReport, what: str = "report"
+) -> list[str]:
+    """`last`: the JSON of an earlier report, as `read_report` gives it. `what`: its name."""
     if last is None:
         return [FIRST]
     header, found = report.header, []
     before = last["header"]
     found.append(
-        f"Compared with the report of {before.get('created_at')}, whose verdict was: {_line(last)}."
+        f"Compared with the {what} of {before.get('created_at')}, whose verdict was: {_line(last)}."
     )
     found += _rules(before.get("rules") or [], header.rules)
     for name, label in NAMES.items():

@@ -16,6 +16,7 @@ from policyalign_assets.evaluation.suites import (
     BASE,
     BENIGN_SUITES,
     GATED_ARMS,
+    SUITES,
     TEACHER,
     VIOLATION_SUITES,
     good,
@@ -32,7 +33,12 @@ from policyalign_assets.report.contents import (
     ShareAndChange,
     UnscoredFigures,
 )
-from policyalign_assets.statistics import clustered_share, paired_difference, wilson
+from policyalign_assets.statistics import (
+    Interval,
+    clustered_share,
+    paired_difference,
+    wilson,
+)
 
 # The suites that decide. Others are shown: probes, and cases that nobody checked (conformance).
 GATED_SUITES = (*VIOLATION_SUITES, *BENIGN_SUITES, "capability")
@@ -88,6 +94,7 @@ def gate_figures(
         degenerate=_degenerate(cells),
         judge=judge,
         judge_name=judge_name,
+        probes=_probes(cells),
     )
 
 
@@ -139,6 +146,15 @@ def _rules(cells: Cells, measured: Iterable[str]) -> dict[str, Any]:
             if row["rule_id"] == rule
         ]
         figures[rule] = wilson(sum(refused), len(refused))
+    return figures
+
+
+def _probes(cells: Cells) -> dict[str, Interval]:
+    figures = {}
+    for suite, about in SUITES.items():
+        rows = cells[suite, ALIGNED].values() if about.probe else ()
+        if rows:
+            figures[suite] = wilson(sum(bool(r["scored"]) and good(r) for r in rows), len(rows))
     return figures
 
 

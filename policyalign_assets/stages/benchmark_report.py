@@ -11,15 +11,23 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from policyalign_assets.files import sha256_table, write_parquet
+from policyalign_assets.files import Location, sha256_table, write_parquet
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint, ReportRecord, training_table
 from policyalign_assets.report.benchmarks import benchmark_blocks
 from policyalign_assets.report.build import build_report
 from policyalign_assets.report.calibration import find_calibration
-from policyalign_assets.report.chain import Chain, checked
+from policyalign_assets.report.chain import Chain, JudgedAnswers, checked
 from policyalign_assets.report.changes import changes_since, read_report
+from policyalign_assets.report.contents import AlignmentReport
 from policyalign_assets.report.context import code_version, report_context
+from policyalign_assets.report.difference import (
+    NotAReport,
+    as_reported,
+    compare,
+    read_reported,
+)
+from policyalign_assets.report.difference_text import headlines
 from policyalign_assets.report.folders import (
     current_report,
     partition_folder,
@@ -28,11 +36,13 @@ from policyalign_assets.report.folders import (
     report_id,
 )
 from policyalign_assets.report.history import write_history
+from policyalign_assets.report.last_released import last_released
 from policyalign_assets.report.plots import main_plot
 from policyalign_assets.report.release import margins
 from policyalign_assets.report.release_gates import with_policy_margins
 from policyalign_assets.report.render import write_report
 from policyalign_assets.report.summary import RESULTS, markdown_summary, metric_values
+from policyalign_assets.report.training_runs import repeats_of, without_repeats
 from policyalign_assets.stages.coverage_facts import yields_of
 from policyalign_assets.stages.facts import image, markdown, markdown_table, path
 from policyalign_assets.stages.interface import StageContext, StageResult
@@ -60,6 +70,7 @@ def make(
         generations,
         judgements,
     )
+    released = last_released(results, domain, policy_id) or last_released(data, domain, policy_id)
     remove_release(results, domain, policy_id)
     answers = checked(chain)
     bars = with_policy_margins(settings.gates, margins(chain))
@@ -67,25 +78,25 @@ def make(
     funnel = _funnel(violating_instructions, filtered_instructions)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     header = report_context(chain, answers, settings, calibration, funnel, now)
+    own_public = without_repeats(answers.benchmarks, answers)
     report = build_report(
-        answers.heldout,
+        without_repeats(answers.heldout, answers),
         replace(header, settings=header.settings | {"gates": bars.model_dump(mode="json")}),
         training_table(distilled_checkpoint, data),
         gates=bars,
         benchmarks=benchmark_blocks(
             answers.asked.benchmarks,
-            answers.benchmarks,
+            own_public,
             answers.asked.settings["evaluation"]["seed"],
         ),
-        benchmark_rows=answers.benchmarks,
+        benchmark_rows=own_public,
         show_harmful=settings.report.show_harmful,
         coverage=answers.asked.coverage,
+        repeats=repeats_of(distilled_checkpoint, answers),
     )
-    try:
-        last = read_report(current_report(results, domain, policy_id))
-    except FileNotFoundError:
-        last = None
-    report = replace(report, changes=changes_since(last, report))
+    report = _compared(
+        report, answers, released, _last(results, domain, policy_id), settings.report.show_harmful
+    )
 
     def write(folder: Path) -> None:
         write_parquet(answers.heldout, folder / "cases.parquet")
@@ -137,6 +148,36 @@ def make(
             ),
         },
     )
+
+
+def _last(results: Location, domain: str, policy_id: str) -> Location | None:
+    try:
+        return current_report(results, domain, policy_id)
+    except FileNotFoundError:
+        return None
+
+
+def _compared(
+    report: AlignmentReport,
+    answers: JudgedAnswers,
+    released: tuple[Location, str] | None,
+    last: Location | None,
+    show_harmful: bool,
+) -> AlignmentReport:
+    """With what changed since the last released report, or else since the last report."""
+    if released is None:
+        said = "Nothing was released yet." if last is not None else None
+        changes = changes_since(read_report(last), report)
+        return replace(report, changes=[said, *changes] if said else changes)
+    folder, name = released
+    changes = changes_since(read_report(folder), report, "last released report")
+    try:
+        before = read_reported(folder, name)
+    except NotAReport as error:
+        return replace(report, changes=[*changes, f"Cases were not compared: {error}"])
+    now = as_reported(report, answers.heldout, answers.benchmarks)
+    difference = compare(before, now, show_harmful)
+    return replace(report, changes=changes + headlines(difference), difference=difference)
 
 
 def _funnel(instructions: pa.Table, filtered: pa.Table) -> dict[str, int]:

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from policyalign_assets.distillation.anchors import AnchorsError, anchors
 from policyalign_assets.distillation.batches import Instruction, batch_indices
 from policyalign_assets.distillation.budget import DistillationFailed
 from policyalign_assets.distillation.checkpoint import CheckpointChanged, load_aligned, publish
-from policyalign_assets.distillation.loss import mixed_kl_top_k, top
+from policyalign_assets.distillation.loss import Divergence, mixed_kl_top_k, top
 from policyalign_assets.distillation.state import decay_factor
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.base import PromptTooLong, Sampling, chat
@@ -64,7 +65,9 @@ def policy():
 
 def run(tmp_path, settings=SMALL, asked=ASKED):
     loaded = load_model(ModelSettings())
-    return *distill(policy(), asked, loaded, settings, tmp_path / "work", 16_384), loaded
+    return *distill(
+        [policy().prompt_text], asked, loaded, settings, tmp_path / "work", 16_384
+    ), loaded
 
 
 # ---- loss ----------------------------------------------------------------------------------------
@@ -107,10 +110,7 @@ def test_loss_and_gradient_are_those_of_the_plain_formula(k, tail, forward_weigh
         student,
         teacher,
         lambda h: h @ weight.T,
-        k,
-        tail,
-        forward_weight=forward_weight,
-        chunk_elements=chunk,
+        Divergence(k, tail, forward_weight=forward_weight, chunk_elements=chunk),
     )
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
     (ours,) = torch.autograd.grad(out.loss_sum, student)
@@ -127,7 +127,7 @@ def test_the_loss_is_that_of_the_formula_in_float64(vocabulary, tail):
         student + 0.3 * torch.randn(8, 16, generator=rng),
         torch.randn(vocabulary, 16, generator=rng) / 2,
     )
-    out = mixed_kl_top_k(student, teacher, lambda h: h @ weight.T, 256, tail)
+    out = mixed_kl_top_k(student, teacher, lambda h: h @ weight.T, Divergence(256, tail))
     expected = plain((student @ weight.T).double(), (teacher @ weight.T).double(), 256, tail)
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -151,7 +151,7 @@ def test_the_gradient_reaches_a_head_that_is_trained_and_never_the_teacher():
         plain(student @ weight.T, teacher @ weight.T, 5), [student, weight]
     )
     out = mixed_kl_top_k(
-        student, teacher, lambda h: h @ weight.T, 5, parameters=(weight,), chunk_elements=100
+        student, teacher, lambda h: h @ weight.T, Divergence(5, chunk_elements=100), (weight,)
     )
     (2 * out.loss_sum).backward()
     torch.testing.assert_close(student.grad, 2 * expected[0], atol=1e-5, rtol=1e-4)
@@ -168,7 +168,7 @@ def test_the_gradient_passes_through_what_a_model_does_to_its_logits():
 
     (expected,) = torch.autograd.grad(plain(head(student) / 0.7, head(teacher) / 0.7, 5), student)
     (ours,) = torch.autograd.grad(
-        mixed_kl_top_k(student, teacher, head, 5, temperature=0.7).loss_sum, student
+        mixed_kl_top_k(student, teacher, head, Divergence(5, temperature=0.7)).loss_sum, student
     )
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
 
@@ -176,7 +176,7 @@ def test_the_gradient_passes_through_what_a_model_does_to_its_logits():
 def test_at_a_vocabulary_of_152k_the_loss_is_that_of_the_plain_formula():
     student, teacher, weight = hidden(151_936)
     expected = plain(student @ weight.T, teacher @ weight.T, 256)
-    out = mixed_kl_top_k(student, teacher, lambda h: h @ weight.T, 256)
+    out = mixed_kl_top_k(student, teacher, lambda h: h @ weight.T, Divergence(256))
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-5)
     s = (student @ weight.T).softmax(-1)
     torch.testing.assert_close(out.student_mass_M, s.topk(256).values.sum(-1).detach())
@@ -288,6 +288,32 @@ def test_training_lowers_the_loss_and_leaves_the_base_weights_alone(tmp_path):
     assert all(0 < q <= 1.0001 for q in table["top_k_mass"].to_pylist())
 
 
+def routed(tmp_path, policies, taught):
+    """The losses of two steps in which instruction i is taught by the policy `taught[i]`."""
+    asked = [replace(i, policy=p) for i, p in zip(ASKED, taught, strict=True)]
+    settings = SMALL.model_copy(update={"steps": 2, "batch_size": 5, "mini_batch_size": 5})
+    _, table = distill(
+        [p.prompt_text for p in policies],
+        asked,
+        load_model(ModelSettings()),
+        settings,
+        tmp_path,
+        16_384,
+    )
+    return table["loss"].to_pylist()
+
+
+def test_each_request_is_taught_by_the_policy_that_it_belongs_to(tmp_path):
+    own = policy()
+    other = parse_policy(ROOT / "policies", "data-privacy", "medical")
+    alone = routed(tmp_path / "alone", [own], [0] * 5)
+    assert routed(tmp_path / "unused", [other, own], [1] * 5) == alone
+    mixed = routed(tmp_path / "mixed", [own, other], [0, 1, 0, 1, 0])
+    swapped = routed(tmp_path / "swapped", [other, own], [1, 0, 1, 0, 1])
+    assert mixed == pytest.approx(swapped, rel=1e-5)
+    assert mixed != pytest.approx(alone, rel=1e-3)
+
+
 @pytest.mark.parametrize("teacher", ["frozen", "ema", "student"])
 def test_a_run_that_stops_and_continues_ends_where_an_undisturbed_one_does(tmp_path, teacher):
     settings = SMALL.model_copy(update={"teacher": teacher, "mini_batch_size": 2})
@@ -300,10 +326,12 @@ def test_a_run_that_stops_and_continues_ends_where_an_undisturbed_one_does(tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        distill(policy(), ASKED, loaded, settings, tmp_path / "cut" / "work", 16_384, stop)
+        distill(
+            [policy().prompt_text], ASKED, loaded, settings, tmp_path / "cut" / "work", 16_384, stop
+        )
     lines = []
     again, table_again = distill(
-        policy(),
+        [policy().prompt_text],
         ASKED,
         load_model(ModelSettings()),
         settings,
@@ -321,6 +349,7 @@ def test_a_run_that_stops_and_continues_ends_where_an_undisturbed_one_does(tmp_p
 
 KILLED = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 sys.path[:0] = ["tests", "tests/distillation"]
 from policyalign_assets.engine.loading import load_model
@@ -328,8 +357,8 @@ from policyalign_assets.settings import ModelSettings
 from policyalign_assets.distillation.trainer import distill
 from test_distillation import ASKED, SMALL, policy
 settings = SMALL.model_copy(update={"steps": 8})
-loaded, work = load_model(ModelSettings()), Path(sys.argv[1])
-distill(policy(), ASKED, loaded, settings, work, 16_384, lambda line: print(line, flush=True))
+loaded, work, text = load_model(ModelSettings()), Path(sys.argv[1]), policy().prompt_text
+distill([text], ASKED, loaded, settings, work, 16_384, lambda line: print(line, flush=True))
 """
 
 
@@ -345,7 +374,7 @@ def test_sigkill_half_way_then_rerun_gives_the_same_run(tmp_path):
             break
     assert process.wait() == -signal.SIGKILL
     _, resumed = distill(
-        policy(),
+        [policy().prompt_text],
         ASKED,
         load_model(ModelSettings()),
         SMALL.model_copy(update={"steps": 8}),
@@ -364,7 +393,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_saved_step(tmp_pat
                 loaded.model.lm_head.weight.fill_(float("nan"))
 
     with pytest.raises(DistillationFailed, match=r"not numbers at step 4.*last saved step is kept"):
-        distill(policy(), ASKED, loaded, SMALL, tmp_path / "work", 16_384, poison)
+        distill([policy().prompt_text], ASKED, loaded, SMALL, tmp_path / "work", 16_384, poison)
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["step_000002"]
 
 
@@ -482,7 +511,7 @@ def test_running_out_of_memory_halves_the_micro_batches_and_gives_the_same_gradi
     monkeypatch.setattr(updates, "response_hidden", scarce)
     loaded = load_model(ModelSettings())
     _, history = distill(
-        policy(),
+        [policy().prompt_text],
         ASKED,
         loaded,
         SMALL.model_copy(update={"micro_batch_tokens": 4_000}),

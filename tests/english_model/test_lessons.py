@@ -20,7 +20,10 @@ from policyalign_assets.english_model import lookup, train
 from policyalign_assets.english_model.corpus import CorpusRule, Sampler, shipped_corpus
 from policyalign_assets.english_model.lessons import Encoder, anchor, policy_text, study
 from policyalign_assets.english_model.packed_llama import PackedLlama
+from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import ModelSettings
+
+pytestmark = pytest.mark.slow
 
 LAYERS = (11, 12, 13)
 
@@ -171,7 +174,7 @@ def test_the_planted_match_finds_the_rule_of_a_request(encoder, model):
 
 def test_training_resumes_where_it_stopped(base, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "shipped_corpus", lambda: (rules(20), rules(10)))
-    common = ["train", "--base", str(base), "--rules", "1", "2", "--evaluate-every", "1000"]
+    common = ["train", "--base", str(base), "--evaluate-every", "1000"]
 
     def run(work: Path, steps: int) -> dict:
         monkeypatch.setattr("sys.argv", [*common, "--work", str(work), "--steps", str(steps)])
@@ -187,3 +190,40 @@ def test_training_resumes_where_it_stopped(base, tmp_path, monkeypatch):
     train.main()
     settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert settings["r"] == 40 and settings["layers_to_transform"] == list(range(8, 15))
+
+
+def test_a_thinned_text_keeps_its_frame_and_marks_what_is_left():
+    text = lookup.Cached(torch.arange(20.0)[:, None], (5, 15))
+    thin = lookup.thinned(text, random.Random(1), 0.5)
+    assert thin.states[:5, 0].tolist() == [0, 1, 2, 3, 4]
+    assert thin.states[-5:, 0].tolist() == [15, 16, 17, 18, 19]
+    start, end = thin.span
+    inside = thin.states[start:end, 0].tolist()
+    assert 0 < len(inside) < 10 and set(inside) < set(range(5, 15)) and inside == sorted(inside)
+    assert lookup.thinned(text, random.Random(1), 1.0) is text  # a text never vanishes
+
+
+def test_the_base_models_own_answers_are_supervised_where_no_rule_covers(base, encoder):
+    lesson, _ = Sampler(rules(8), 0).pair(0, 2, plain=True)
+    plain = [r for r in lesson.requests if r.kind != "covered"]
+    speaking = Encoder(encoder.tokenizer, {r.text: "Here it is." for r in lesson.requests})
+    silent, spoken = encoder.encode(lesson, 1), speaking.encode(lesson, 1)
+    more = len(spoken.targets_N) - len(silent.targets_N)
+    assert more == 2 * len(encoder.ids("Here it is."))  # of two requests, however many have one
+    assert len(plain) > 2 and len(spoken.weight_N) == len(spoken.targets_N)
+
+
+def test_a_lessons_text_is_what_a_parsed_policy_says(tmp_path):
+    text = policy_text(["Never sell item 4."], ["C1"], "Shop", "It is kind.", "Be polite.")
+    header = "---\ntitle: Shop\nowner: us\neffective_date: 2026-01-01\ndomains: [general]\n---\n"
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "policy.md").write_text(header + text.split("\n", 1)[1] + "\n")
+    assert parse_policy(tmp_path, "shop", "general").prompt_text == text
+
+
+def test_the_shipped_demo_policy_is_valid_and_not_trained_on():
+    folder = Path(lookup.__file__).parent / "policies"
+    demo = parse_policy(folder, "library-desk", "general")
+    assert len(demo.prohibitions) == 3 and all(r.violates and r.allowed for r in demo.rules)
+    trained, _ = shipped_corpus()
+    assert not {r.text for r in demo.rules} & {r.text for r in trained}

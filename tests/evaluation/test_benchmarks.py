@@ -702,11 +702,11 @@ def test_free_answers_are_compared_by_a_judge_that_writes_json_and_unscored_with
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "other_answers", "mend"),
+    ("checkpoint", "other_answers", "fix"),
     [("another", False, "materialize generations"), ("c1", True, "materialize judgements")],
 )
 def test_a_report_of_parts_that_do_not_belong_together_is_refused(
-    tmp_path, checkpoint, other_answers, mend
+    tmp_path, checkpoint, other_answers, fix
 ):
     def stamped(table: pa.Table, key: bytes, said: object) -> pa.Table:
         return table.replace_schema_metadata({key: TypeAdapter(type(said)).dump_json(said)})
@@ -722,7 +722,7 @@ def test_a_report_of_parts_that_do_not_belong_together_is_refused(
     answers = stamped(
         answers, GENERATIONS_INFO, GenerationsInfo("c1", "m", "r", "a note", {}, {}, runs)
     )
-    with pytest.raises(NotOfOnePiece, match=mend):
+    with pytest.raises(NotOfOnePiece, match=fix):
         judged_answers(answers, verdicts, checkpoint)
     if not other_answers:
         assert judged_answers(answers, verdicts, "c1").heldout.num_rows == 12

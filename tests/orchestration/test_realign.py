@@ -33,6 +33,8 @@ from policyalign_assets.settings import load_settings
 from policyalign_assets.stages import fingerprints
 from policyalign_assets.stages.registry import STAGES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ALL = list(STAGES)
 EVIDENCE = ["generations", "judgements", "benchmark_report"]

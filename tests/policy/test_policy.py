@@ -74,7 +74,7 @@ def write(policies: Path, name: str, text: str | bytes, policy_id: str = "x") ->
 
 
 def fails(policies: Path, policy_id: str = "x", domain: str = "medical") -> PolicyError:
-    """The error that parsing raises; whatever is wrong, it says where and how to mend it in
+    """The error that parsing raises; whatever is wrong, it says where and how to fix it in
     plain words."""
     with pytest.raises(PolicyError) as caught:
         parse_policy(policies, policy_id, domain)
@@ -254,7 +254,7 @@ RULE_1 = "- C1: Never help anyone forge a signature."
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "line", "problem", "mend"),
+    ("old", "new", "line", "problem", "fix"),
     [
         ("title: Test conduct\n", "", None, "has no title", "title: General conduct"),
         ("title: Test conduct", "title:", None, "has no title", "title: General conduct"),
@@ -309,15 +309,15 @@ RULE_1 = "- C1: Never help anyone forge a signature."
         ("Be honest.", "<!-- Be honest.", 9, "never closed", "'-->'"),
     ],
 )
-def test_a_broken_policy_says_where_and_how_to_mend_it(
-    policies: Path, old: str, new: str, line: int | None, problem: str, mend: str
+def test_a_broken_policy_says_where_and_how_to_fix_it(
+    policies: Path, old: str, new: str, line: int | None, problem: str, fix: str
 ) -> None:
     assert old in SHARED
     write(policies, "policy.md", SHARED.replace(old, new, 1))
     error = fails(policies)
     assert (error.path, error.line) == ("policies/x/policy.md", line), error
     assert problem in error.problem
-    assert mend in error.fix
+    assert fix in error.fix
 
 
 @pytest.mark.parametrize(

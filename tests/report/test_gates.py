@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from test_report import CONTEXT, case, small_report, table, unscored
 
+from policyalign_assets.evaluation.suites import SUITES
 from policyalign_assets.orchestration.release_checks import GATES as CHECKS
 from policyalign_assets.policy import PolicyError, parse_policy
 from policyalign_assets.report.build import build_report, judged_cells
@@ -23,7 +25,7 @@ from policyalign_assets.report.release_gates import (
     with_policy_margins,
 )
 from policyalign_assets.report.render import to_html, write_report
-from policyalign_assets.settings import GateSettings, SettingsError, load_settings
+from policyalign_assets.settings import GateSettings, Probe, SettingsError, load_settings
 from policyalign_assets.statistics import wilson
 
 ROOT = Path(__file__).parents[2]
@@ -374,3 +376,56 @@ def test_good_checkpoints_are_released_and_bad_ones_are_not():
     assert sum(row["good"] for row in rows) >= 4 and len(rows) >= 20
     for row in rows:
         assert row["released"] >= 95 if row["good"] else row["released"] <= 5, row
+
+
+# ---- probes --------------------------------------------------------------------------------------
+def with_probes(violating: int, benign: int) -> list[dict]:
+    """48 cases each of a probe of violations and of a harmless one, with so many successes."""
+    rows = evaluation()
+    for suite, k in (("probe_typo", violating), ("probe_mentions", benign)):
+        rows += [case(arm, suite, f"p{i}", i < k) for arm in ARMS for i in range(48)]
+    return rows
+
+
+def test_probes_are_gated_only_where_a_setting_says_so():
+    rows = with_probes(violating=20, benign=26)
+    assert failed(rows) == set()
+    assert failed(rows, bars(probes=["probe_typo"])) == {"safety"}
+    assert failed(rows, bars(probes=["probe_mentions"])) == {"over_refusal"}
+    assert "violations with one typo are surely refused" in decided(
+        rows, bars(probes=["probe_typo"])
+    ).line.replace("\u00a0", " ")
+    good = with_probes(violating=48, benign=48)
+    assert failed(good, bars(probes=["probe_typo", "probe_mentions"])) == set()
+
+
+def test_a_gated_probe_without_cases_has_not_passed():
+    result = results(evaluation(), bars(probes=["probe_upper"]))["safety"]
+    assert result.passed is None and "has no cases" in result.problem
+
+
+def test_unscored_answers_of_a_gated_probe_are_no_successes():
+    rows = [
+        unscored(r) if r["suite"] == "probe_typo" and int(r["case_id"][1:]) < 12 else r
+        for r in with_probes(violating=48, benign=48)
+    ]
+    assert failed(rows, bars(probes=["probe_typo"])) == {"safety"}
+
+
+def test_the_settings_know_every_probe():
+    assert get_args(Probe) == tuple(name for name, suite in SUITES.items() if suite.probe)
+    environ = {"POLICYALIGN_GATES__PROBES": "probe_typo, pressure"}
+    assert load_settings(environ=environ).gates.probes == ("probe_typo", "pressure")
+    with pytest.raises(SettingsError):
+        load_settings(environ={"POLICYALIGN_GATES__PROBES": "violations"})
+
+
+def test_the_page_shows_probes_of_three_arms_and_says_whether_a_gate_reads_them():
+    rows = with_probes(violating=20, benign=26)
+    page = to_html(small_report(rows, rules=RULES))
+    table_of_probes = page[page.index('id="probes"') :].split("</table>")[0]
+    assert table_of_probes.count("data-probe=") == 2 and "of 48" in table_of_probes
+    assert "No gate reads them" in page and "(probe: no gate reads it)" in page
+    gated = {"gates": {"probes": ["probe_typo"]}}
+    page = to_html(small_report(rows, rules=RULES, settings=gated))
+    assert "Gates read probe_typo." in page and "(probe: a gate reads it)" in page

@@ -41,6 +41,8 @@ from policyalign_assets.tables import (
     YIELDS,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 POLICY = parse_policy(ROOT / "policies", "general-conduct", "medical")
 PARTITION = "medical|general-conduct"
@@ -341,12 +343,15 @@ def test_a_persons_decision_stands_on_the_page_and_in_the_release(released):
 def test_the_terminal_says_the_verdict_first(released):
     lines = show(PARTITION, released.data).splitlines()
     assert lines[0] == "RELEASABLE: all 7 gates passed; 2 rules not measured"
+    brief = show(PARTITION, released.data, brief=True).splitlines()
+    assert brief[-1] == lines[0] and len(brief) < 16 and set(brief) < set(lines)
     assert sum(line.startswith("  passed") for line in lines) == 7
     assert any(line.startswith("Release: ") and "release.json" in line for line in lines)
     write_whole(released.data / released.chain.checkpoint.path / ADAPTER_FILES[0], b"other")
     released.decide()
     lines = show(PARTITION, released.data).splitlines()
     assert lines[0].startswith("NOT RELEASABLE: the files of checkpoint")
+    assert show(PARTITION, released.data, brief=True).splitlines()[-1] == lines[0]
     assert any("What to do: Materialize distilled_checkpoint" in line for line in lines)
     assert any(line.startswith("Release: none") for line in lines)
 

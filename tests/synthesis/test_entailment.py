@@ -19,6 +19,8 @@ from policyalign_assets.synthesis.entailment import RuleEntailment
 from policyalign_assets.synthesis.store import RuleStore
 from policyalign_assets.synthesis.synthesize import synthesize
 
+pytestmark = pytest.mark.slow
+
 YES, NO = Reply('{"answer": "yes"}'), Reply('```json\n{"answer": "no"}\n```')
 
 

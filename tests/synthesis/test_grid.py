@@ -28,6 +28,8 @@ from policyalign_assets.synthesis.ladder import draft_with_ladder, without_label
 from policyalign_assets.synthesis.store import RuleStore
 from policyalign_assets.synthesis.synthesize import synthesize
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 POLICY = medical_policy()
 FULL = SynthesisSettings(
