@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from policyalign_assets.cli.options import policies_option
-from policyalign_assets.policy import DOMAINS
+from policyalign_assets.policy import known_domains
 
 
 @click.command("import")
@@ -16,7 +16,7 @@ from policyalign_assets.policy import DOMAINS
     "--domain",
     "domains",
     multiple=True,
-    type=click.Choice(DOMAINS),
+    type=click.Choice(known_domains()),
     help="Domain that it applies to, once for each; default: general.",
 )
 @click.option("--owner", default="", help="Who answers for the policy.")

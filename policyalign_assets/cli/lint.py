@@ -19,6 +19,7 @@ from policyalign_assets.policy import (
     applicable_domains,
     examine_file,
     examine_policy,
+    known_domains,
     list_policies,
     list_unread,
 )
@@ -125,9 +126,7 @@ def _domains(policies_dir: Path, policy_id: str) -> Sequence[str]:
             header = read_header(read_source(policies_dir, policy_id, SHARED_NAME), [])[0]
         except PolicyError:
             return ("general",)
-        return [d for d in header.domains if d in ("medical", "legal", "financial", "general")] or (
-            "general",
-        )
+        return [d for d in header.domains if d in known_domains()] or ("general",)
 
 
 def _rules(plans: Sequence[RunPlan]) -> list[PlannedRule]:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from policyalign_assets.files import write_whole
+from policyalign_assets.policy.domains import domains_fix, known_domains
 from policyalign_assets.policy.errors import Fault, PolicyError
 from policyalign_assets.policy.header import Header, read_header
 from policyalign_assets.policy.importing.documents import Document, read_document
 from policyalign_assets.policy.importing.versions import Change, matched
-from policyalign_assets.policy.model import DOMAINS, Rule
+from policyalign_assets.policy.model import Rule
 from policyalign_assets.policy.parser import SHARED_NAME, check_name, examine_source
 from policyalign_assets.policy.reading.reader import Surroundings, read_rule
 from policyalign_assets.policy.source import Source, read_source, source_of
@@ -76,8 +77,8 @@ def import_document(
     """
     check_name(policies_dir, policy_id)
     for domain in domains:
-        if domain not in DOMAINS:
-            fix = f"Use only these: {', '.join(DOMAINS)}."
+        if domain not in known_domains():
+            fix = domains_fix()
             raise PolicyError(policy_id, None, f"{domain[:80]!r} is not a domain", fix)
     document = read_document(file)
     before = _before(policies_dir, policy_id)
