@@ -41,7 +41,9 @@ def test_a_further_domain_has_partitions_and_addenda(policies: Path, monkeypatch
     assert list_partitions(policies) == [("general", "staff"), ("hr", "staff")]
     assert [r.rule_id for r in parse_policy(policies, "staff", "hr").rules] == ["A1", "H1"]
     assert load_settings().profile  # it is a known variable
-    lint = CliRunner().invoke(main, ["lint", "staff", "--domain", "hr", "--policies", str(policies)])
+    lint = CliRunner().invoke(
+        main, ["lint", "staff", "--domain", "hr", "--policies", str(policies)]
+    )
     assert lint.exit_code == 0 and "hr|staff" in lint.output
 
 
