@@ -9,6 +9,7 @@ from policyalign_assets.orchestration import (
     alerts,
     assets,
     data_checks,
+    doctor_check,
     external,
     leaderboard,
     release_checks,
@@ -24,7 +25,7 @@ from policyalign_assets.orchestration.storage import ParquetStorage, RecordStora
 
 defs = dg.Definitions(
     assets=[*dg.load_assets_from_modules([assets, leaderboard]), *external.external_assets],
-    asset_checks=dg.load_asset_checks_from_modules([data_checks, release_checks]),
+    asset_checks=dg.load_asset_checks_from_modules([data_checks, doctor_check, release_checks]),
     jobs=[alignment_job],
     sensors=[policy_changes, leaderboard.leaderboard_refresh, alerts.run_failures],
     schedules=[nightly_realignment],
