@@ -12,6 +12,7 @@ from policyalign_assets.orchestration import (
     doctor_check,
     external,
     leaderboard,
+    observed,
     release_checks,
 )
 from policyalign_assets.orchestration.launchers import launcher_from_environment
@@ -24,10 +25,19 @@ from policyalign_assets.orchestration.resources import DATA_DIR, Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
 
 defs = dg.Definitions(
-    assets=[*dg.load_assets_from_modules([assets, leaderboard]), *external.external_assets],
+    assets=[
+        *dg.load_assets_from_modules([assets, leaderboard]),
+        *external.external_assets,
+        *observed.observed_assets,
+    ],
     asset_checks=dg.load_asset_checks_from_modules([data_checks, doctor_check, release_checks]),
     jobs=[alignment_job],
-    sensors=[policy_changes, leaderboard.leaderboard_refresh, alerts.run_failures],
+    sensors=[
+        policy_changes,
+        observed.source_changes,
+        leaderboard.leaderboard_refresh,
+        alerts.run_failures,
+    ],
     schedules=[nightly_realignment],
     resources={
         "pipeline": Pipeline(),

@@ -11,7 +11,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -255,11 +255,15 @@ def sha256_files(
 
     Only files that match one of `patterns` count, and those named in `but` are left out.
     """
+    found = {f for p in patterns for f in folder.glob(p) if f.is_file() and f.name not in but}
+    return sha256_named({file.name: file for file in found})
+
+
+def sha256_named(files: Mapping[str, Path]) -> str:
+    """Hash the contents of files, with the names that they have or shall have."""
     digest = hashlib.sha256()
-    for file in sorted(
-        {f for p in patterns for f in folder.glob(p) if f.is_file() and f.name not in but}
-    ):
-        digest.update(file.name.encode() + b"\0")
+    for name, file in sorted(files.items()):
+        digest.update(name.encode() + b"\0")
         with file.open("rb") as stream:  # in pieces, because a model may exceed the memory
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

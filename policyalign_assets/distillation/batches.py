@@ -15,11 +15,13 @@ class Instruction:
     """A request to train on.
 
     Each batch holds every `group` in its share of the whole. A group is for example one rule's
-    violations, or its benign twins.
+    violations, or its benign twins. `policy` says which of the run's policies the teacher of this
+    request reads.
     """
 
     text: str
     group: str = ""
+    policy: int = 0
 
 
 def training_mix(selected: pa.Table) -> list[Instruction]:

@@ -25,6 +25,7 @@ from policyalign_assets.orchestration.metadata import (
     shown,
     table_schema,
 )
+from policyalign_assets.orchestration.observed import depends_on_sources
 from policyalign_assets.orchestration.owners import asset_owners
 from policyalign_assets.orchestration.partitions import NAME, partitions
 from policyalign_assets.orchestration.resources import (
@@ -88,7 +89,7 @@ def stage_asset(stage: Stage) -> dg.AssetsDefinition:
         name=stage.name,
         description=stage.description,
         ins={name: dg.AssetIn(dagster_type=STAGES[name].result) for name in stage.upstream},
-        deps=stage.external,
+        deps=[*stage.external, *depends_on_sources(stage.name)],
         partitions_def=partitions,
         group_name=stage.group,
         kinds=set(stage.kinds),

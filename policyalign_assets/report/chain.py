@@ -167,7 +167,9 @@ def _other_runs(checkpoint: Checkpoint, asked: GenerationsInfo) -> Iterator[str]
 
 
 def _but_for_the_seed(checkpoint: Checkpoint) -> tuple[Any, ...]:
-    made = {k: v for k, v in checkpoint.provenance.items() if k not in ("fingerprint", "settings")}
+    # Everyday requests are drawn with the seed. The fingerprint stands in the first record alone.
+    apart = ("everyday_requests", "fingerprint", "settings")
+    made = {k: v for k, v in checkpoint.provenance.items() if k not in apart}
     settings = {k: v for k, v in checkpoint.provenance.get("settings", {}).items() if k != "seed"}
     return checkpoint.model_id, checkpoint.model_revision, checkpoint.tuning, made, settings
 

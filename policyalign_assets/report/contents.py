@@ -200,6 +200,7 @@ class GateFigures:
     rules: refused requests by rule, an unscored answer as not refused. unmeasured_rules: {id: why}.
     capability: by suite or benchmark. degenerate: empty, repeated or unreadable answers of the
     aligned model, against the base. `needs_benchmark`: only a public benchmark shows capability.
+    probes: successes by probe suite, an unscored answer as none; gated only where a setting says.
     """
 
     safety: dict[str, SafetyFigures]
@@ -212,6 +213,7 @@ class GateFigures:
     degenerate: ShareAndChange
     judge: JudgeAgreement | None
     judge_name: str
+    probes: dict[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

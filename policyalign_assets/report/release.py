@@ -23,6 +23,7 @@ from policyalign_assets.files import (
     sha256_table,
     write_whole,
 )
+from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
 from policyalign_assets.report.approval import approval_of
 from policyalign_assets.report.benchmarks import benchmark_blocks
@@ -88,7 +89,9 @@ def decide(
             c.checkpoint_id: checkpoint_digests(c, checkpoints or data)
             for c in (chain.checkpoint, *chain.checkpoint.repeats)
         }
-        results = _gate_results(chain, answers, checkpoints or data, margins_of_policy)
+        results = gate_results(
+            chain.policy, chain.checkpoint, answers, checkpoints or data, margins_of_policy
+        )
         final = verdict(results, margins_of_policy)
     except FileNotFoundError as error:
         problem = f"there is no complete report ({error.filename} is missing)"
@@ -162,9 +165,14 @@ def _same_cases(folder: Location, answers: JudgedAnswers) -> None:
             )
 
 
-def _gate_results(
-    chain: Chain, answers: JudgedAnswers, data: Location, bars: GateSettings
+def gate_results(
+    policy: PolicyDocument,
+    checkpoint: Checkpoint,
+    answers: JudgedAnswers,
+    data: Location,
+    bars: GateSettings,
 ) -> list[GateResult]:
+    """The gates, computed from judged answers. data: the folder that may hold `calibrations/`."""
     own = without_repeats(answers.heldout, answers)
     _, results = gates_of_all_runs(
         judged_cells(own.to_pylist()),
@@ -173,10 +181,10 @@ def _gate_results(
             without_repeats(answers.benchmarks, answers),
             answers.asked.settings["evaluation"]["seed"],
         ),
-        chain.checkpoint.seed,
-        repeats_of(chain.checkpoint, answers),
+        checkpoint.seed,
+        repeats_of(checkpoint, answers),
         bars,
-        rules=rule_states(chain.policy, answers.heldout, answers.asked.rules),
+        rules=rule_states(policy, answers.heldout, answers.asked.rules),
         judge=find_calibration(answers, data),
         judge_name=answers.judged.judge,
         bundled=answers.asked.model_id == BUNDLED,

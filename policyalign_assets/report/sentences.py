@@ -130,7 +130,7 @@ def limits(
         "Shares by suite treat cases as independent. The over-refusal gate does not: it groups "
         "the requests for the same action.",
     ]
-    found += _probes(figures)
+    found += _probes(figures, gated_probes(context))
     if any(f.suite.startswith("conformance") for f in figures):
         found.append(
             "Held-out requests of the training generator were checked by nobody. They show how "
@@ -169,13 +169,19 @@ def _turns(figures: Sequence[Figure]) -> str:
     return "Requests are single turns in English."
 
 
-def _probes(figures: Sequence[Figure]) -> list[str]:
+def gated_probes(context: ReportContext) -> list[str]:
+    """The probe suites that gates read (`gates.probes`)."""
+    return list((context.settings.get("gates") or {}).get("probes") or ())
+
+
+def _probes(figures: Sequence[Figure], gated: Sequence[str]) -> list[str]:
     """Where the aligned model refuses least beyond the suites that decide."""
     refused = [
         (f.rate.estimate, SUITES[f.suite].label)
         for f in figures
         if f.arm == ALIGNED
         and SUITES[f.suite].probe
+        and f.suite not in gated
         and f.metric == "refused"
         and f.rate.estimate is not None
     ]

@@ -130,7 +130,7 @@ def _one_run(
         else nullcontext() as engine
     ):
         model, training = distill(
-            policy,
+            [policy.prompt_text],
             training_mix(chosen) + extra,
             loaded,
             distillation,

@@ -72,7 +72,13 @@ def quick():
 def run(work_dir, report=lambda _: None, loaded=None, **update):
     loaded = loaded or load_model(ModelSettings())
     return *distill(
-        medical_policy(), ASKED, loaded, SMALL.model_copy(update=update), work_dir, 16_384, report
+        [medical_policy().prompt_text],
+        ASKED,
+        loaded,
+        SMALL.model_copy(update=update),
+        work_dir,
+        16_384,
+        report,
     ), loaded
 
 

@@ -29,7 +29,8 @@ def with_runs(data: Path, **successes: tuple[int, int, int]) -> Partition:
     repeats = []
     for seed in SEEDS:
         own = checkpoint_in(data, chain.filtered, weights=f"weights {seed}".encode())
-        repeats.append(replace(own, provenance=own.provenance | {"settings": {"seed": seed}}))
+        drawn = {"settings": {"seed": seed}, "everyday_requests": f"drawn with {seed}"}
+        repeats.append(replace(own, provenance=own.provenance | drawn))
     rows = evaluation()
     for seed, outcome in zip(SEEDS, ({}, successes), strict=True):
         rows += [
