@@ -179,7 +179,7 @@ def _row(planned: PlannedRule) -> dict[str, Any]:
         "id": rule.rule_id,
         "text": rule.words,
         "kind": rule.kind,
-        "action": rule.action,
+        "action": rule.action or rule.demand,
         "condition": rule.condition,
         "exception": "; ".join(rule.exceptions) or None,
         "measured": planned.measured,
@@ -204,7 +204,8 @@ def _show(rules: Sequence[PlannedRule], faults: Sequence[Fault]) -> None:
 
 def _reading_lines(rule: Rule) -> Iterator[str]:
     forbids = " (forbids)" if rule.kind == "condition" and rule.forbids else ""
-    yield f"{rule.kind}{forbids}{f': {rule.action}' if rule.action else ''}"
+    said = rule.action or rule.demand
+    yield f"{rule.kind}{forbids}{f': {said}' if said else ''}"
     if rule.condition:
         yield f"when: {rule.condition}"
     if rule.exceptions:

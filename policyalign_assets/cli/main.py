@@ -34,6 +34,10 @@ COMMANDS: dict[str, Entry] = {
         "policyalign_assets.cli.doctor:doctor",
         "Examine the configured model, judge, generator and files.",
     ),
+    "export": Entry(
+        "policyalign_assets.cli.export:export",
+        "Write the released model merged or as GGUF, if it passes the gates again.",
+    ),
     "import": Entry(
         "policyalign_assets.cli.import_policy:import_policy", "Make a draft policy of a document."
     ),

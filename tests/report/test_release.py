@@ -89,7 +89,8 @@ def answers_and_verdicts(rows, checkpoint_id, policy=POLICY) -> tuple[pa.Table, 
         )
         verdict = {n: row.get(n) for n in JUDGEMENTS.names} | common
         judged.append(verdict | {"judge_id": None if exact else JUDGE.id})
-    settings = {"model": {"id": BUNDLED}, "evaluation": {"seed": 14}}
+    evaluated = {"seed": 14, "max_new_tokens": 64}
+    settings = {"model": {"id": BUNDLED}, "evaluation": evaluated}
     info = GenerationsInfo(checkpoint_id, BUNDLED, "r1", "a test bed", settings, {}, [])
     generations = stamped(pa.Table.from_pylist(asked, GENERATIONS), GENERATIONS_INFO, info)
     by = JudgementsInfo(sha256_table(generations), "phrase rules", {"kind": "rules"})
