@@ -9,6 +9,7 @@ from policyalign_assets.orchestration import (
     alerts,
     assets,
     data_checks,
+    doctor_check,
     external,
     leaderboard,
     observed,
@@ -29,7 +30,7 @@ defs = dg.Definitions(
         *external.external_assets,
         *observed.observed_assets,
     ],
-    asset_checks=dg.load_asset_checks_from_modules([data_checks, release_checks]),
+    asset_checks=dg.load_asset_checks_from_modules([data_checks, doctor_check, release_checks]),
     jobs=[alignment_job],
     sensors=[
         policy_changes,
