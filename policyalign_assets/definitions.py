@@ -9,6 +9,7 @@ from policyalign_assets.orchestration import (
     alerts,
     assets,
     data_checks,
+    deployments,
     external,
     leaderboard,
     release_checks,
@@ -23,10 +24,18 @@ from policyalign_assets.orchestration.resources import DATA_DIR, Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
 
 defs = dg.Definitions(
-    assets=[*dg.load_assets_from_modules([assets, leaderboard]), *external.external_assets],
+    assets=[
+        *dg.load_assets_from_modules([assets, deployments, leaderboard]),
+        *external.external_assets,
+    ],
     asset_checks=dg.load_asset_checks_from_modules([data_checks, release_checks]),
-    jobs=[alignment_job],
-    sensors=[policy_changes, leaderboard.leaderboard_refresh, alerts.run_failures],
+    jobs=[alignment_job, deployments.deployment_job],
+    sensors=[
+        policy_changes,
+        deployments.deployment_changes,
+        leaderboard.leaderboard_refresh,
+        alerts.run_failures,
+    ],
     schedules=[nightly_realignment],
     resources={
         "pipeline": Pipeline(),
