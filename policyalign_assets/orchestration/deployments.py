@@ -32,7 +32,7 @@ from policyalign_assets.orchestration.realign import (
     latest_made,
     live_runs,
 )
-from policyalign_assets.orchestration.resources import Pipeline
+from policyalign_assets.orchestration.resources import EXPERIMENT, Pipeline
 from policyalign_assets.policy.deployments import Deployment, find_deployments
 from policyalign_assets.runtime.results import NoResult, stored_record, stored_table
 from policyalign_assets.settings import Settings
@@ -98,6 +98,9 @@ def _run(
         for name, value in read.items()
     }
     fingerprint = fingerprints.consumed(stage.name, pipeline.settings, upstream)
+    tags = {fingerprints.TAG: fingerprint}
+    if pipeline.experiment:
+        tags[EXPERIMENT] = pipeline.experiment
     return dg.MaterializeResult(
         value=stamped(made.value, fingerprint),
         data_version=dg.DataVersion(made.version),
@@ -105,7 +108,7 @@ def _run(
             **shown({**made.facts, "seconds": time.monotonic() - begun}),
             RECIPE: dg.MetadataValue.json(fingerprints.recipe(stage.name, pipeline.settings)),
         },
-        tags={fingerprints.TAG: fingerprint},
+        tags=tags,
     )
 
 

@@ -105,7 +105,12 @@ class OutOfProcess(Launcher):
         with self.folder(context) as folder:
             exchange = Exchange(folder)
             exchange.give(
-                stage, pipeline.settings, pipeline.data_dir, inputs, _deployment(context, stage)
+                stage,
+                pipeline.settings,
+                pipeline.data_dir,
+                inputs,
+                pipeline.experiment,
+                _deployment(context, stage),
             )
             try:
                 code = self.run_worker(

@@ -124,6 +124,7 @@ class Exchange:
         settings: Settings,
         data: str,
         inputs: dict[str, StageInput],
+        experiment: str | None = None,
         deployment: str | None = None,
     ) -> None:
         members: dict[str, list[str]] = {}
@@ -140,6 +141,7 @@ class Exchange:
             "data": data,
             "inputs": [name for name in inputs if name not in members],
             "members": members,
+            "experiment": experiment,
             "deployment": deployment,
         }
         self._write("task.json", json.dumps(task).encode())
@@ -163,6 +165,7 @@ class Exchange:
             Settings.model_validate(task["settings"]),
             location(task["data"]),
             report,
+            experiment=task["experiment"],
             deployment=task["deployment"],
         )
         inputs: dict[str, StageInput] = {
