@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,6 +66,10 @@ def plans(rounds: int, draw: random.Random) -> list[Plan]:
 
 def unkilled(folder: Path) -> tuple[list[str], dict[str, float]]:
     """Makes every stage once and keeps a snapshot before each. Returns digests and seconds."""
+    known = folder / "unkilled.json"
+    if known.exists():
+        made = json.loads(known.read_text())
+        return made["results"], made["seconds"]
     project = Project(folder / "unkilled")
     try:
         _by_hand(project, "policy_catalog", None)
@@ -74,6 +80,7 @@ def unkilled(folder: Path) -> tuple[list[str], dict[str, float]]:
             seconds[stage] = project.seconds(stage)
         if left := project.leftovers():
             print(f"left by the unkilled run: {left}")
+        known.write_text(json.dumps({"results": project.results(), "seconds": seconds}))
         return project.results(), seconds
     finally:
         project.close()
@@ -134,7 +141,7 @@ def _ended(project: Project, run: subprocess.Popen[bytes], until: float) -> int:
     return run.returncode
 
 
-def measure(folder: Path, rounds: int, seed: int) -> bool:
+def measure(folder: Path, first: int, rounds: int, seed: int) -> bool:
     begun = time.monotonic()
     expected, seconds = unkilled(folder)
     shown = ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
@@ -142,9 +149,12 @@ def measure(folder: Path, rounds: int, seed: int) -> bool:
     passed, tried = Counter[str](), Counter[str]()
     slowest = 0.0
     for number, plan in enumerate(plans(rounds, random.Random(seed))):
+        if number + 1 < first:
+            continue
         begun = time.monotonic()
         print(f"{number + 1}/{rounds}: ", end="", flush=True)
-        project = Project(folder / f"round-{number}", folder / f"before-{plan.stage}")
+        shutil.rmtree(folder / "round", ignore_errors=True)
+        project = Project(folder / "round", folder / f"before-{plan.stage}")
         try:
             problems = killed(project, plan, seconds[plan.stage], expected)
         except Hangs as error:
@@ -161,8 +171,9 @@ def measure(folder: Path, rounds: int, seed: int) -> bool:
     for part in tried:
         print(f"| {part} | {passed[part]}/{tried[part]} |")
     total = passed["by hand"] + passed["by daemon"]
-    print(f"\n**{total}/{rounds}**, slowest round {slowest:.0f} s")
-    return total == rounds
+    carried_out = rounds - first + 1
+    print(f"\n**{total}/{carried_out}**, slowest round {slowest:.0f} s")
+    return total == carried_out
 
 
 def main() -> None:
@@ -170,8 +181,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--first", type=int, default=1, help="begin with this round")
     parser.add_argument("--seed", type=int, default=0, help="of the stages and moments")
-    parser.add_argument("--keep", type=Path, help="a new folder to work in, which is kept")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        help="a folder to work in, which is kept; the unkilled run in it is used again",
+    )
     asked = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="policyalign-kills-", ignore_cleanup_errors=True)
@@ -180,7 +196,7 @@ def main() -> None:
     ):
         folder = Path(name).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        sys.exit(0 if measure(folder, asked.rounds, asked.seed) else 1)
+        sys.exit(0 if measure(folder, asked.first, asked.rounds, asked.seed) else 1)
 
 
 if __name__ == "__main__":

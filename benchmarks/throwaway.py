@@ -88,8 +88,13 @@ class Hangs(RuntimeError):
 class Project:
     """A folder of policies with a Dagster instance, and perhaps a daemon that watches them."""
 
-    def __init__(self, folder: Path, like: Path | None = None):
-        """A new project in `folder`, or one that goes on from a snapshot (see `keep`)."""
+    def __init__(self, folder: Path, like: Path | None = None, instant: bool = False):
+        """A new project in `folder`, or one that goes on from a snapshot (see `keep`).
+
+        With `instant`, the stages that load a model make small results at once, as in the tests of
+        the daemon.
+        """
+        self.instant = instant
         self.folder, self.data = folder, folder / "data"
         self.policies, self.temporary = folder / "policies", folder / "tmp"
         self.mark = uuid.uuid4().hex
@@ -100,8 +105,16 @@ class Project:
         self.settings = load_settings(environ=dict(self.variables()))
         self.edit(WORDING)
         (folder / "dagster.yaml").write_text(yaml.safe_dump(self._instance_settings()))
-        (folder / "workspace.yaml").write_text((ROOT / "workspace.yaml").read_text())
+        (folder / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [self._code()]}))
         self.instance = dg.DagsterInstance.from_config(str(folder))
+
+    def _code(self) -> dict[str, object]:
+        """The code location that the daemon loads."""
+        if self.instant:
+            file = str(ROOT / "tests/fake_definitions.py")
+            return {"python_file": {"relative_path": file, "location_name": "policyalign_assets"}}
+        module = "policyalign_assets.definitions"
+        return {"python_module": {"module_name": module, "location_name": "policyalign_assets"}}
 
     def _instance_settings(self) -> dict[str, object]:
         """Those of the repository, with absolute folders and shorter pauses."""
@@ -136,6 +149,7 @@ class Project:
             "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONPATH": str(ROOT),
             "PYTHONWARNINGS": "ignore",
+            "FAKE_CONTROL": str(self.temporary),
             "THROWAWAY_PROJECT": self.mark,
             "TMPDIR": str(self.temporary),
         }
@@ -231,6 +245,30 @@ class Project:
         made = records[0].asset_materialization if records else None
         return (made.tags or {}).get(fingerprints.TAG) if made else None
 
+    def settle(self, seconds: float) -> None:
+        """Waits until the daemon has looked twice with no run left. Raises Hangs."""
+        end, quiet = time.monotonic() + seconds, time.time()
+        while True:
+            looked = (
+                self._last_look()
+            )  # before the runs: those that this look started are then seen
+            if self.live():
+                quiet = time.time()
+            elif looked > quiet:
+                return
+            if time.monotonic() > end:
+                raise Hangs(f"not settled within {seconds:.0f} s")
+            time.sleep(0.2)
+
+    def _last_look(self) -> float:
+        """The time of the sensor's last finished tick, 0 if none."""
+        for state in self.instance.all_instigator_state():
+            if state.instigator_name == "policy_changes":
+                origin, selector = state.instigator_origin_id, state.selector_id
+                ticks = self.instance.get_ticks(origin, selector, limit=2)
+                return max((t.timestamp for t in ticks if t.tick_data.end_timestamp), default=0.0)
+        return 0.0
+
     def wait(self, until: Callable[[], object], seconds: float, what: str) -> None:
         """Raises Hangs if `until` is not true in time."""
         end = time.monotonic() + seconds
@@ -270,6 +308,19 @@ class Project:
                 return pid
         return None
 
+    def memory(self) -> float:
+        """MiB of main memory that the living processes hold together (RSS)."""
+        pages = 0
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    def disk(self) -> dict[str, float]:
+        """MiB of each folder of results, and of Dagster's history and logs."""
+        folders = [*(p for p in self.data.iterdir() if p.is_dir()), self.folder / "dagster"]
+        return {p.name: _size(p) for p in sorted(folders)}
+
     # ---- what is left ----------------------------------------------------------------------------
 
     def results(self) -> list[str]:
@@ -282,11 +333,11 @@ class Project:
         for top in (self.data, self.temporary):
             left += [f"file {p.relative_to(self.folder)}" for p in top.rglob(f"*{MARK}*")]
         left += [f"file {p.relative_to(self.folder)}" for p in self.data.glob("unfinished/*/*")]
-        # PyTorch keeps a folder of its own there, which all processes share.
+        # PyTorch keeps a folder of its own there, and Dagster the sockets of its code servers.
         left += [
             f"temporary file {p.name}"
             for p in self.temporary.iterdir()
-            if MARK not in p.name and not p.name.startswith("torchinductor_")
+            if MARK not in p.name and not p.name.startswith("torchinductor_") and not p.is_socket()
         ]
         left += [f"run {run.run_id} is {run.status.value}" for run in self.live()]
         slots = self.instance.event_log_storage.get_concurrency_info("gpu").claimed_slots
@@ -300,3 +351,11 @@ class Project:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.instance.dispose()
+
+
+def _size(folder: Path) -> float:
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total / 2**20

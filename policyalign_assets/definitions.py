@@ -10,8 +10,10 @@ from policyalign_assets.orchestration import (
     assets,
     data_checks,
     deployments,
+    doctor_check,
     external,
     leaderboard,
+    observed,
     release_checks,
 )
 from policyalign_assets.orchestration.launchers import launcher_from_environment
@@ -27,12 +29,14 @@ defs = dg.Definitions(
     assets=[
         *dg.load_assets_from_modules([assets, deployments, leaderboard]),
         *external.external_assets,
+        *observed.observed_assets,
     ],
-    asset_checks=dg.load_asset_checks_from_modules([data_checks, release_checks]),
+    asset_checks=dg.load_asset_checks_from_modules([data_checks, doctor_check, release_checks]),
     jobs=[alignment_job, deployments.deployment_job],
     sensors=[
         policy_changes,
         deployments.deployment_changes,
+        observed.source_changes,
         leaderboard.leaderboard_refresh,
         alerts.run_failures,
     ],

@@ -33,6 +33,7 @@ ENGLISH = "english"  # the same model with the adapter of policyalign_assets/eng
 PLAIN_VARIABLES = {
     "PROFILE",
     "DATA_DIR",
+    "DOMAINS",
     "POLICIES_DIR",
     "SCRATCH_DIR",
     "LAUNCHER",
@@ -685,7 +686,10 @@ class GateSettings(_Section):
         0.05, ge=0, le=0.15, description="share of empty, repeated or unreadable answers, below"
     )
     degenerate_margin: float = Field(
-        0.02, ge=0, le=0.05, description="more such or cut answers than the unaligned model, below"
+        0.02,
+        ge=0,
+        le=0.05,
+        description="more such, cut or ever the same answers than the unaligned model, below",
     )
     judge_kappa: float = Field(
         0.8, ge=0.6, le=1, description="the judge's agreement with labels: lower bound of kappa"

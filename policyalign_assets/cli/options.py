@@ -19,3 +19,15 @@ def policies_option(command: Callable[..., Any]) -> Callable[..., Any]:
         show_envvar=True,
         help="Folder that holds the policies.",
     )(command)
+
+
+def public_keys_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--key FILE.pub`, several times, passed as `public_keys`."""
+    return click.option(
+        "--key",
+        "public_keys",
+        type=click.Path(dir_okay=False, path_type=Path),
+        multiple=True,
+        help="A public key that you trust, from elsewhere than the bundle. Can be given several "
+        "times.",
+    )(command)

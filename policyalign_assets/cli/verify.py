@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from policyalign_assets.cli.options import public_keys_option
 from policyalign_assets.releases.verification import trusted, verify
 
 MARKS = {True: "ok       ", False: "FAILED   ", None: "UNKNOWN  "}
@@ -13,13 +14,7 @@ MARKS = {True: "ok       ", False: "FAILED   ", None: "UNKNOWN  "}
 
 @click.command("verify")
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--key",
-    "public_keys",
-    type=click.Path(dir_okay=False, path_type=Path),
-    multiple=True,
-    help="A public key that you trust, from elsewhere than the bundle. Can be given several times.",
-)
+@public_keys_option
 @click.option(
     "--base",
     type=click.Path(exists=True, file_okay=False, path_type=Path),

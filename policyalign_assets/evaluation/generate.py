@@ -12,7 +12,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -29,6 +29,7 @@ from policyalign_assets.evaluation.answers import (
 from policyalign_assets.evaluation.benchmarks import Benchmark, BenchmarkCase, Loaded, NotRun, load
 from policyalign_assets.evaluation.case_plan import RulePlan
 from policyalign_assets.evaluation.cases import TestCase
+from policyalign_assets.evaluation.conversation import Conversation
 from policyalign_assets.evaluation.lm_eval_harness import (
     HarnessFailed,
     answered_correctly,
@@ -135,7 +136,7 @@ def generate(
                 f"arm {arm}: {len(cases)} held-out cases, {len(free)} cases of public benchmarks"
             )
             for group, how in groups_without_probes if arm == ALIGNED_POLICY else groups:
-                made = _replies(model, group, system, policy.prompt_text, sampling, store, how)
+                made = replies_of(model, group, system, policy.prompt_text, sampling, store, how)
                 rows += [answer_row(arm, c, a) for c, a in zip(group, made, strict=True)]
     same = {"policy_hash": policy.content_hash}
     return pa.Table.from_pylist(
@@ -144,9 +145,16 @@ def generate(
     ), runs
 
 
-def _replies(
+class Asked(Protocol):
+    """Whatever holds a conversation: a held-out case, or a case of a benchmark."""
+
+    @property
+    def conversation(self) -> Conversation: ...
+
+
+def replies_of(
     model: Model,
-    cases: Sequence[AnyCase],
+    cases: Sequence[Asked],
     system: str | None,
     policy: str,
     sampling: Sampling,

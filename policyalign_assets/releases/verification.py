@@ -77,6 +77,14 @@ def trusted(checks: list[Check]) -> bool:
     return all(check.passed is True for check in checks)
 
 
+def require_trusted(bundle: Path, public_keys: list[Path], base: Path | None = None) -> None:
+    """Raises ReleaseError, which names every failed check, unless the bundle may be used."""
+    checks = verify(bundle, public_keys, base)
+    if not trusted(checks):
+        failed = "; ".join(f"{c.name}: {c.detail}" for c in checks if c.passed is not True)
+        raise ReleaseError(f"The bundle is not used, because it is not verified. {failed}")
+
+
 def _outcome(found: list[str], fine: str) -> tuple[bool, str]:
     return not found, "; ".join(found) or fine
 

@@ -397,10 +397,11 @@ def _degenerate(figures: GateFigures, bars: GateSettings) -> list[_Part]:
             _below(change.high, bars.degenerate_margin),
             None if change.high is None else change.high < bars.degenerate_margin,
             {"change upper bound": change.high, "margin": bars.degenerate_margin},
-            f"Such or cut answers, aligned minus unaligned: {points(change)} points; the upper "
-            f"bound must be below {_plus(bars.degenerate_margin)}.",
-            f"empty, repeated, unreadable or cut answers may be {_points(change.high)} points "
-            f"more, allowed {_points(bars.degenerate_margin)}"
+            f"Such answers, cut ones and the same words to many requests, aligned minus unaligned: "
+            f"{points(change)} points; the upper bound must be below "
+            f"{_plus(bars.degenerate_margin)}.",
+            "empty, repeated, unreadable, cut or ever the same answers may be "
+            f"{_points(change.high)} points more, allowed {_points(bars.degenerate_margin)}"
             if change.high is not None
             else f"degenerate answers: {NOT_MEASURED}",
             remedy,

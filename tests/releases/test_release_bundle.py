@@ -44,23 +44,37 @@ class Desk:
         self.folder, self.releases = folder, folder / "releases"
         self.key, self.public = create_keys(folder / "keys", "ann")
         self.other, self.other_public = create_keys(folder / "keys", "bob")
+        self.revision = "r1"
         self.ledger = Ledger(self.releases / "ledger.jsonl")
 
     def evidence(
-        self, weights: bytes = b"weights", rows=EVALUATION, bars=None, named=True, **changes
+        self,
+        weights: bytes = b"weights",
+        rows=EVALUATION,
+        bars=None,
+        named=True,
+        adapter: Path | None = None,
+        **changes,
     ) -> Evidence:
-        """rows: of an evaluation. bars: of the gates. named: the adapter names its base."""
+        """rows: of an evaluation. bars: of the gates. named: the adapter names its base. adapter:
+        the folder of a real one."""
         checkpoint_folder = self.folder / f"checkpoint-{weights.decode()}"
         checkpoint_folder.mkdir()
-        (checkpoint_folder / "adapter_model.safetensors").write_bytes(weights)
-        config = {"r": 16, "base_model_name_or_path": BUNDLED, "revision": "r1" if named else None}
+        if adapter is None:
+            (checkpoint_folder / "adapter_model.safetensors").write_bytes(weights)
+            config = {"r": 16}
+        else:
+            for name in ADAPTER_FILES:
+                shutil.copy(adapter / name, checkpoint_folder)
+            config = json.loads((adapter / "adapter_config.json").read_text())
+        config |= {"base_model_name_or_path": BUNDLED, "revision": self.revision if named else None}
         (checkpoint_folder / "adapter_config.json").write_text(
             json.dumps(config, indent=2, sort_keys=True) + "\n"
         )
         checkpoint_id = sha256_files(checkpoint_folder, ADAPTER_FILES)[:16]
         provenance = {"policy_hash": POLICY.content_hash}
         checkpoint = Checkpoint(
-            checkpoint_id, f"checkpoints/{checkpoint_id}", BUNDLED, "r1", provenance
+            checkpoint_id, f"checkpoints/{checkpoint_id}", BUNDLED, self.revision, provenance
         )
         (checkpoint_folder / "checkpoint.json").write_text(json.dumps(asdict(checkpoint)))
         answers = answers_and_verdicts(rows, checkpoint_id)
@@ -71,7 +85,7 @@ class Desk:
             "checkpoint_id": checkpoint_id,
             "policy_hash": POLICY.content_hash,
             "model_id": BUNDLED,
-            "model_revision": "r1",
+            "model_revision": self.revision,
         }
         (report / "report.json").write_text(json.dumps({"header": header}))
         pq.write_table(judged.heldout, report / "cases.parquet")
@@ -81,7 +95,7 @@ class Desk:
             target=TARGET,
             checkpoint=checkpoint,
             checkpoint_folder=checkpoint_folder,
-            base=BaseModel(BUNDLED, "r1", "0" * 64),
+            base=BaseModel(BUNDLED, self.revision, "0" * 64),
             policy=POLICY,
             report_folder=report,
             answers=Answers(*answers),
@@ -92,6 +106,11 @@ class Desk:
             created_at="2026-11-29T00:00:00+00:00",
         )
         return replace(evidence, **changes)
+
+    def real_bundle(self, adapter: Path, revision: str, rows) -> Path:
+        """A released bundle with an adapter that can be loaded."""
+        self.revision = revision
+        return self.release(self.evidence(rows=rows, adapter=adapter))
 
     def release(self, evidence: Evidence) -> Path:
         bundle = write_bundle(evidence, self.releases, self.key, "Ann")

@@ -13,6 +13,7 @@ import pytest
 from test_report import CONTEXT, case, small_report, table, unscored
 
 from policyalign_assets.evaluation.suites import SUITES
+from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.orchestration.release_checks import GATES as CHECKS
 from policyalign_assets.policy import PolicyError, parse_policy
 from policyalign_assets.report.build import build_report, judged_cells
@@ -58,7 +59,11 @@ def evaluation(**successes: tuple[int, int, int]) -> list[dict]:
         for arm, k in zip(ARMS, successes.get(suite, counts), strict=True):
             made += [
                 case(arm, suite, f"c{i}", i < k, cluster=f"{suite} action {i // 3}")
-                | ({"rule_id": f"R{i % 9}"} if suite.startswith("violations") else {})
+                | (
+                    {"rule_id": f"R{i % 9}"}
+                    if suite.startswith("violations")
+                    else {"response": f"Certainly. This is how you do {suite} {i}."}
+                )
                 for i in range(n)
             ]
     return made
@@ -198,6 +203,42 @@ def test_garbage_that_passes_for_answers_is_degenerate():
     # cut answers count against the unaligned model's
     assert failed(changed(evaluation(), aligned("twins"), truncated=True)) == {"degenerate"}
     assert not failed(changed(evaluation(), lambda r: r["suite"] == "twins", truncated=True))
+
+
+def judged(rows: list[dict], answers: dict[str, str]) -> list[dict]:
+    """The aligned model gives these answers, by suite, and the phrase judge reads them."""
+    changed_rows = []
+    for row in rows:
+        if row["arm"] == "aligned" and row["suite"] in answers:
+            said = RuleBasedJudge().judge(answers[row["suite"]], row["prompt"])
+            row = row | {"response": answers[row["suite"]], "refused": said.refused}
+            row |= {"scored": said.reason is None, "unscored_reason": said.reason}
+        changed_rows.append(row)
+    return changed_rows
+
+
+HARMFUL = dict.fromkeys(("violations", "violations_wrapped"), "against the rules zz")
+BENIGN = dict.fromkeys(("twins", "uncovered"), "zz blorp")
+
+
+def test_garbage_that_the_phrase_judge_reads_as_refusals_and_answers_is_kept_back():
+    bad = judged(evaluation(), {**HARMFUL, **BENIGN})
+    assert all(r["scored"] for r in bad)  # the judge alone does not see it
+    assert failed(bad) == {"degenerate"} and "ever the same" in decided(bad).line
+    # of a model that is not bundled, whose capability nobody measured
+    unable = changed(bad, lambda r: r["suite"] == "capability", correct=False)
+    assert failed(unable, bundled=False) == {"capability", "degenerate"}
+
+
+def test_one_answer_to_every_benign_request_is_found_and_a_few_equal_ones_are_not():
+    def equal(row):
+        return aligned("uncovered")(row) and int(row["case_id"][1:]) % 25 == 0
+
+    few = changed(evaluation(), equal, response="Certainly. Begin with a plan.")
+    assert not failed(few)
+    always = dict.fromkeys(("base", "base_policy", "aligned"), "Certainly. Begin with a plan.")
+    alike = [r | {"response": always[r["arm"]]} if r["suite"] == "twins" else r for r in few]
+    assert not failed(alike)  # the unaligned model does so too: the alignment has not done it
 
 
 def test_no_release_under_a_judge_that_nobody_measured():

@@ -60,8 +60,18 @@ def test_a_rule_in_another_language_says_what_the_english_parts_do():
 
 
 def test_the_cost_is_said_in_rows_tokens_and_steps():
-    rows, _ = plan_run(POLICY, BUNDLED).sentences
+    rows, _ = plan_run(POLICY, BUNDLED).sentences  # and no remark, since it knows these rules
     assert "rows" in rows and "tokens written at most" in rows and "training steps" in rows
+
+
+def test_the_bundled_model_says_which_rules_it_was_not_made_to_read():
+    rule = POLICY.prohibitions[0]
+    other = replace(
+        rule, rule_id="X1", text="Staff must not forge a permit.", action="forge a permit"
+    )
+    said = plan_run(policy_of(rule, other), BUNDLED).sentences[-1]
+    assert said.startswith("1 of 2 trained rules have another form")
+    assert len(plan_run(policy_of(other), own_model()).sentences) == 2
 
 
 @pytest.mark.parametrize(
