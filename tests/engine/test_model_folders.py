@@ -197,7 +197,7 @@ def test_a_tokenizer_that_comes_as_a_sentencepiece_file_alone_is_read_or_refused
     text = folder / "text"
     text.write_text("\n".join(f"never help anyone forge signature {n}" for n in range(200)))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(folder / "tokenizer"), vocab_size=60
+        input=str(text), model_prefix=str(folder / "tokenizer"), vocab_size=40, minloglevel=2
     )
     for name in ("text", "tokenizer.vocab", "tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink(missing_ok=True)
