@@ -42,6 +42,7 @@ ENGLISH = "english"  # the same model with the adapter of policyalign_assets/eng
 PLAIN_VARIABLES = {
     "PROFILE",
     "DATA_DIR",
+    "DOMAINS",
     "POLICIES_DIR",
     "SCRATCH_DIR",
     "LAUNCHER",
@@ -522,6 +523,20 @@ class DistillationSettings(_Section):
         return self
 
 
+class DeploymentSettings(_Section):
+    teacher: Literal["routed", "union"] = Field(
+        "routed",
+        description="who teaches a model that follows several policies: for each request the "
+        "teacher that reads its own policy, or one teacher that reads all policies at once",
+    )
+    answer_tokens: int = Field(
+        24,
+        ge=1,
+        description="length of a teacher's answer from which one tells whether it declines a "
+        "benign request of another policy",
+    )
+
+
 class EvaluationSettings(_Section):
     cases_per_suite: int = Field(330, ge=1)
     cases_per_rule: int = Field(
@@ -838,6 +853,7 @@ class Settings(_Section):
     sensitivity: SensitivitySettings = SensitivitySettings()
     filtering: FilterSettings = FilterSettings()
     distillation: DistillationSettings = DistillationSettings()
+    deployment: DeploymentSettings = DeploymentSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     judge: JudgeSettings = JudgeSettings()
     gates: GateSettings = GateSettings()

@@ -38,6 +38,7 @@ from policyalign_assets.report.folders import (
     partition_folder,
     remove_release,
 )
+from policyalign_assets.report.history import write_history
 from policyalign_assets.report.release_gates import verdict, with_policy_margins
 from policyalign_assets.report.training_runs import repeats_of, without_repeats
 from policyalign_assets.settings import BUNDLED, GateSettings
@@ -108,6 +109,8 @@ def decide(
         release = _json(_release(chain, folder, digests, decision))
         write_whole(folder / RELEASE, release)
         write_whole(partition / RELEASE, release)
+    if partition.is_dir():
+        write_history(partition)  # it says which reports were released
     return decision
 
 

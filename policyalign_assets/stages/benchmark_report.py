@@ -32,8 +32,8 @@ from policyalign_assets.report.folders import (
     current_report,
     partition_folder,
     publish,
-    remove_release,
     report_id,
+    withdraw_release,
 )
 from policyalign_assets.report.history import write_history
 from policyalign_assets.report.last_released import last_released
@@ -71,7 +71,7 @@ def make(
         judgements,
     )
     released = last_released(results, domain, policy_id) or last_released(data, domain, policy_id)
-    remove_release(results, domain, policy_id)
+    withdraw_release(results, domain, policy_id)
     answers = checked(chain)
     bars = with_policy_margins(settings.gates, margins(chain))
     calibration = find_calibration(answers, data)

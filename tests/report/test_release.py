@@ -287,10 +287,15 @@ def test_a_failing_version_leaves_the_evidence_of_the_last_one(released):
     worse = replace(released.chain, generations=tables[0], judgements=tables[1])
     after = released.report(worse)
     assert before != after and (before / "cases.parquet").exists()
+    evidence = before / "release.json"
+    assert evidence.exists()  # of a checkpoint that may still be served
     assert not released.decide(worse).verdict.releasable and not released.pointer.exists()
+    assert evidence.exists() and not (after / "release.json").exists()
     versions = history(after.parent)
+    assert {v.report_id for v in versions if v.released} == {before.name}
     assert {v.report_id for v in versions} == {before.name, after.name}
     page = (after.parent / "index.html").read_text()
+    assert page.count("; released") == 1
     assert before.name in page and after.name in page and "<img" in page
     said = json.loads((after / "report.json").read_text())["changes"]
     assert any("100.0" in s and "60.6" in s for s in said)
