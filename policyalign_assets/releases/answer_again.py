@@ -1,8 +1,9 @@
 """Another form of a released model answers the bundle's cases again, and the gates decide on it.
 
-Only what the gates read is asked: of the probes, those that `gates.probes` names. A case that cannot
-be asked again has no answer, so the gates do not count it as passed: its text may not be passed on,
-lm-eval must ask it, or its form is not kept with its answer (a begun answer, the policy in front).
+Only what the gates read is asked: of the probes, those that `gates.probes` names. A case that
+cannot be asked again has no answer, so the gates do not count it as passed: its text may not be
+passed on, lm-eval must ask it, or its form is not kept with its answer (a begun answer, the policy
+in front).
 """
 
 from __future__ import annotations
