@@ -33,6 +33,7 @@ ENGLISH = "english"  # the same model with the adapter of policyalign_assets/eng
 PLAIN_VARIABLES = {
     "PROFILE",
     "DATA_DIR",
+    "DOMAINS",
     "POLICIES_DIR",
     "SCRATCH_DIR",
     "LAUNCHER",

@@ -29,6 +29,9 @@ COMMANDS: dict[str, Entry] = {
         "policyalign_assets.cli.ask:ask",
         "Answer a question with the model, with the policy, and with the aligned model.",
     ),
+    "attest": Entry(
+        "policyalign_assets.cli.attest:attest", "Say which model answers at an endpoint."
+    ),
     "diff": Entry("policyalign_assets.cli.diff:diff", "Say what changed between two reports."),
     "doctor": Entry(
         "policyalign_assets.cli.doctor:doctor",

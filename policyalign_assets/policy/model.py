@@ -6,8 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-DOMAINS = ("medical", "legal", "financial", "general")
-
 RuleKind = Literal["prohibit", "require", "condition", "permit", "define"]
 RuleSource = Literal["shared", "domain"]
 Severity = Literal["low", "medium", "high", "critical"]

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from policyalign_assets.policy.body import Body, read_body
+from policyalign_assets.policy.domains import domains_fix, known_domains
 from policyalign_assets.policy.errors import Fault, PolicyError
 from policyalign_assets.policy.header import Header, read_header, read_shared_header
-from policyalign_assets.policy.model import DOMAINS, PolicyDocument, Rule, RuleSource
+from policyalign_assets.policy.model import PolicyDocument, Rule, RuleSource
 from policyalign_assets.policy.readings import contradictions, doubts_of
 from policyalign_assets.policy.source import Source, read_any_file, read_source, shown_path
 
@@ -99,7 +100,7 @@ def examine_source(source: Source) -> Examined:
         fix = "To use it as a policy, end it with '## Declining' and how to decline."
         faults.append(source.warning(None, "there is no section '## Declining'", fix))
     name = re.sub(r"[^a-z0-9]+", "-", Path(source.path).stem.lower()).strip("-")
-    domain = next((d for d in header.domains if d in DOMAINS), "general")
+    domain = next((d for d in header.domains if d in known_domains()), "general")
     document = _document(name or "policy", domain, [(header, body)], header)
     _check(document, {"shared": source.path}, [body], faults)
     return Examined(replace(document, warnings=_words(faults)), tuple(faults))
@@ -130,18 +131,18 @@ def _open(policies_dir: Path, policy_id: str, faults: list[Fault]) -> PolicyFold
 def _examine(
     policies_dir: Path, policy_id: str, domain: str, faults: list[Fault]
 ) -> PolicyDocument | None:
-    if domain not in DOMAINS:
+    if domain not in known_domains():
         raise PolicyError(
             shown_path(policies_dir),
             None,
             f"{domain[:80]!r} is not a domain",
-            f"Use one of these: {', '.join(DOMAINS)}.",
+            domains_fix(),
         )
     folder = _open(policies_dir, policy_id, faults)
     if folder.header.broken and not folder.body.lines:
         return None  # the front matter is never closed: what follows is unknown
     listed = folder.header.domains
-    if listed and domain not in listed and set(listed) <= set(DOMAINS):
+    if listed and domain not in listed and set(listed) <= set(known_domains()):
         raise _not_applicable(folder, policy_id, domain)
     shared = read_body(folder.body, "shared", faults)
     if not shared.declining and shared.declining_line is None:

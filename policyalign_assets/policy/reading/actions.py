@@ -144,7 +144,8 @@ def action_of(phrase: str, noun_verb: str | None = None) -> str | None:
 def may_be_noun(phrase: str) -> bool:
     """Whether a fragment can be a noun phrase, as "report cards" below "Never share:"."""
     tokens = phrase.split(" ")
-    if not w.is_noun(tokens[0].strip(",")):
+    first = tokens[0].strip(",")
+    if not w.is_noun(first) and "ADJ" not in w.lemmas(first.lower()):
         return False
     return len(tokens) < 2 or tokens[1].lower() not in w.DETERMINERS | w.PRONOUNS | {"to"}
 

@@ -11,7 +11,11 @@ from typing import cast
 from policyalign_assets.policy.model import RuleKind
 from policyalign_assets.policy.reading import clauses, frames, sentences
 from policyalign_assets.policy.reading import words as w
-from policyalign_assets.policy.reading.actions import action_of
+from policyalign_assets.policy.reading.actions import (
+    action_of,
+    may_be_noun,
+    noun_phrase_action,
+)
 from policyalign_assets.policy.reading.demands import demand_of
 from policyalign_assets.policy.reading.languages import foreign_kind, language_name, language_of
 from policyalign_assets.policy.reading.surroundings import (
@@ -424,6 +428,8 @@ def _leaf_action(text: str, lead: Lead) -> str | None:
     first = third.split(" ", 1)[0]
     if lead.kind == "permit" and not (w.is_gerund(first) or w.starts_as_verb(third) or lead.verb):
         return third[:1].lower() + third[1:]
+    if lead.nominal and may_be_noun(text):
+        return noun_phrase_action(text[:1].lower() + text[1:], lead.verb)
     return action_of(third, lead.verb)
 
 

@@ -21,6 +21,7 @@ class Lead:
     leaf_is_exception: bool = False  # "Never share records, except:"
     heading: bool = False
     imperative: bool = False  # "Disclose any of these:", which a heading may turn into a ban
+    nominal: bool = False  # "You may not use it for:", whose leaves are no verbs
     template: str | None = None  # "enter SLOT into an AI tool", where the rule fills the slot
 
 
@@ -234,7 +235,8 @@ def read_lead(text: str) -> Lead:
     if found is None:
         return Lead(heading_kind(cut.main), condition=cut.condition)
     plain = found[0] == "require" and not _DUTY.search(main)
-    return Lead(found[0], _last_verbs(main), cut.condition, imperative=plain)
+    nominal = bool(re.search(r"\b(?:for|of|about|with|involving|as)$", line))
+    return Lead(found[0], _last_verbs(main), cut.condition, imperative=plain, nominal=nominal)
 
 
 _INCLUDES = re.compile(
