@@ -155,6 +155,11 @@ def test_an_edited_rule_shows_as_out_of_date_with_the_reason(aligned, page):
     badge.hover()
     page.get_by_text("policy_files").first.wait_for()
     seen(page, "stale")
-    page.goto(f"{aligned.url}/assets/policy_files?partition=medical%7Calpha&view=partitions")
-    page.get_by_text("rules edited: B1").first.wait_for()
+    page.goto(f"{aligned.url}/assets/policy_files?view=events")
+    page.get_by_text("medical|alpha").first.wait_for()
     seen(page, "reason")
+    observations = dg.AssetRecordsFilter(
+        dg.AssetKey("policy_files"), asset_partitions=["medical|alpha"]
+    )
+    (last,) = aligned.instance.fetch_observations(observations, limit=1).records
+    assert last.asset_observation.metadata["what changed"].value == "rules edited: B1"
