@@ -9,6 +9,7 @@ from policyalign_assets.orchestration import (
     alerts,
     assets,
     data_checks,
+    deployments,
     doctor_check,
     external,
     leaderboard,
@@ -26,14 +27,15 @@ from policyalign_assets.orchestration.storage import ParquetStorage, RecordStora
 
 defs = dg.Definitions(
     assets=[
-        *dg.load_assets_from_modules([assets, leaderboard]),
+        *dg.load_assets_from_modules([assets, deployments, leaderboard]),
         *external.external_assets,
         *observed.observed_assets,
     ],
     asset_checks=dg.load_asset_checks_from_modules([data_checks, doctor_check, release_checks]),
-    jobs=[alignment_job],
+    jobs=[alignment_job, deployments.deployment_job],
     sensors=[
         policy_changes,
+        deployments.deployment_changes,
         observed.source_changes,
         leaderboard.leaderboard_refresh,
         alerts.run_failures,

@@ -50,6 +50,10 @@ COMMANDS: dict[str, Entry] = {
         "policyalign_assets.cli.init:init", "Write the files that a folder of one's own needs."
     ),
     "keys": Entry("policyalign_assets.cli.keys:keys", "Make the keys that sign releases."),
+    "papers": Entry(
+        "policyalign_assets.cli.papers:papers",
+        "Write model card, ML-BOM, Annex IV and OSCAL of a release.",
+    ),
     "publish": Entry("policyalign_assets.cli.ledger:publish", "Declare an approved release."),
     "release": Entry(
         "policyalign_assets.cli.release:release", "Draft a signed release of a partition."

@@ -24,9 +24,15 @@ class Instruction:
     policy: int = 0
 
 
-def training_mix(selected: pa.Table) -> list[Instruction]:
-    """The selected rows of a FILTERED table as instructions, one group per rule and kind."""
-    return [Instruction(r["text"], f"{r['rule_id']}/{r['kind']}") for r in selected.to_pylist()]
+def training_mix(selected: pa.Table, policy: int = 0, prefix: str = "") -> list[Instruction]:
+    """The selected rows of a FILTERED table as instructions, one group per rule and kind.
+
+    Where a run teaches several policies, `prefix` keeps their groups apart.
+    """
+    return [
+        Instruction(r["text"], f"{prefix}{r['rule_id']}/{r['kind']}", policy)
+        for r in selected.to_pylist()
+    ]
 
 
 def batch_indices(groups: Sequence[str], size: int, step: int, seed: int) -> list[int]:

@@ -122,7 +122,7 @@ def _run(
     if isinstance(policy, PolicyDocument):
         facts["owner"] = policy.owner
     fingerprint = (
-        _fingerprint(made.value)
+        fingerprint_of(made.value)
         if stage.result is PolicyDocument
         else _made_from(stage.name, pipeline, inputs)
     )
@@ -136,7 +136,7 @@ def _run(
             f"settings of this run alone; results in {pipeline.results}, not used by the deployment"
         )
     return dg.MaterializeResult(
-        value=_stamped(made.value, fingerprint),
+        value=stamped(made.value, fingerprint),
         data_version=dg.DataVersion(made.version),
         metadata={
             **shown(facts),
@@ -161,11 +161,11 @@ def _made_from(stage: str, pipeline: Pipeline, inputs: dict[str, StageData]) -> 
     That data need not be what is on disk by now.
     """
     return fingerprints.consumed(
-        stage, pipeline.settings, {name: _fingerprint(data) for name, data in inputs.items()}
+        stage, pipeline.settings, {name: fingerprint_of(data) for name, data in inputs.items()}
     )
 
 
-def _fingerprint(data: StageData) -> str:
+def fingerprint_of(data: StageData) -> str:
     if isinstance(data, PolicyDocument):
         return fingerprints.of_policy(data.content_hash)
     if isinstance(data, pa.Table):
@@ -175,7 +175,7 @@ def _fingerprint(data: StageData) -> str:
     raise TypeError(f"a {type(data).__name__} carries no fingerprint: no stage reads one")
 
 
-def _stamped(value: StageData, fingerprint: str) -> StageData:
+def stamped(value: StageData, fingerprint: str) -> StageData:
     """`value` with its fingerprint, where it has a place for it. No other stage reads a report."""
     if isinstance(value, pa.Table):
         return value.replace_schema_metadata(
