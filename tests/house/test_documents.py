@@ -25,8 +25,8 @@ DOCUMENTS = [ROOT / n for n in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 # Programs that others wrote; what we tell them is theirs to check.
 OTHERS = set(
-    "cat cd cosign cp curl docker echo export gh git helm inspect jq kubectl llama-cli llama-server "
-    "lm_eval mv ollama openssl pip pre-commit ray sqlite3 trtllm-serve vllm".split()
+    "cat cd cosign cp curl docker echo export gh git helm inspect jq kubectl llama-cli "
+    "llama-server lm_eval mv ollama openssl pip pre-commit ray sqlite3 trtllm-serve vllm".split()
 )
 # Variables that are not fields of the settings.
 VARIABLES = {"POLICYALIGN_PROFILE", "POLICYALIGN_DATA_DIR", "POLICYALIGN_POLICIES_DIR"}
