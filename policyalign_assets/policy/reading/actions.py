@@ -398,6 +398,7 @@ def _is_compound(phrase: str) -> bool:
 def _tidy(phrase: str) -> str:
     """Without outer marks; a capital at the start goes, unless the word is a name or acronym."""
     phrase = re.sub(r"\s+", " ", phrase).strip(" ,.;:!?–—-")
+    phrase = re.sub(r"^please,? ", "", phrase, flags=re.IGNORECASE)
     phrase = re.sub(r",? (?:such as|including|for example|e\.g\.?)$", "", phrase)
     if phrase.count('"') % 2:
         phrase = phrase.strip('"')
