@@ -339,7 +339,7 @@ class Project:
             for p in self.temporary.iterdir()
             if MARK not in p.name and not p.name.startswith("torchinductor_") and not p.is_socket()
         ]
-        left += [f"run {run.run_id} is {run.status.value}" for run in self.live()]
+        left += [f"run {run.run_id} is {run.status.value}" for run in self.runs()]
         slots = self.instance.event_log_storage.get_concurrency_info("gpu").claimed_slots
         return left + [f"pool slot of {slot.run_id}" for slot in slots]
 

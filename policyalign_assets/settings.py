@@ -13,6 +13,7 @@ field or variable is refused.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -22,7 +23,15 @@ from pathlib import Path
 from typing import Any, Literal, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 ENV_PREFIX = "POLICYALIGN_"
 BUNDLED = "bundled"
@@ -120,6 +129,31 @@ class ModelSettings(_Section):
         description="tokens (prompt + response) in one generation or scoring batch",
         json_schema_extra=NO_EFFECT,
     )
+
+    template_arguments: dict[str, bool | int | float | str] = Field(
+        {},
+        description='arguments of the chat template, for example {"enable_thinking": false}; the '
+        "deployed model must be asked with the same ones",
+    )
+
+    def shaping(self) -> dict[str, Any]:
+        values = super().shaping()
+        if not self.template_arguments:  # as before the setting existed, so nothing is out of date
+            del values["template_arguments"]
+        return values
+
+    @field_validator("template_arguments")
+    @classmethod
+    def _names_of_template_arguments(cls, arguments: dict[str, object]) -> dict[str, object]:
+        ours = {"messages", "add_generation_prompt", "strftime_now", "tools", "documents"}
+        for name in arguments:
+            if not name.isidentifier() or name in ours:
+                raise ValueError(
+                    f"template_arguments contains {name!r}, which is no argument of a template "
+                    "that can be set. Fix: name a variable that the chat template reads, such as "
+                    "enable_thinking"
+                )
+        return arguments
 
     @model_validator(mode="after")
     def _revision_belongs_to_a_hub(self):
@@ -762,6 +796,13 @@ class ReportSettings(_Section):
         description="show harmful text of sampled transcripts in full; otherwise, only its "
         "beginning and its length are shown",
     )
+    address: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="URL under which a web server shows the folder `reports/`; then Dagster links "
+        "to each report, otherwise it shows the path",
+        json_schema_extra=NO_EFFECT,
+    )
 
 
 class AutomationSettings(_Section):
@@ -1046,10 +1087,28 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
                 f"{ENV_PREFIX}<SECTION>__<FIELD>, for example {ENV_PREFIX}DISTILLATION__STEPS=60; "
                 f"the sections are {sections_there}."
             )
-        several = get_origin(fields[field].annotation) is tuple  # the items are separated by commas
-        parsed = [part.strip() for part in value.split(",") if part.strip()] if several else value
-        sections.setdefault(section, {})[field] = parsed
+        kind = get_origin(fields[field].annotation)
+        sections.setdefault(section, {})[field] = _parsed(name, value, kind)
     return sections
+
+
+def _parsed(name: str, value: str, kind: Any) -> Any:
+    """Split lists at commas, and read mappings as JSON; other values stay text for pydantic."""
+    if kind is tuple:
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if kind is not dict:
+        return value
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        # The value is not repeated, because a parameter of an endpoint may be a secret.
+        raise SettingsError(
+            f"the environment variable {name} is no JSON object. Fix: write, for example, "
+            f'{name}=\'{{"reasoning_effort": "low"}}\'.'
+        )
+    return parsed
 
 
 def _profile_of_the_model(overrides: Mapping[str, Any] | None, environ: Mapping[str, str]) -> str:

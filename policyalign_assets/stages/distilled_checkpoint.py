@@ -61,7 +61,15 @@ def train(
         return None
     checkpoint, training = finished[0]
     last = training.to_pylist()[-1]
+    ended = sum(training["eos_rate"].to_pylist()) / training.num_rows
+    if ended == 0:
+        context.report(
+            "warning: no answer of the student ended by itself in the whole training. Fix: raise "
+            f"distillation.max_new_tokens (now {wanted.max_new_tokens}), and ask `policyalign "
+            "doctor` whether generation ends at the chat template's end of turn."
+        )
     facts: Facts = {
+        "answers that ended by themselves": ended,
         "checkpoint": path(context.data / checkpoint.path),
         "tuning": checkpoint.tuning,
         "instructions": chosen.num_rows,

@@ -63,3 +63,12 @@ def test_several_seeds_are_several_checkpoints_and_the_first_is_that_of_one_seed
     assert second == trained(tmp_path, {**quick, "seed": 14}).value
     # A record that is stored and read again still names every run.
     assert decode(encode(first), Checkpoint) == first
+
+
+@pytest.mark.parametrize(("longest", "warned"), [(1, True), (48, False)])
+def test_training_on_answers_that_never_end_is_said(tmp_path, longest, warned):
+    quick = {"steps": 1, "batch_size": 4, "mini_batch_size": 4, "max_new_tokens": longest}
+    log: list[str] = []
+    made = trained(tmp_path, quick, log)
+    assert any("no answer of the student ended by itself" in line for line in log) is warned
+    assert (made.facts["answers that ended by themselves"] == 0) is warned
