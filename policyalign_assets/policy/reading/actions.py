@@ -60,7 +60,7 @@ _HELPERS = (
 _OBJECTS = {  # the head noun of a noun phrase: the verb that makes an action of it
     "give": "advice advices opinion opinions guidance diagnosis diagnoses instruction instructions"
     " recommendation recommendations information prediction predictions estimate estimates"
-    " guarantee guarantees assurance assurances prescription prescriptions answer answers"
+    " access guarantee guarantees assurance assurances prescription prescriptions answer answers"
     " discount discounts refund refunds quote prognosis counsel",
     "make": "decision decisions claim claims joke jokes statement statements comment comments"
     " remark remarks promise promises assumption assumptions call calls payment payments"

@@ -94,6 +94,8 @@ def _disallowed(main: str) -> Frame | None:
     if re.search(r"\b(?:not|right|authority|permission) to $", main[: found.start("rest")]):
         return Frame("prohibit", verb_phrase_action(rest))
     chosen = who or used
+    if chosen is None and re.match(r"(?:any(?:one|body)|others|some(?:one|body))\b", rest, re.I):
+        return Frame("prohibit", f"allow {rest}")
     return Frame("prohibit", action_of(chosen["vp"] if chosen else rest))
 
 
