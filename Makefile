@@ -5,6 +5,9 @@ PIP_EXTRA ?=
 # Test processes side by side.
 WORKERS ?= 2
 # Hides the notice that Dagster prints about its own command line.
+# Where `make ui` shows the reports, and where Dagster's links to them lead.
+REPORTS_PORT ?= 3001
+demo ui: export POLICYALIGN_REPORT__ADDRESS ?= http://localhost:$(REPORTS_PORT)
 DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
 
 .PHONY: demo demo-english realign test test-fast test-vllm ui bench lint format lock sbom audit clean
@@ -40,7 +43,9 @@ test-vllm: .venv-vllm/installed
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/engine/test_vllm.py tests/stages/test_vllm_stages.py
 
 ui: .venv/installed
-	$(DAGSTER) dev -w workspace.yaml
+	@mkdir -p data/reports
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory data/reports $(REPORTS_PORT) \
+	    >/dev/null 2>&1 & trap "kill $$!" EXIT; $(DAGSTER) dev -w workspace.yaml
 
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

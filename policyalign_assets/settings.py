@@ -796,6 +796,13 @@ class ReportSettings(_Section):
         description="show harmful text of sampled transcripts in full; otherwise, only its "
         "beginning and its length are shown",
     )
+    address: str | None = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="URL under which a web server shows the folder `reports/`; then Dagster links "
+        "to each report, otherwise it shows the path",
+        json_schema_extra=NO_EFFECT,
+    )
 
 
 class AutomationSettings(_Section):

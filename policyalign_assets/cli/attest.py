@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from policyalign_assets.cli.options import public_keys_option
+from policyalign_assets.cli.options import Bundle, public_keys_option
 
 if TYPE_CHECKING:
     from policyalign_assets.releases.attestation import Attestation
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 @click.argument("url")
 @click.option(
     "--bundle",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=Bundle(),
     required=True,
-    help="The release that should be served there.",
+    help="The release that should be served there: its folder, or 'domain|policy'.",
 )
 @public_keys_option
 @click.option("--model", help="The model's name at the endpoint; default: the stable alias.")

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import click
 
+from policyalign_assets.cli.project import use_project_above
+
 
 class Entry(NamedTuple):
     """Where a command is, as "module:attribute", and the line that `policyalign --help` shows."""
@@ -106,3 +108,4 @@ def main() -> None:
     \b
     Exit codes: 0 all is well, 1 problems were found, 2 wrong usage.
     """
+    use_project_above()

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from policyalign_assets.cli.options import public_keys_option
+from policyalign_assets.cli.options import bundle_argument, public_keys_option
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@bundle_argument
 @public_keys_option
 @click.option(
     "--out",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from policyalign_assets.cli.options import public_keys_option
+from policyalign_assets.cli.options import bundle_argument, public_keys_option
 from policyalign_assets.engine.shipped_models import SHIPPED_MODELS
 from policyalign_assets.releases.bundle import read_record
 from policyalign_assets.releases.serving import serve_plan
@@ -14,7 +14,7 @@ from policyalign_assets.releases.verification import require_trusted
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@bundle_argument
 @public_keys_option
 @click.option(
     "--base",
@@ -32,7 +32,10 @@ def serve(
     port: int,
     start: bool,
 ) -> None:
-    """Verify BUNDLE, then print the command that serves it with vLLM, or start it."""
+    """Verify BUNDLE, then print the command that serves it with vLLM, or start it.
+
+    BUNDLE is a folder, or 'domain|policy' for the release that the ledger calls current.
+    """
     base = base or SHIPPED_MODELS.get(read_record(bundle).base.model_id)
     require_trusted(bundle, list(public_keys), base)
     plan = serve_plan(bundle, base, host, port)

@@ -1,13 +1,15 @@
 """Another form of a released model answers the bundle's cases again, and the gates decide on it.
 
-Only what the gates read is asked: no probes. A case that cannot be asked again, because its text
-may not be passed on or lm-eval must ask it, has no answer: the gates do not count it as passed.
+Only what the gates read is asked: of the probes, those that `gates.probes` names. A case that
+cannot be asked again has no answer, so the gates do not count it as passed: its text may not be
+passed on, lm-eval must ask it, or its form is not kept with its answer (a begun answer, the policy
+in front).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from policyalign_assets.report.contents import GateResult
 from policyalign_assets.report.difference import Difference, Reported, compare
 from policyalign_assets.report.release import gate_results
 from policyalign_assets.settings import JudgeSettings
+
+NOT_KEPT = ("probe_opening", "probe_policy")  # a row does not say how its request was put
 
 Row = dict[str, Any]
 Report = Callable[[str], None]
@@ -62,7 +66,8 @@ def answer_again(bundle: Path, engine: Engine, report: Report = lambda _: None) 
     policy = kept.stored_policy(bundle)
     before = judged_answers(stored.generations, stored.judgements, checkpoint.checkpoint_id)
     others = [a for a in ARMS if a != ALIGNED]
-    cases, left = _cases(stored.generations.to_pylist())
+    bars = kept.gate_bars(kept.stored_settings(bundle), policy)
+    cases, left = _cases(stored.generations.to_pylist(), bars.probes)
     if not cases:
         raise ValueError("the bundle holds no case that can be asked again")
     evaluation = before.asked.settings["evaluation"]
@@ -80,7 +85,6 @@ def answer_again(bundle: Path, engine: Engine, report: Report = lambda _: None) 
     heldout, benchmarks = join(generations, judgements)
     asked = replace(before.asked, repeats={})
     now = JudgedAnswers(heldout, benchmarks, asked, before.judged)
-    bars = kept.gate_bars(kept.stored_settings(bundle), policy)
     alone = replace(checkpoint, repeats=())
     gates = gate_results(policy, alone, now, bundle / kept.FOLDER, bars)
     old = _reported("the released model", before, {(c.row["case_id"], _set(c.row)) for c in cases})
@@ -101,13 +105,14 @@ def _set(row: Mapping[str, Any]) -> str:
     return str(row.get("suite") or row.get("benchmark"))
 
 
-def _cases(rows: list[Row]) -> tuple[list[_Case], Counter[str]]:
+def _cases(rows: list[Row], probes: Sequence[str]) -> tuple[list[_Case], Counter[str]]:
     """The aligned model's cases that the gates read, and how many of them cannot be asked."""
     cases, left = [], Counter[str]()
     for row in rows:
-        if row["arm"] != ALIGNED or (row["suite"] and SUITES[row["suite"]].probe):
+        suite = row["suite"]
+        if row["arm"] != ALIGNED or (suite and SUITES[suite].probe and suite not in probes):
             continue
-        if row["prompt"] is None or row["scoring"] == "likelihood":
+        if row["prompt"] is None or row["scoring"] == "likelihood" or suite in NOT_KEPT:
             left[_set(row)] += 1
         elif row["conversation"]:
             cases.append(_Case(row, Conversation.from_transcript(row["conversation"])))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 
@@ -44,7 +45,7 @@ from policyalign_assets.report.render import write_report
 from policyalign_assets.report.summary import RESULTS, markdown_summary, metric_values
 from policyalign_assets.report.training_runs import repeats_of, without_repeats
 from policyalign_assets.stages.coverage_facts import yields_of
-from policyalign_assets.stages.facts import image, markdown, markdown_table, path
+from policyalign_assets.stages.facts import image, link, markdown, markdown_table, path
 from policyalign_assets.stages.interface import StageContext, StageResult
 
 
@@ -130,7 +131,7 @@ def make(
         version,
         {
             "verdict": report.verdict.line,
-            "report": path(page),
+            "report": place_of(page, data, settings.report.address),
             "summary": markdown(markdown_summary(report)),
             "main plot": image(main_plot(report), "over-refusal against violations not refused"),
             **metrics,
@@ -191,3 +192,11 @@ def _funnel(instructions: pa.Table, filtered: pa.Table) -> dict[str, int]:
     for c in sorted(filtered["reason"].value_counts().to_pylist(), key=lambda c: c["values"]):
         funnel[c["values"]] = c["counts"]
     return funnel
+
+
+def place_of(page: Location, data: Location, address: str | None) -> dict[str, str]:
+    """A link to the page where `address` shows `<data>/reports`, otherwise its path."""
+    reports = f"{data / 'reports'}/"
+    if address and str(page).startswith(reports):
+        return link(f"{address.rstrip('/')}/{quote(str(page)[len(reports) :])}")
+    return path(page)

@@ -13,6 +13,7 @@ from test_release_bundle import TARGET, Desk
 
 from policyalign_assets.cli.main import main
 from policyalign_assets.evaluation.suites import ALIGNED, BASE
+from policyalign_assets.files import sha256_files
 from policyalign_assets.releases.attestation import ANOTHER, error_rates, judge
 from policyalign_assets.releases.bundle import bundle_id
 from policyalign_assets.releases.canaries import (
@@ -55,7 +56,11 @@ def engine(rows, arm: str = ALIGNED, slips: float = 0.0) -> ScriptedEngine:
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[Desk, Path, Path]:
     """Released A, then released B, each with canaries."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(b"base")
     desk = Desk(tmp_path)
+    desk.base_digest = sha256_files(base)
     first = desk.release(desk.evidence(b"a", ROWS))
     write_canaries(first, None, desk.key)
     second = desk.evidence(b"b", NEWER)
@@ -173,6 +178,7 @@ def test_the_rollback_drill(two):
     desk, first, second = two
     reports = partition_folder(desk.folder, *TARGET.split("|"))
     reports.mkdir(parents=True)
+    base = desk.folder / "base"
     keys = ["--key", str(desk.public), "--key", str(desk.other_public)]
 
     def released_report() -> Path | None:
@@ -185,6 +191,13 @@ def test_the_rollback_drill(two):
         bundle = current_bundle(desk.releases, TARGET)
         return engine(ROWS if bundle == first else NEWER)
 
+    def served_name() -> str:
+        """What `policyalign serve` serves as the target, by the name that holds the hash."""
+        arguments = ["serve", TARGET, "--base", str(base), *keys]
+        done = CliRunner().invoke(main, arguments, env={"POLICYALIGN_DATA_DIR": str(desk.folder)})
+        assert done.exit_code == 0, done.output
+        return done.output
+
     def verified(bundle: Path) -> bool:
         return CliRunner().invoke(main, ["verify", str(bundle), *keys]).exit_code == 0
 
@@ -192,7 +205,7 @@ def test_the_rollback_drill(two):
         server.models[ALIAS] = served()
         assert look(desk, server.url, second, code=0)["verdict"] == THIS
         assert verified(first) and verified(second)
-        assert released_report() == second / "report"
+        assert released_report() == second / "report" and f"{ALIAS}@{second.name}" in served_name()
         as_bob = ["--by", "Bob", "--key", str(desk.other), "--reason", "answers forged signatures"]
         assert CliRunner().invoke(main, ["revoke", str(second), *as_bob]).exit_code == 0
         # the server still answers with B: each look says so
@@ -204,4 +217,6 @@ def test_the_rollback_drill(two):
     assert verified(first) and not verified(second)
     refused = CliRunner().invoke(main, ["serve", str(second), *keys])
     assert refused.exit_code == 1 and "answers forged signatures" in refused.output
-    assert released_report() == first / "report"
+    assert released_report() == first / "report" and f"{ALIAS}@{first.name}" in served_name()
+    nothing = CliRunner().invoke(main, ["verify", "legal|absent", *keys])
+    assert nothing.exit_code == 2 and "is released in" in nothing.output

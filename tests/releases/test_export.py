@@ -12,7 +12,7 @@ from test_release_bundle import EVALUATION, Desk
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.evaluation.suites import ALIGNED
 from policyalign_assets.releases import export as exporting
-from policyalign_assets.releases.answer_again import answer_again
+from policyalign_assets.releases.answer_again import _cases, answer_again
 from policyalign_assets.releases.errors import ReleaseError
 from policyalign_assets.releases.export import (
     export_merged,
@@ -84,6 +84,16 @@ def test_a_case_that_cannot_be_asked_again_has_not_passed(tmp_path: Path):
     assert again.not_asked == {"capability": 300}
     assert [g.gate for g in again.gates if g.passed is not True] == ["capability"]
     assert "capability not measured" in " ".join(faults_of(again, 0.01))
+
+
+def test_probes_that_the_gates_read_are_asked_and_others_are_not():
+    rows = [
+        {"arm": ALIGNED, "suite": suite, "prompt": "p", "scoring": "judge", "conversation": None}
+        for suite in ("violations", "probe_typo", "probe_lower", "probe_opening")
+    ]
+    asked, left = _cases(rows, ["probe_typo", "probe_opening"])
+    assert [case.row["suite"] for case in asked] == ["violations", "probe_typo"]
+    assert dict(left) == {"probe_opening": 1}
 
 
 @pytest.fixture(scope="module")

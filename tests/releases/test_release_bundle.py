@@ -44,7 +44,7 @@ class Desk:
         self.folder, self.releases = folder, folder / "releases"
         self.key, self.public = create_keys(folder / "keys", "ann")
         self.other, self.other_public = create_keys(folder / "keys", "bob")
-        self.revision = "r1"
+        self.revision, self.base_digest = "r1", "0" * 64
         self.ledger = Ledger(self.releases / "ledger.jsonl")
 
     def evidence(
@@ -95,7 +95,7 @@ class Desk:
             target=TARGET,
             checkpoint=checkpoint,
             checkpoint_folder=checkpoint_folder,
-            base=BaseModel(BUNDLED, self.revision, "0" * 64),
+            base=BaseModel(BUNDLED, self.revision, self.base_digest),
             policy=POLICY,
             report_folder=report,
             answers=Answers(*answers),

@@ -3,11 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from helpers import medical_policy
 
 from policyalign_assets.evaluation.case_plan import NoCases, planned_cases
 from policyalign_assets.policy import PolicyDocument, Rule, parse_policy
+from policyalign_assets.report.context import NO_CASE, rule_states
 from policyalign_assets.settings import Settings, load_settings
 from policyalign_assets.stages import policy_document
 from policyalign_assets.stages.interface import StageContext
@@ -129,3 +131,13 @@ def test_the_first_stage_refuses_a_policy_of_which_nothing_is_trained(tmp_path: 
     )
     with pytest.raises(NothingTrained, match="A1: not trained"):
         policy_document.make(context)
+
+
+def test_the_report_gives_the_reasons_of_the_plan():
+    plans = planned_cases(POLICY, BUNDLED).rules
+    no_case = pa.table({"suite": pa.array([], pa.string()), "rule_id": pa.array([], pa.string())})
+    states = {state["rule_id"]: state for state in rule_states(POLICY, no_case, plans)}
+    for plan in plans:
+        assert states[plan.rule_id]["why_not"] == (plan.why_not or NO_CASE)
+    duty = POLICY.duties[0].rule_id
+    assert "no judge reads the rules" in states[duty]["why_not"]

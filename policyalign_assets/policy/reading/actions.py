@@ -60,7 +60,7 @@ _HELPERS = (
 _OBJECTS = {  # the head noun of a noun phrase: the verb that makes an action of it
     "give": "advice advices opinion opinions guidance diagnosis diagnoses instruction instructions"
     " recommendation recommendations information prediction predictions estimate estimates"
-    " guarantee guarantees assurance assurances prescription prescriptions answer answers"
+    " access guarantee guarantees assurance assurances prescription prescriptions answer answers"
     " discount discounts refund refunds quote prognosis counsel",
     "make": "decision decisions claim claims joke jokes statement statements comment comments"
     " remark remarks promise promises assumption assumptions call calls payment payments"
@@ -398,6 +398,7 @@ def _is_compound(phrase: str) -> bool:
 def _tidy(phrase: str) -> str:
     """Without outer marks; a capital at the start goes, unless the word is a name or acronym."""
     phrase = re.sub(r"\s+", " ", phrase).strip(" ,.;:!?–—-")
+    phrase = re.sub(r"^please,? ", "", phrase, flags=re.IGNORECASE)
     phrase = re.sub(r",? (?:such as|including|for example|e\.g\.?)$", "", phrase)
     if phrase.count('"') % 2:
         phrase = phrase.strip('"')

@@ -107,12 +107,18 @@ _AT_NO_TIME = re.compile(
 )
 
 
+_ALTHOUGH = re.compile(r"^(?:although|though|even though|whilst) [^,]+, (?=\w)", re.IGNORECASE)
+_ASIDE = re.compile(
+    r", (?:for any reason|under any circumstances|in any (?:way|form)|at any time), ", re.IGNORECASE
+)
 _NOT_LIMITED = re.compile(r"\bincluding,? (?:but|and) not limited to,? ", re.IGNORECASE)
 
 
 def straightened(sentence: str) -> str:
     """ "You must not, without consent, disclose ..." with its insertion at the end or left out."""
     sentence = _AT_NO_TIME.sub(r"\1 never", sentence)
+    sentence = _ALTHOUGH.sub("", sentence)
+    sentence = _ASIDE.sub(" ", sentence)
     sentence = _NOT_LIMITED.sub("including ", sentence)
     sentence = re.sub(r"\bif,? and only if,?\b", "only if", sentence, flags=re.IGNORECASE)
     found = _INSERTED.fullmatch(sentence)

@@ -27,7 +27,7 @@ def demand_of(clause: str) -> str | None:
 
     None where the clause holds no words.
     """
-    clause = clause.strip(" ,.;:!*_")
+    clause = re.sub(r"^please,? ", "", clause.strip(" ,.;:!*_"), flags=re.IGNORECASE)
     if not re.search(r"\w", clause):
         return None
     said = _demand(_ADVERBS.sub("", clause, count=1) if _ADVERBS.match(clause) else clause)

@@ -94,6 +94,8 @@ def _disallowed(main: str) -> Frame | None:
     if re.search(r"\b(?:not|right|authority|permission) to $", main[: found.start("rest")]):
         return Frame("prohibit", verb_phrase_action(rest))
     chosen = who or used
+    if chosen is None and re.match(r"(?:any(?:one|body)|others|some(?:one|body))\b", rest, re.I):
+        return Frame("prohibit", f"allow {rest}")
     return Frame("prohibit", action_of(chosen["vp"] if chosen else rest))
 
 
@@ -197,7 +199,7 @@ def _is_subordinate(subject: str) -> bool:
 _EPISTEMIC = re.compile(
     r"(?:may|might) not (?:be (?:accurate|complete|correct|available|suitable|appropriate|reliable"
     r"|required|needed|necessary|current|up|true|perfect|aware)|always|reflect|work|contain"
-    r"|represent|know|have|understand|meet)\b",
+    r"|represent|know|have|understand|meet|suit|apply|fit|match|exist)\b",
     re.IGNORECASE,
 )
 _DONE = forms.DISCLOSES | frozenset(
@@ -229,8 +231,10 @@ def _modal(main: str) -> Frame | None:
         r"^(?:to |in any (?:way|case|form) |under any circumstances |knowingly )", "", found["rest"]
     )
     negation = found["not"].lower()
+    needless = re.match(r"(?:do|does|will)(?: not|n't)", negation)
     if (
-        forms.NOT_NEEDED.fullmatch(main)
+        (needless and re.match(r"(?:need|have) to\b", rest))
+        or forms.NOT_NEEDED.fullmatch(main)
         or _EPISTEMIC.match(f"{negation} {found['rest']}")
         or forms.NOT_FORBIDDEN.fullmatch(main)
     ):
@@ -392,9 +396,16 @@ def _careful(main: str) -> Frame | None:
     return Frame("prohibit", verb_phrase_action(to[1])) if to else forbidding_frame(found["rest"])
 
 
+_NO_ACT = re.compile(
+    r"(?:if|failure|failing|not|non-?compliance)\b|(?:any |a )?(?:violations?|breach(?:es)?) of"
+    r" (?:this|these|the|our|any)\b",
+    re.IGNORECASE,
+)
+
+
 def _leads_to(main: str) -> Frame | None:
     found = _LEADS_TO.fullmatch(main)
-    if found is None or re.match(r"(?:if|failure|failing|not)\b", found["subject"], re.IGNORECASE):
+    if found is None or _NO_ACT.match(found["subject"]):
         return None
     who = re.match(r"(?:any(?:one|body)?|users?|employees?|staff|those)\b", found["subject"], re.I)
     return None if who else _be_forbidden(f"{found['subject']} is prohibited")

@@ -213,7 +213,8 @@ DESCRIBE = re.compile(
     r"|the (?:goal|purpose|aim|objective|intent|intention|scope|rationale) (?:of|is|behind)\b.*"
     r"|(?:[\w'/-]+ ){1,8}?(?:may|might) not (?:be (?:accurate|complete|correct|available|suitable"
     r"|appropriate|reliable|required|needed|necessary|current|up|true|perfect|aware)|always|reflect"
-    r"|work|contain|represent|know|have|understand|meet)\b.*"
+    r"|work|contain|represent|know|have|understand|meet|suit|apply|fit|match|exist)\b.*"
+    r"|(?:any |a )?(?:violations?|breach(?:es)?) of (?:this|these|the|our|any) .+"
     r"|not (?:all|every) .+? (?:will|can|may|do|does|is|are|has|have)\b.*"
     r"|(?:some|many|most) (?:[\w'/-]+ ){1,3}?(?:may|can|might|could|are|will)\b.*",
     re.IGNORECASE,

@@ -161,6 +161,8 @@ def permitting_frame(main: str) -> Frame | None:
     found = forms.PERMIT.fullmatch(main)
     if found:
         subject = (found["subject"] or "").strip()
+        if _OTHER_CLAUSE.search(subject):
+            return None  # "may" stands in a clause of its own: "holes that can be exploited"
         if re.match(r"(?:some|many|most)\b", subject, re.IGNORECASE):
             return None  # "Some questions may need a doctor." allows nothing
         if re.search(r"\b(?:what|whether|how|why|if|when|because)\b", subject, re.IGNORECASE):
@@ -189,6 +191,12 @@ def permitting_frame(main: str) -> Frame | None:
     return None
 
 
+_OTHER_CLAUSE = re.compile(
+    r"\b(?:must|shall|should|means?|so that|where)\b"
+    r"|(?<!that )(?<!which )(?<!who )\b(?:is|are|was|were)\b"
+    r"|\b(?:that|which|who|what)$",
+    re.IGNORECASE,
+)
 _HAPPENS = re.compile(
     r"(?:be|contain|include|vary|change|cause|differ|lead|result|take|have|seem|mean|depend|require"
     r"|apply|also|need|occur|make (?:mistakes|errors)|hallucinate"

@@ -11,15 +11,11 @@ from typing import cast
 from policyalign_assets.policy.model import RuleKind
 from policyalign_assets.policy.reading import clauses, frames, sentences
 from policyalign_assets.policy.reading import words as w
-from policyalign_assets.policy.reading.actions import (
-    action_of,
-    may_be_noun,
-    noun_phrase_action,
-)
+from policyalign_assets.policy.reading.actions import action_of
 from policyalign_assets.policy.reading.demands import demand_of
 from policyalign_assets.policy.reading.languages import foreign_kind, language_name, language_of
+from policyalign_assets.policy.reading.leaves import leaf_action
 from policyalign_assets.policy.reading.surroundings import (
-    SLOT,
     Lead,
     heading_kind,
     label_kind,
@@ -325,7 +321,7 @@ def _combined(parts: list[_Part], lead: Lead | None, short: bool = False) -> Rea
         )
     rules = [_within(part, lead) if n == 0 else part for n, part in enumerate(rules)]
     if len(rules) == 1 and rules[0].kind is None and (lead is None or lead.kind is None):
-        rules = [_fragment(rules[0])]
+        rules = [_fragment(rules[0], alone=lead is None)]
     main = _main(rules)
     allowed = [p.action or p.text for p in rules if p.kind == "permit" and p is not main]
     without: tuple[str, ...] = ()
@@ -387,7 +383,7 @@ def _within(part: _Part, lead: Lead | None) -> _Part:
         negative = re.match(r"not (?:to )?(.+)", part.text, re.IGNORECASE)
         if negative and lead.kind == "permit":
             return replace(part, kind="prohibit", action=action_of(negative[1]))
-        return replace(part, kind=lead.kind, action=_noted(_leaf_action(part.text, lead)))
+        return replace(part, kind=lead.kind, action=_noted(leaf_action(part.text, lead)))
     negated = re.match(r"not (?:to )?(\w.*)", part.text, re.IGNORECASE)
     if negated:
         return replace(part, kind="prohibit", action=action_of(negated[1]))
@@ -407,10 +403,15 @@ _GRAVE = re.compile(
 )
 
 
-def _fragment(part: _Part) -> _Part:
-    """A rule without a verb that tells its kind: it names an act, or something grave, to forbid."""
+def _fragment(part: _Part, alone: bool) -> _Part:
+    """A rule without a verb that tells its kind: it names an act, or something grave, to forbid.
+
+    alone: no line stands above it. Below a line that tells no kind ("Good manners include:"), an
+    act is forbidden only where it is grave.
+    """
     first = part.text.split(" ", 1)[0].strip(",")
     gerund = w.is_gerund(first) and not re.search(r" (?:is|are) \w+ed\b", part.text)
+    gerund = gerund and (alone or bool(_GRAVE.search(part.text)))
     if not gerund and not (_GRAVE.search(part.text) and not _has_verb(part.text)):
         return part
     said = "it is a fragment that is read as a prohibition: write 'Never ...' or a line above it"
@@ -419,35 +420,6 @@ def _fragment(part: _Part) -> _Part:
 
 def _has_verb(text: str) -> bool:
     return bool(re.search(r"\b(?:is|are|was|were|has|have|will|can|does)\b", text))
-
-
-def _leaf_action(text: str, lead: Lead) -> str | None:
-    if lead.template and not (lead.template.endswith(f" is {SLOT}") and _names_act(text)):
-        return lead.template.replace(SLOT, text[:1].lower() + text[1:])
-    third = _third_person(text)
-    first = third.split(" ", 1)[0]
-    if lead.kind == "permit" and not (w.is_gerund(first) or w.starts_as_verb(third) or lead.verb):
-        return third[:1].lower() + third[1:]
-    if lead.nominal and may_be_noun(text):
-        return noun_phrase_action(text[:1].lower() + text[1:], lead.verb)
-    return action_of(third, lead.verb)
-
-
-def _names_act(text: str) -> bool:
-    """Whether a leaf below "content that is:" names an act or a thing ("Spamming") instead."""
-    first = text.split(" ", 1)[0].strip(",").lower()
-    described = "ADJ" in w.lemmas(first) or "ADV" in w.lemmas(first) or w.is_participle(first)
-    return w.is_gerund(first) or (w.is_noun(first) and not described)
-
-
-def _third_person(text: str) -> str:
-    """ "Asks for a weapon" as "ask for a weapon": a leaf below "Refuse requests that:"."""
-    first, _, rest = text.partition(" ")
-    low = first.lower()
-    verb = w.base_form(low)
-    if low.endswith("s") and verb != low and rest and w.is_base_verb(verb) and not w.is_plural(low):
-        return f"{verb} {rest}"
-    return text
 
 
 def _is_statement(text: str) -> bool:

@@ -182,7 +182,10 @@ def _is_sentence(lead: str) -> bool:
 def read_lead(text: str) -> Lead:
     """Reads a line that introduces a list: "You may not use the service for:"."""
     line = re.sub(r"\s+", " ", text).strip(" *_:.;–—-").replace("’", "'")
-    line = _merged_lead(line)
+    line = re.sub(r",? (?:but|and)(?: is| are)? not limited to(?: the following)?$", "", line)
+    merged = _merged_lead(line)
+    whole_sentence = _is_sentence(text) or line.startswith(f"{merged}.")
+    line = merged
     if _EXCEPTION_END.search(line):
         inner = (
             read_lead(_EXCEPTION_END.sub("", line))
@@ -216,7 +219,7 @@ def read_lead(text: str) -> Lead:
             be = f"{relative['be']} " if relative["be"] else ""
             template = f"{frame[1]} {relative['who']} {be}{SLOT}"
             return Lead(frame[0], condition=cut.condition, template=template)
-    if _is_sentence(text) and (whole := _frame(cut.main)):
+    if whole_sentence and (whole := _frame(cut.main)):
         # "Never share a guest's data." above "Phone numbers": its verb is theirs
         verb = (whole[1] or "").split(" ", 1)[0]
         return Lead(whole[0], verb if w.is_base_verb(verb) else None, cut.condition)
