@@ -30,7 +30,7 @@ def status(
     """
     import dagster as dg
 
-    from policyalign_assets.orchestration.instance import instance_folder
+    from policyalign_assets.orchestration.instance import enter_project
     from policyalign_assets.orchestration.status import find_status
     from policyalign_assets.policy.deployments import NAME as DEPLOYMENT_NAME
     from policyalign_assets.runtime.results import split_partition
@@ -39,7 +39,8 @@ def status(
     for partition in partitions:
         if not DEPLOYMENT_NAME.fullmatch(partition):
             split_partition(partition)
-    with dg.DagsterInstance.from_config(str(instance_folder())) as instance:
+    policies_dir = policies_dir.absolute()
+    with dg.DagsterInstance.from_config(str(enter_project())) as instance:
         found = find_status(instance, policies_dir, load_settings(), partitions)
     if as_json:
         click.echo(json.dumps({"up_to_date": found.up_to_date, **asdict(found)}, indent=1))

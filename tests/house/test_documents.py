@@ -59,6 +59,7 @@ def commands(text: str) -> list[list[str]]:
 CASES = [
     pytest.param(words, id=f"{document.name}: {' '.join(words)[:70]}")
     for document in DOCUMENTS
+    if document.name != "tutorial.md"  # tests/cli/test_tutorial.py runs all of it, for real
     for words in commands(document.read_text())
 ]
 
@@ -168,3 +169,16 @@ def test_the_query_of_the_readme_runs(tmp_path):
         [sys.executable, *query[1:]], cwd=tmp_path, capture_output=True, text=True, env=os.environ
     )
     assert done.returncode == 0 and "1.5" in done.stdout, done.stderr
+
+
+LONGEST = 45  # words; a list of names counts word by word
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_sentences_are_short(document: Path):
+    prose = re.sub(r"```.*?```", "", document.read_text(), flags=re.S)
+    for paragraph in re.split(r"\n\s*\n|\n(?=[-*|#]|\d+\. )", prose):
+        if not paragraph.lstrip().startswith("|"):
+            plain = re.sub(r"`[^`]*`|\]\([^)]*\)", " X ", " ".join(paragraph.split()))
+            for sentence in re.split(r"(?<=[.:?!])\s+", plain):
+                assert len(re.findall(r"[A-Za-z0-9'][\w'./-]*", sentence)) < LONGEST, sentence
