@@ -146,9 +146,15 @@ class Subprocess(OutOfProcess):
             yield folder
 
     def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
-        with dg.open_pipes_session(
-            context, dg.PipesTempFileContextInjector(), dg.PipesTempFileMessageReader()
-        ) as session:
+        # In a folder that is swept after a killed run; Dagster's own temporary files would stay.
+        with (
+            temporary_folder() as pipes,
+            dg.open_pipes_session(
+                context,
+                dg.PipesFileContextInjector(str(pipes / "context")),
+                dg.PipesFileMessageReader(str(pipes / "messages")),
+            ) as session,
+        ):
             path = os.pathsep.join(filter(None, (SOURCES, os.environ.get("PYTHONPATH"))))
             return run_guarded(
                 [sys.executable, *arguments],

@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from unittest.mock import patch
@@ -20,8 +21,10 @@ from dagster._core.remote_origin import (
 from dagster._core.test_utils import create_run_for_test
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
-from policyalign_assets.files import location
+from policyalign_assets.files import MARK, location
+from policyalign_assets.orchestration import launchers
 from policyalign_assets.orchestration.dead_runs import TAG, bury_dead_runs, note_process
+from policyalign_assets.orchestration.launchers import Subprocess
 from policyalign_assets.orchestration.partitions import NAME
 from policyalign_assets.orchestration.prune import find_caches, find_leftovers, prune
 from policyalign_assets.orchestration.realign import live_runs
@@ -261,3 +264,26 @@ def test_a_dead_run_that_was_started_by_hand_is_not_shown_as_one_to_be_started_a
     run = noted(retrying, started(retrying), f"{socket.gethostname()}:1:1@x")
     assert bury_dead_runs(retrying) == [run]
     assert retrying.get_run_by_id(run).tags["dagster/will_retry"] == "false"
+
+
+def test_what_a_run_keeps_among_temporary_files_is_marked_so_that_it_can_be_swept(
+    tmp_path, monkeypatch
+):
+    """Dagster's own temporary files for its worker would stay after a killed run."""
+    kept: list[str] = []
+
+    def worker(*_) -> int:
+        kept.extend(entry.name for entry in tmp_path.iterdir())
+        return 0
+
+    @dg.asset
+    def stage(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        Subprocess().run_worker(context, ["-c", ""])
+        monkeypatch.undo()
+        return dg.MaterializeResult()
+
+    monkeypatch.setattr(launchers, "run_guarded", worker)
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        assert dg.materialize([stage], instance=ephemeral).success
+    assert kept and all(MARK in name for name in kept)
