@@ -277,10 +277,11 @@ def test_what_a_run_keeps_among_temporary_files_is_marked_so_that_it_can_be_swep
         return 0
 
     @dg.asset
-    def stage(context: dg.AssetExecutionContext) -> None:
+    def stage(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
         Subprocess().run_worker(context, ["-c", ""])
         monkeypatch.undo()
+        return dg.MaterializeResult()
 
     monkeypatch.setattr(launchers, "run_guarded", worker)
     with dg.DagsterInstance.ephemeral() as ephemeral:
