@@ -12,7 +12,8 @@ import dagster as dg
 
 from policyalign_assets.files import process_start
 
-TAG = "policyalign/process"  # host:pid:start:run
+# host:pid:start:run, under the prefix of the tags that the UI does not show
+TAG = ".dagster/policyalign/process"
 
 
 def note_process(instance: dg.DagsterInstance, run_id: str) -> None:

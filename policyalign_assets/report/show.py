@@ -1,17 +1,12 @@
-"""Prints a partition's report in the terminal, the verdict first.
-
-python -m policyalign_assets.report.show 'medical|general-conduct'
-"""
+"""A partition's report as text for the terminal, the verdict first (`policyalign report`)."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from policyalign_assets.files import Location, location
+from policyalign_assets.files import Location
 from policyalign_assets.report.folders import RELEASE, current_report, partition_folder
 from policyalign_assets.report.formatting import visible
 
@@ -123,19 +118,3 @@ def _internalised(name: str, result: Mapping[str, Any]) -> str:
 def _release_line(data: Location, domain: str, policy: str) -> str:
     file = partition_folder(data, domain, policy) / RELEASE
     return f"Release: {file}" if file.exists() else f"Release: none ({file} is not written)"
-
-
-def main() -> None:
-    if len(sys.argv) != 2 or "|" not in sys.argv[1]:
-        sys.exit("usage: python -m policyalign_assets.report.show '<domain>|<policy>'")
-    try:
-        print(show(sys.argv[1], location(os.environ.get("POLICYALIGN_DATA_DIR", "data"))))
-    except FileNotFoundError as error:
-        sys.exit(
-            f"No report for {sys.argv[1]!r}: {error.filename} does not exist. "
-            "Fix: materialize benchmark_report for this partition."
-        )
-
-
-if __name__ == "__main__":
-    main()
