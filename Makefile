@@ -5,6 +5,9 @@ PIP_EXTRA ?=
 # Test processes side by side.
 WORKERS ?= 2
 # Hides the notice that Dagster prints about its own command line.
+# Where `make ui` shows the reports, and where Dagster's links to them lead.
+REPORTS_PORT ?= 3001
+demo ui: export POLICYALIGN_REPORT__ADDRESS ?= http://localhost:$(REPORTS_PORT)
 DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
 
 .PHONY: demo demo-english realign test test-fast test-vllm ui bench lint format lock sbom audit clean
@@ -12,7 +15,7 @@ DAGSTER := PYTHONWARNINGS=ignore $(BIN)/dagster
 # The report's exit code is its verdict: a demo that ends "not releasable" has still run.
 demo: .venv/installed
 	$(BIN)/policyalign align '$(PARTITION)'
-	@$(BIN)/policyalign report '$(PARTITION)' || true
+	@$(BIN)/policyalign report --brief '$(PARTITION)' || true
 
 # The whole chain on a real English model (SmolLM2-135M with the adapter in english_model/), with its
 # own policy and folder of results. It resumes where it was stopped.
@@ -40,7 +43,9 @@ test-vllm: .venv-vllm/installed
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/engine/test_vllm.py tests/stages/test_vllm_stages.py
 
 ui: .venv/installed
-	$(DAGSTER) dev -w workspace.yaml
+	@mkdir -p data/reports
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory data/reports $(REPORTS_PORT) \
+	    >/dev/null 2>&1 & trap "kill $$!" EXIT; $(DAGSTER) dev -w workspace.yaml
 
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
@@ -72,8 +77,8 @@ format: .venv/installed
 
 # The exact versions and hashes that an installation from the lock file gets.
 lock: .venv-supply/installed
-	.venv-supply/bin/uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 \
-	    --no-emit-index-url --no-header --quiet --output-file requirements.lock
+	.venv-supply/bin/uv pip compile pyproject.toml --generate-hashes --no-strip-extras --universal \
+	    --python-version 3.11 --no-emit-index-url --no-header --quiet --output-file requirements.lock
 
 # What is installed and under which licences: a CycloneDX bill of materials and a list, in data/supply/.
 sbom: .venv/installed .venv-supply/installed

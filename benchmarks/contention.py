@@ -48,7 +48,9 @@ def work(steps: int) -> None:
             began = now
 
     with tempfile.TemporaryDirectory() as folder:
-        distill(policy, asked, workload.qwen2(), settings, Path(folder), 16_384, report)
+        distill(
+            [policy.prompt_text], asked, workload.qwen2(), settings, Path(folder), 16_384, report
+        )
 
 
 def timed(competitors: int, steps: int, environ: dict[str, str]) -> float:

@@ -43,7 +43,7 @@ def distilled(
     loaded = load_model(settings.model)
     with tempfile.TemporaryDirectory() as folder:
         model, _ = distill(
-            policy,
+            [policy.prompt_text],
             [*mix, *anchors(distillation, settings.model.id)],
             loaded,
             distillation,

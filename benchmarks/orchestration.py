@@ -21,7 +21,7 @@ import dagster as dg
 from policyalign_assets.orchestration import assets
 from policyalign_assets.orchestration.realign import desired_states, policy_changes
 from policyalign_assets.orchestration.resources import Pipeline
-from policyalign_assets.policy import DOMAINS
+from policyalign_assets.policy import SHIPPED_DOMAINS
 from policyalign_assets.stages import fingerprints
 
 POLICY = """---
@@ -69,7 +69,7 @@ def look(policies: int) -> tuple[int, float, float]:
             (folder / f"p{n}/policy.md").write_text(POLICY.format(n))
         wanted = desired_states(folder, assets.DEPLOYED)
         instance.add_dynamic_partitions(
-            "policies", [f"{d}|p{n}" for n in range(policies) for d in DOMAINS]
+            "policies", [f"{d}|p{n}" for n in range(policies) for d in SHIPPED_DOMAINS]
         )
 
         def tick() -> float:

@@ -211,7 +211,7 @@ def step(a: argparse.Namespace) -> list[Line]:
                 torch.cuda.reset_peak_memory_stats()
             with tempfile.TemporaryDirectory() as work:
                 aligned, history = distill(
-                    policy,
+                    [policy.prompt_text],
                     [Instruction(p) for p in prompts],
                     model(a),
                     settings,

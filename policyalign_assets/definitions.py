@@ -9,8 +9,11 @@ from policyalign_assets.orchestration import (
     alerts,
     assets,
     data_checks,
+    deployments,
+    doctor_check,
     external,
     leaderboard,
+    observed,
     release_checks,
 )
 from policyalign_assets.orchestration.launchers import launcher_from_environment
@@ -23,10 +26,20 @@ from policyalign_assets.orchestration.resources import DATA_DIR, Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
 
 defs = dg.Definitions(
-    assets=[*dg.load_assets_from_modules([assets, leaderboard]), *external.external_assets],
-    asset_checks=dg.load_asset_checks_from_modules([data_checks, release_checks]),
-    jobs=[alignment_job],
-    sensors=[policy_changes, leaderboard.leaderboard_refresh, alerts.run_failures],
+    assets=[
+        *dg.load_assets_from_modules([assets, deployments, leaderboard]),
+        *external.external_assets,
+        *observed.observed_assets,
+    ],
+    asset_checks=dg.load_asset_checks_from_modules([data_checks, doctor_check, release_checks]),
+    jobs=[alignment_job, deployments.deployment_job],
+    sensors=[
+        policy_changes,
+        deployments.deployment_changes,
+        observed.source_changes,
+        leaderboard.leaderboard_refresh,
+        alerts.run_failures,
+    ],
     schedules=[nightly_realignment],
     resources={
         "pipeline": Pipeline(),

@@ -6,7 +6,6 @@ A file is stored in a local folder or in an object store.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +27,7 @@ from upath import UPath
 PRIVATE, OPEN = 0o640, 0o644
 # The name of an unfinished file or folder contains MARK and the process that writes it.
 MARK, UNKNOWN = ".policyalign-", "unknown"
-_OWNED = re.compile(re.escape(MARK) + r"(\w+)-(\d+)-([^.]+)\.")
+_OWNED = re.compile(re.escape(MARK) + r"(\w+-\d+-[^.]+)\.")
 Location = Path | UPath  # a folder, or a URL of anything that fsspec reads: s3://, gs://, memory://
 
 
@@ -56,15 +55,6 @@ def scratch_folder(data: Location) -> Path:
     )
 
 
-def unfinished_folder(data: Location, stage: str, made_from: Mapping[str, Any]) -> Path:
-    """Return where a stage keeps unfinished work on exactly these inputs.
-
-    A run continues the work of a killed run only if its inputs are the same.
-    """
-    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    return scratch_folder(data) / "unfinished" / stage / digest[:16]
-
-
 def process_start(pid: int) -> str | None:
     """Return when a process of this machine started; None without such a process or without /proc.
 
@@ -80,9 +70,26 @@ def process_start(pid: int) -> str | None:
 
 
 @cache
+def process_name(pid: int) -> str:
+    """Return a name that no other process has, on this machine or on another one."""
+    return f"{_host()}-{pid}-{process_start(pid) or UNKNOWN}"
+
+
+def has_ended(process: str) -> bool:
+    """Whether the process with this `process_name` is known to have ended.
+
+    Nothing is known of processes of other machines, or where there is no /proc.
+    """
+    host, _, rest = process.partition("-")
+    pid, _, start = rest.partition("-")
+    if host != _host() or start == UNKNOWN or not pid.isdigit():
+        return False
+    return process_start(int(pid)) != start
+
+
 def _owner_mark(pid: int) -> str:
     """Return the part of a temporary name that tells `sweep` which process it belongs to."""
-    return f"{MARK}{_host()}-{pid}-{process_start(pid) or UNKNOWN}."
+    return f"{MARK}{process_name(pid)}."
 
 
 @cache
@@ -114,9 +121,7 @@ def sweep(data: Path) -> list[Path]:
     for folder in (Path(tempfile.gettempdir()), *_folders(data)):
         for entry in _entries(folder):
             owner = _OWNED.search(entry.name)
-            if owner is None or owner[1] != _host() or owner[3] == UNKNOWN:
-                continue
-            if process_start(int(owner[2])) != owner[3]:
+            if owner is not None and has_ended(owner[1]):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink(missing_ok=True)
                 removed.append(entry)
     return removed
@@ -250,11 +255,15 @@ def sha256_files(
 
     Only files that match one of `patterns` count, and those named in `but` are left out.
     """
+    found = {f for p in patterns for f in folder.glob(p) if f.is_file() and f.name not in but}
+    return sha256_named({file.name: file for file in found})
+
+
+def sha256_named(files: Mapping[str, Path]) -> str:
+    """Hash the contents of files, with the names that they have or shall have."""
     digest = hashlib.sha256()
-    for file in sorted(
-        {f for p in patterns for f in folder.glob(p) if f.is_file() and f.name not in but}
-    ):
-        digest.update(file.name.encode() + b"\0")
+    for name, file in sorted(files.items()):
+        digest.update(name.encode() + b"\0")
         with file.open("rb") as stream:  # in pieces, because a model may exceed the memory
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

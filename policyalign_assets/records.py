@@ -20,6 +20,8 @@ class Checkpoint:
 
     `path` is relative to the data folder, so that the folder can be moved. `provenance` says what
     the checkpoint was made from. `tuning` says whether it is an adapter or a whole model.
+    `repeats` are the same training with the seeds that follow (`distillation.seeds`). They are
+    evaluated too, and what is released is this checkpoint.
     """
 
     checkpoint_id: str
@@ -27,7 +29,15 @@ class Checkpoint:
     model_id: str
     model_revision: str
     provenance: dict[str, Any]
-    tuning: Literal["lora", "full"] = "lora"  # the default is for older records, which lack it
+    # the defaults are for older records, which lack these
+    tuning: Literal["lora", "full"] = "lora"
+    repeats: tuple[Checkpoint, ...] = ()
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the training, or None where the provenance does not say."""
+        seed = self.provenance.get("settings", {}).get("seed")
+        return seed if isinstance(seed, int) else None
 
 
 def training_table(checkpoint: Checkpoint, data_dir: Location) -> pa.Table:

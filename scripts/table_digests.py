@@ -15,18 +15,22 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    data: Path = parser.parse_args().data
+def digests(data: Path) -> list[str]:
+    """One line for each table and each checkpoint under `data`."""
+    lines = []
     for file in sorted((data / "assets").rglob("*.parquet")):
         table = pq.read_table(file)
         timed = [name for name in table.column_names if "seconds" in name]
         rows = table.drop_columns(timed).to_pylist()
         digest = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
-        print(f"{digest}  {file.relative_to(data)}")
-    for folder in sorted((data / "checkpoints").glob("*")):
-        print(f"checkpoint {folder.name}")
+        lines.append(f"{digest}  {file.relative_to(data)}")
+    return lines + [f"checkpoint {folder.name}" for folder in sorted(data.glob("checkpoints/*"))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path)
+    print("\n".join(digests(parser.parse_args().data)))
 
 
 if __name__ == "__main__":

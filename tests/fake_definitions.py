@@ -19,7 +19,7 @@ import pyarrow as pa
 from policyalign_assets import definitions
 from policyalign_assets.orchestration.launchers import Launcher, run_guarded
 from policyalign_assets.records import Checkpoint, ReportRecord
-from policyalign_assets.stages.facts import image
+from policyalign_assets.stages.facts import image, link
 from policyalign_assets.stages.interface import StageResult
 from policyalign_assets.synthesis.yields import RuleYield
 from policyalign_assets.tables import GENERATIONS, INSTRUCTIONS, JUDGEMENTS, SENSITIVITY, YIELDS
@@ -36,6 +36,8 @@ STUBBORN = textwrap.dedent("""
         pids.write(f"{os.getpid()}\\n")
     time.sleep(300)
 """)
+
+REPORT = "http://localhost:3001/alpha/medical/c-0123/report.html"
 
 
 class Fake(Launcher):
@@ -55,7 +57,9 @@ class Fake(Launcher):
         return StageResult(
             globals()[f"_{stage}"](**inputs),
             stage,
-            {"main plot": image(_plot(), "the main plot")} if stage == "benchmark_report" else {},
+            {"main plot": image(_plot(), "the main plot"), "report": link(REPORT)}
+            if stage == "benchmark_report"
+            else {},
         )
 
     def make_here(self, context, pipeline, stage, inputs) -> StageResult:

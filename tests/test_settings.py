@@ -233,3 +233,32 @@ def test_a_foreign_model_never_gets_the_bundled_profile_by_accident(environ, ove
 def test_the_automatic_profile_is_said(caplog):
     load_settings(environ={"POLICYALIGN_MODEL__ID": "/models/said-once"})
     assert "profile 'local' is used" in caplog.text and "/models/said-once" in caplog.text
+
+
+def test_arguments_of_the_chat_template_are_a_setting():
+    given = {"POLICYALIGN_MODEL__TEMPLATE_ARGUMENTS": '{"enable_thinking": false}'}
+    settings = load_settings(environ=given)
+    assert settings.model.template_arguments == {"enable_thinking": False}
+    plain = load_settings(environ={})
+    # they shape data, and without any, nothing that was made before is out of date
+    assert settings.model.shaping() != plain.model.shaping()
+    assert "template_arguments" not in plain.model.shaping()
+
+
+@pytest.mark.parametrize("name", ["messages", "strftime_now", "a b", "x %}{{ 1 }}", ""])
+def test_a_name_that_is_no_argument_of_a_template_is_refused(name):
+    with pytest.raises(SettingsError, match="no argument of a template"):
+        load_settings(overrides={"model": {"template_arguments": {name: True}}}, environ={})
+
+
+def test_parameters_of_an_endpoint_come_from_the_environment():
+    given = {"POLICYALIGN_JUDGE__EXTRA_PARAMETERS": '{"reasoning_effort": "low", "top_k": 1}'}
+    judge = load_settings(environ=given).judge
+    assert judge.extra_parameters == {"reasoning_effort": "low", "top_k": 1}
+
+
+@pytest.mark.parametrize("text", ["", "sk-secret", "[1]", "{", "null", "[" * 100_000])
+def test_a_mapping_that_is_no_json_object_is_refused_without_repeating_it(text):
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environ={"POLICYALIGN_JUDGE__EXTRA_PARAMETERS": text})
+    assert "is no JSON object. Fix: write" in str(caught.value) and "sk-" not in str(caught.value)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from policyalign_assets.cli.progress import RunLog
+from policyalign_assets.orchestration.instance import instance_folder
 from policyalign_assets.runtime.results import split_partition
 
 DEFINITIONS = "policyalign_assets.definitions"
@@ -23,35 +24,40 @@ def align(context: click.Context, partitions: tuple[str, ...], log: bool) -> Non
 
     The run is a Dagster run like any other: the UI shows it, and what it made is up to date there.
     """
+    from policyalign_assets.stages.registry import STAGES
+
     for partition in partitions:
         split_partition(partition)
-    if not Path("dagster.yaml").exists() and "DAGSTER_HOME" not in os.environ:
-        raise click.ClickException(
-            "there is no dagster.yaml in this folder, so results would have no history. "
-            "Fix: go to the folder of your project, or make one with `policyalign init`."
-        )
+    home = instance_folder()  # raises where there is none
     begun = time.monotonic()
-    if code := _materialize(["--select", "policy_catalog"], log):
+    if code := _materialize(["--select", "policy_catalog"], (), log, home):
         context.exit(code)
+    # the assets of a partition, and the page of all partitions; deployments have other partitions
+    selection = ",".join([*STAGES, "leaderboard"])
     for partition in partitions:
         click.secho(f"aligning {partition}", bold=True)
-        if code := _materialize(["--select", "*", "--partition", partition], log):
+        arguments = ["--select", selection, "--partition", partition]
+        if code := _materialize(arguments, tuple(STAGES), log, home):
             context.exit(code)
     click.echo(f"done in {time.monotonic() - begun:.0f} s")
 
 
-def _materialize(selection: list[str], log: bool) -> int:
-    """Runs `dagster asset materialize`. Returns its exit code, 1 for any failure."""
-    from policyalign_assets.stages.registry import STAGES
+def _materialize(selection: list[str], stages: tuple[str, ...], log: bool, home: Path) -> int:
+    """Runs `dagster asset materialize` in the project. Returns 0, or 1 for any failure.
 
+    Dagster reads the paths in dagster.yaml as relative to the folder that it is started in.
+    """
     command = [sys.executable, "-m", "dagster", "asset", "materialize", "-m", DEFINITIONS]
+    start = None if "DAGSTER_HOME" in os.environ else home
     environ = {**os.environ, "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore")}
     if log:
-        return int(subprocess.run([*command, *selection], env=environ).returncode != 0)
-    lines = RunLog(click.echo, tuple(STAGES))
+        done = subprocess.run([*command, *selection], env=environ, cwd=start)
+        return int(done.returncode != 0)
+    lines = RunLog(click.echo, stages)
     with subprocess.Popen(
         [*command, *selection],
         env=environ,
+        cwd=start,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

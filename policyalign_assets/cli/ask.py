@@ -32,7 +32,7 @@ def ask(partition: str, question: str, max_tokens: int) -> None:
     settings = load_settings().model
     sampling = Sampling(max_tokens)
     base = load_model(settings)
-    with base_and_aligned(settings, base, checkpoint, data) as (of_base, of_aligned):
+    with base_and_aligned(settings, base, [checkpoint], data) as (of_base, (of_aligned,)):
         engine = of_base()
         chats = [chat(question), chat(question, policy.prompt_text)]
         answers = [g.text for g in engine.generate(chats, sampling)]

@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 from policyalign_assets.cli.options import policies_option
-from policyalign_assets.policy import DOMAINS
+from policyalign_assets.cli.reader_model import configured_reader
+from policyalign_assets.policy import known_domains
 
 
 @click.command("import")
@@ -16,11 +17,17 @@ from policyalign_assets.policy import DOMAINS
     "--domain",
     "domains",
     multiple=True,
-    type=click.Choice(DOMAINS),
+    type=click.Choice(known_domains()),
     help="Domain that it applies to, once for each; default: general.",
 )
 @click.option("--owner", default="", help="Who answers for the policy.")
 @click.option("--title", default="", help="Title; default: that of the document.")
+@click.option(
+    "--reader",
+    is_flag=True,
+    help="Let the configured generator or model propose how rules are read; it quotes and never "
+    "writes.",
+)
 @click.option("--dry-run", is_flag=True, help="Print the draft instead of writing it.")
 @policies_option
 def import_policy(
@@ -29,6 +36,7 @@ def import_policy(
     domains: tuple[str, ...],
     owner: str,
     title: str,
+    reader: bool,
     dry_run: bool,
     policies_dir: Path,
 ) -> None:
@@ -40,6 +48,7 @@ def import_policy(
     """
     from policyalign_assets.policy.importing import import_document
 
+    asked = configured_reader() if reader else None
     made = import_document(
         file,
         policies_dir,
@@ -48,6 +57,7 @@ def import_policy(
         owner=owner,
         title=title,
         write=not dry_run,
+        reader=asked,
     )
     if dry_run:
         click.echo(made.text)
@@ -59,6 +69,14 @@ def import_policy(
         rule = change.rule or change.before
         assert rule is not None
         click.echo(f"{change.word}: {rule.rule_id}: {rule.text}", err=dry_run)
+    texts = {rule.rule_id: rule.text for rule in made.rules}
+    name = asked[0] if asked else ""
+    for proposal in made.proposals:
+        if lines := list(proposal.lines):
+            text = texts.get(proposal.rule_id, "split")
+            click.echo(f"proposed by {name}: {proposal.rule_id}: {text}", err=dry_run)
+            for line in lines:
+                click.echo(f"    {line}", err=dry_run)
     for line in _remarks(made.notes, made.unplaced):
         click.echo(line, err=dry_run)
     for fault in made.faults:

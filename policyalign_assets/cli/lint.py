@@ -19,6 +19,7 @@ from policyalign_assets.policy import (
     applicable_domains,
     examine_file,
     examine_policy,
+    known_domains,
     list_policies,
     list_unread,
 )
@@ -41,6 +42,11 @@ _DOCUMENTS = (".docx", ".html", ".htm", ".pdf")
     help="Folder or name of a model: plan for it, and count tokens with its tokenizer. Default: "
     "the configured model, whose tokens are estimated.",
 )
+@click.option(
+    "--reader",
+    is_flag=True,
+    help="Let the configured generator or model propose how each rule is read, beside its text.",
+)
 @click.pass_context
 def lint(
     ctx: click.Context,
@@ -49,6 +55,7 @@ def lint(
     domain: str | None,
     as_json: bool,
     model_id: str | None,
+    reader: bool,
 ) -> None:
     """Show how each rule of POLICY_OR_FILE is read, and list all of its faults at once.
 
@@ -77,6 +84,8 @@ def lint(
         click.echo(json.dumps(_as_json(rules, faults), indent=2, ensure_ascii=False))
     else:
         _show(rules, faults)
+    if reader:
+        _show_proposals([planned.rule for planned in rules], as_json)
     for plan in plans:
         named = f"{plan.policy.domain}|{plan.policy.policy_id}"
         for sentence in plan.sentences:
@@ -125,9 +134,7 @@ def _domains(policies_dir: Path, policy_id: str) -> Sequence[str]:
             header = read_header(read_source(policies_dir, policy_id, SHARED_NAME), [])[0]
         except PolicyError:
             return ("general",)
-        return [d for d in header.domains if d in ("medical", "legal", "financial", "general")] or (
-            "general",
-        )
+        return [d for d in header.domains if d in known_domains()] or ("general",)
 
 
 def _rules(plans: Sequence[RunPlan]) -> list[PlannedRule]:
@@ -179,7 +186,7 @@ def _row(planned: PlannedRule) -> dict[str, Any]:
         "id": rule.rule_id,
         "text": rule.words,
         "kind": rule.kind,
-        "action": rule.action,
+        "action": rule.action or rule.demand,
         "condition": rule.condition,
         "exception": "; ".join(rule.exceptions) or None,
         "measured": planned.measured,
@@ -202,9 +209,22 @@ def _show(rules: Sequence[PlannedRule], faults: Sequence[Fault]) -> None:
     )
 
 
+def _show_proposals(rules: Sequence[Rule], as_json: bool) -> None:
+    """What the configured model proposes; nothing is changed by it."""
+    from policyalign_assets.cli.reader_model import configured_reader
+    from policyalign_assets.policy.importing.proposals import propose
+
+    name, ask = configured_reader()
+    for rule, proposal in zip(rules, propose(rules, ask), strict=True):
+        click.echo(f"proposed by {name}: {rule.rule_id}  {rule.text}", err=as_json)
+        for line in proposal.lines:
+            click.echo(f"    {line}", err=as_json)
+
+
 def _reading_lines(rule: Rule) -> Iterator[str]:
     forbids = " (forbids)" if rule.kind == "condition" and rule.forbids else ""
-    yield f"{rule.kind}{forbids}{f': {rule.action}' if rule.action else ''}"
+    said = rule.action or rule.demand
+    yield f"{rule.kind}{forbids}{f': {said}' if said else ''}"
     if rule.condition:
         yield f"when: {rule.condition}"
     if rule.exceptions:

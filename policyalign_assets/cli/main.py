@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import click
 
+from policyalign_assets.cli.project import use_project_above
+
 
 class Entry(NamedTuple):
     """Where a command is, as "module:attribute", and the line that `policyalign --help` shows."""
@@ -29,10 +31,17 @@ COMMANDS: dict[str, Entry] = {
         "policyalign_assets.cli.ask:ask",
         "Answer a question with the model, with the policy, and with the aligned model.",
     ),
+    "attest": Entry(
+        "policyalign_assets.cli.attest:attest", "Say which model answers at an endpoint."
+    ),
     "diff": Entry("policyalign_assets.cli.diff:diff", "Say what changed between two reports."),
     "doctor": Entry(
         "policyalign_assets.cli.doctor:doctor",
         "Examine the configured model, judge, generator and files.",
+    ),
+    "export": Entry(
+        "policyalign_assets.cli.export:export",
+        "Write the released model merged or as GGUF, if it passes the gates again.",
     ),
     "import": Entry(
         "policyalign_assets.cli.import_policy:import_policy", "Make a draft policy of a document."
@@ -41,6 +50,10 @@ COMMANDS: dict[str, Entry] = {
         "policyalign_assets.cli.init:init", "Write the files that a folder of one's own needs."
     ),
     "keys": Entry("policyalign_assets.cli.keys:keys", "Make the keys that sign releases."),
+    "papers": Entry(
+        "policyalign_assets.cli.papers:papers",
+        "Write model card, ML-BOM, Annex IV and OSCAL of a release.",
+    ),
     "publish": Entry("policyalign_assets.cli.ledger:publish", "Declare an approved release."),
     "release": Entry(
         "policyalign_assets.cli.release:release", "Draft a signed release of a partition."
@@ -95,3 +108,4 @@ def main() -> None:
     \b
     Exit codes: 0 all is well, 1 problems were found, 2 wrong usage.
     """
+    use_project_above()

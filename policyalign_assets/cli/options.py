@@ -1,10 +1,42 @@
 """Options that several commands share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+
+
+class Bundle(click.ParamType[Path]):
+    """A bundle's folder, or `domain|policy` for the one that the ledger calls current."""
+
+    name = "bundle"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if isinstance(value, Path):
+            return value
+        if "|" not in value:
+            folder = click.Path(exists=True, file_okay=False, path_type=Path)
+            found: Path = folder.convert(value, param, ctx)
+            return found
+        from policyalign_assets.releases.current import current_bundle
+
+        releases = Path(os.environ.get("POLICYALIGN_DATA_DIR", "data")) / "releases"
+        current = current_bundle(releases, value)
+        if current is None:
+            self.fail(
+                f"no bundle of {value!r} is released in {releases}, or it is not there. Fix: name "
+                "the bundle's folder, or release the partition.",
+                param,
+                ctx,
+            )
+        return current
+
+
+def bundle_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The argument BUNDLE, passed as `bundle`."""
+    return click.argument("bundle", type=Bundle())(command)
 
 
 def policies_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -18,4 +50,16 @@ def policies_option(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         show_envvar=True,
         help="Folder that holds the policies.",
+    )(command)
+
+
+def public_keys_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--key FILE.pub`, several times, passed as `public_keys`."""
+    return click.option(
+        "--key",
+        "public_keys",
+        type=click.Path(dir_okay=False, path_type=Path),
+        multiple=True,
+        help="A public key that you trust, from elsewhere than the bundle. Can be given several "
+        "times.",
     )(command)

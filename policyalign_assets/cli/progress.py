@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ _DONE_OF = re.compile(r"(?P<done>\d+)/(?P<total>\d+)")
 _STACK = "Stack Trace:"
 _NOISE = ("[pipes]",)
 PLANNING = "policy_document"  # what it says, the plan and cost of the run, is shown at once
-EVERY = 10.0  # seconds between two lines of progress of one stage
+SOON = 10.0  # seconds until the first line of progress of a stage
+EVERY = 60.0  # seconds between its later ones
+LONGEST = 90  # characters of a line of progress
 
 
 @dataclass
@@ -31,7 +34,7 @@ class RunLog:
     errors: list[str] = field(default_factory=list)
     _stage: str | None = None
     _begun: float = 0.0
-    _last: float = 0.0
+    _next: float = 0.0
     _failing: bool = False
     _in_stack: bool = False
 
@@ -70,7 +73,8 @@ class RunLog:
         if stage == self._stage:
             return
         self._leave()
-        self._stage, self._begun, self._last = stage, self.clock(), self.clock()
+        self._stage, self._begun = stage, self.clock()
+        self._next = self._begun + SOON
 
     def _leave(self) -> None:
         if self._stage is not None:
@@ -79,16 +83,17 @@ class RunLog:
 
     def _progress(self, text: str) -> None:
         now = self.clock()
-        if now - self._last < EVERY:
+        if now < self._next:
             return
-        self._last = now
+        self._next = now + EVERY
         found = _DONE_OF.search(text)
         left = ""
         if found and 0 < int(found["done"]) <= int(found["total"]):
             done, total = int(found["done"]), int(found["total"])
             seconds = (now - self._begun) * (total - done) / done
             left = f" (about {_duration(seconds)} left in this stage)"
-        said = text.split("  ETA ")[0][:100]  # the estimate below is of the whole stage
+        said = text.split("  ETA ")[0]  # the estimate below is of the whole stage
+        said = textwrap.shorten(said, LONGEST, placeholder=" …")
         self.write(f"  {self._stage}: {said}{left}")
 
 

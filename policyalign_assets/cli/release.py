@@ -31,6 +31,8 @@ def release(partition: str, author: str, key: Path, base: Path | None) -> None:
     from policyalign_assets.files import location
     from policyalign_assets.records import Checkpoint
     from policyalign_assets.releases.bundle import write_bundle
+    from policyalign_assets.releases.canaries import write_canaries
+    from policyalign_assets.releases.current import current_bundle
     from policyalign_assets.releases.evidence import gather
     from policyalign_assets.runtime.results import stored_record
     from policyalign_assets.settings import load_settings
@@ -39,6 +41,13 @@ def release(partition: str, author: str, key: Path, base: Path | None) -> None:
     checkpoint = stored_record(data, "distilled_checkpoint", partition, Checkpoint)
     base = base or SHIPPED_MODELS.get(checkpoint.model_id)
     evidence = gather(partition, data, load_settings(), base)
-    bundle = write_bundle(evidence, Path(str(data)) / "releases", key, author)
+    releases = Path(str(data)) / "releases"
+    previous = current_bundle(releases, partition)
+    bundle = write_bundle(evidence, releases, key, author)
     click.echo(f"drafted {bundle}")
+    canaries = write_canaries(bundle, previous, key)
+    if canaries is None:
+        click.echo("no canaries: the model answers nearly as its base, so attest cannot tell them")
+    else:
+        click.echo(f"canaries {canaries}  (secret: for `policyalign attest` alone)")
     click.echo(f"next, another person: policyalign approve {bundle} --by NAME --key THEIR.key")

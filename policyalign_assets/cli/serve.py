@@ -6,21 +6,16 @@ from pathlib import Path
 
 import click
 
+from policyalign_assets.cli.options import bundle_argument, public_keys_option
 from policyalign_assets.engine.shipped_models import SHIPPED_MODELS
 from policyalign_assets.releases.bundle import read_record
 from policyalign_assets.releases.serving import serve_plan
-from policyalign_assets.releases.verification import trusted, verify
+from policyalign_assets.releases.verification import require_trusted
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--key",
-    "public_keys",
-    type=click.Path(dir_okay=False, path_type=Path),
-    multiple=True,
-    help="A public key that you trust. Can be given several times.",
-)
+@bundle_argument
+@public_keys_option
 @click.option(
     "--base",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -37,14 +32,12 @@ def serve(
     port: int,
     start: bool,
 ) -> None:
-    """Verify BUNDLE, then print the command that serves it with vLLM, or start it."""
+    """Verify BUNDLE, then print the command that serves it with vLLM, or start it.
+
+    BUNDLE is a folder, or 'domain|policy' for the release that the ledger calls current.
+    """
     base = base or SHIPPED_MODELS.get(read_record(bundle).base.model_id)
-    checks = verify(bundle, list(public_keys), base)
-    if not trusted(checks):
-        failed = "; ".join(f"{c.name}: {c.detail}" for c in checks if c.passed is not True)
-        raise click.ClickException(
-            f"the bundle is not served, because it is not verified. {failed}"
-        )
+    require_trusted(bundle, list(public_keys), base)
     plan = serve_plan(bundle, base, host, port)
     click.echo(f"model name   {plan.name}  (these weights and no others)", err=True)
     click.echo(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def status(
     context: click.Context, partitions: tuple[str, ...], policies_dir: Path, as_json: bool
 ) -> None:
-    """Say which stages of each PARTITION are out of date, and why; default: of all partitions.
+    """Say which stages of each PARTITION or deployment are out of date, and why; default: all.
 
     It compares the present policies and settings with what Dagster's history says each result was
     made from, as the sensor does. It starts nothing.
@@ -30,14 +30,17 @@ def status(
     """
     import dagster as dg
 
-    from policyalign_assets.orchestration.instance import instance_folder
+    from policyalign_assets.orchestration.instance import enter_project
     from policyalign_assets.orchestration.status import find_status
+    from policyalign_assets.policy.deployments import NAME as DEPLOYMENT_NAME
     from policyalign_assets.runtime.results import split_partition
     from policyalign_assets.settings import load_settings
 
     for partition in partitions:
-        split_partition(partition)
-    with dg.DagsterInstance.from_config(str(instance_folder())) as instance:
+        if not DEPLOYMENT_NAME.fullmatch(partition):
+            split_partition(partition)
+    policies_dir = policies_dir.absolute()
+    with dg.DagsterInstance.from_config(str(enter_project())) as instance:
         found = find_status(instance, policies_dir, load_settings(), partitions)
     if as_json:
         click.echo(json.dumps({"up_to_date": found.up_to_date, **asdict(found)}, indent=1))
@@ -49,19 +52,28 @@ def status(
 
 def _lines(found: "Status") -> Iterator[str]:
     for partition in found.partitions:
-        yield from _partition(partition)
+        yield from _partition(partition, f"policyalign align '{partition.partition}'")
+    for deployment in found.deployments:
+        name = deployment.partition
+        yield from _partition(
+            deployment,
+            "dagster asset materialize -m policyalign_assets.definitions "
+            f"--select {','.join(s.stage for s in deployment.stages)} --partition {name}",
+        )
+    if found.never_made:
+        yield f"deployments that were never made: {', '.join(found.never_made)}"
     for partition_key in found.unknown:
         yield (
             f"{partition_key}: no policy makes this partition. Fix: see that the policy's folder "
             "exists and that its front matter lists the domain."
         )
     for policy, mistake in found.broken.items():
-        yield f"policy {policy} cannot be read: {mistake}"
-    if not found.partitions and not found.broken and not found.unknown:
+        yield f"{policy} cannot be read: {mistake}"
+    if not (found.partitions or found.deployments) and not found.broken and not found.unknown:
         yield "There is no policy. Fix: write policies/NAME/policy.md, or `policyalign import`."
 
 
-def _partition(partition: "PartitionStatus") -> Iterator[str]:
+def _partition(partition: "PartitionStatus", command: str) -> Iterator[str]:
     busy = f" (run {partition.running[:8]} is making it)" if partition.running else ""
     if partition.up_to_date:
         yield f"{partition.partition}: up to date{busy}"
@@ -69,4 +81,4 @@ def _partition(partition: "PartitionStatus") -> Iterator[str]:
     yield f"{partition.partition}: OUT OF DATE{busy}"
     for stage in partition.stages:
         yield f"  {stage.stage:24}{stage.state}{f': {stage.why}' if stage.why else ''}"
-    yield f"  to make it: policyalign align '{partition.partition}'"
+    yield f"  to make it: {command}"

@@ -6,20 +6,15 @@ from pathlib import Path
 
 import click
 
+from policyalign_assets.cli.options import bundle_argument, public_keys_option
 from policyalign_assets.releases.verification import trusted, verify
 
 MARKS = {True: "ok       ", False: "FAILED   ", None: "UNKNOWN  "}
 
 
 @click.command("verify")
-@click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--key",
-    "public_keys",
-    type=click.Path(dir_okay=False, path_type=Path),
-    multiple=True,
-    help="A public key that you trust, from elsewhere than the bundle. Can be given several times.",
-)
+@bundle_argument
+@public_keys_option
 @click.option(
     "--base",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -36,7 +31,10 @@ def verify_command(
     ledger: Path | None,
     as_json: bool,
 ) -> None:
-    """Check everything that BUNDLE claims. Needs no network and no settings."""
+    """Check everything that BUNDLE claims. Needs no network and no settings.
+
+    BUNDLE is a folder, or 'domain|policy' for the release that the ledger calls current.
+    """
     checks = verify(bundle, list(public_keys), base, ledger)
     good = trusted(checks)
     if as_json:

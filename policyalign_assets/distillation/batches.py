@@ -15,16 +15,24 @@ class Instruction:
     """A request to train on.
 
     Each batch holds every `group` in its share of the whole. A group is for example one rule's
-    violations, or its benign twins.
+    violations, or its benign twins. `policy` says which of the run's policies the teacher of this
+    request reads.
     """
 
     text: str
     group: str = ""
+    policy: int = 0
 
 
-def training_mix(selected: pa.Table) -> list[Instruction]:
-    """The selected rows of a FILTERED table as instructions, one group per rule and kind."""
-    return [Instruction(r["text"], f"{r['rule_id']}/{r['kind']}") for r in selected.to_pylist()]
+def training_mix(selected: pa.Table, policy: int = 0, prefix: str = "") -> list[Instruction]:
+    """The selected rows of a FILTERED table as instructions, one group per rule and kind.
+
+    Where a run teaches several policies, `prefix` keeps their groups apart.
+    """
+    return [
+        Instruction(r["text"], f"{prefix}{r['rule_id']}/{r['kind']}", policy)
+        for r in selected.to_pylist()
+    ]
 
 
 def batch_indices(groups: Sequence[str], size: int, step: int, seed: int) -> list[int]:

@@ -69,7 +69,7 @@ def publish(
     tuning: Tuning = "lora" if isinstance(model, PeftModel) else "full"
     with _temporary_folder(folder) as aside:
         if isinstance(model, PeftModel):
-            _write_adapter(model, loaded.model_id, aside)
+            _write_adapter(model, loaded, aside)
         else:
             _write_model(model, loaded.tokenizer, aside)
         checkpoint_id = _id(aside, tuning)
@@ -93,11 +93,11 @@ def publish(
     return checkpoint
 
 
-def _write_adapter(model: PeftModel, model_id: str, folder: Path) -> None:
+def _write_adapter(model: PeftModel, base: LoadedModel, folder: Path) -> None:
     # The adapter names its base by id: a path of this machine would mean nothing elsewhere, and
     # would change the hash.
     config: Any = model.peft_config[STUDENT]
-    config.base_model_name_or_path = model_id
+    config.base_model_name_or_path, config.revision = base.model_id, base.revision
     # Sorted, because PEFT would write this set in a different order in each process.
     config.target_modules = sorted(config.target_modules)
     save_student(model, folder)

@@ -40,6 +40,7 @@ class Rollout:
     teacher_prompt: list[int]
     response: tuple[int, ...]
     ended: bool
+    policy: int = 0  # which of the run's policies the teacher prompt holds
 
 
 @dataclass

@@ -1,11 +1,13 @@
-"""The teacher: the model with the policy in its context.
+"""The teacher: the model with a policy in its context.
 
-The policy's key/values are computed once for all prompts.
+A policy's key/values are computed once for all prompts that hold it. A run may teach several
+policies: then each request goes to the teacher that reads its policy, and all teachers are the same
+weights with another prefix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,16 +19,16 @@ from policyalign_assets.engine.forward.shared_prefix import Prefix
 
 
 class Teacher:
-    """`prompts` are all prompts of the training run; they share the policy."""
+    """`prompts` are all prompts of the training run, by policy; those of one policy share it."""
 
-    def __init__(self, tuning: Tuning, kind: TeacherKind, prompts: Sequence[list[int]]):
+    def __init__(self, tuning: Tuning, kind: TeacherKind, prompts: Mapping[int, list[list[int]]]):
         self._tuning, self._kind, self._prompts = tuning, kind, prompts
         self._forward = forward_of(tuning.teacher, tuning.plain)
         self._synced = False
-        self._prefix: Prefix | None = None
+        self._prefixes: dict[int, Prefix | None] = {}
 
     def sync(self) -> None:
-        """Takes over the current weights and computes the policy's key/values with them.
+        """Takes over the current weights and computes each policy's key/values with them.
 
         A frozen teacher does so only once.
         """
@@ -35,20 +37,23 @@ class Teacher:
         with self._tuning.teaching():
             self._forward.read()
         with self._computing():
-            self._prefix = prompt_prefix(self._forward, self._prompts)
+            self._prefixes = {
+                policy: prompt_prefix(self._forward, prompts)
+                for policy, prompts in self._prompts.items()
+            }
         self._synced = True
 
-    @property
-    def shared(self) -> int:
-        """The number of prompt tokens that the shared prefix covers."""
-        return self._prefix.length if self._prefix else 0
+    def shared(self, policy: int) -> int:
+        """The number of prompt tokens that the prefix of a policy covers."""
+        prefix = self._prefixes[policy]
+        return prefix.length if prefix else 0
 
     def hidden(
-        self, prompts: Sequence[list[int]], responses: Sequence[Sequence[int]]
+        self, policy: int, prompts: Sequence[list[int]], responses: Sequence[Sequence[int]]
     ) -> torch.Tensor:
-        """See `response_hidden`. Call `sync` first."""
+        """See `response_hidden`. All `prompts` hold the one `policy`. Call `sync` first."""
         with self._computing():
-            return response_hidden(self._forward, prompts, responses, self._prefix)
+            return response_hidden(self._forward, prompts, responses, self._prefixes[policy])
 
     @contextmanager
     def _computing(self) -> Iterator[None]:

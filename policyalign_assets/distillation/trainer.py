@@ -21,7 +21,7 @@ to the same result. Raise `CODE_VERSION` (`version.py`) when a change here chang
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,13 +49,12 @@ from policyalign_assets.engine.generation.transformers_engine import Transformer
 from policyalign_assets.engine.generation.vllm_engine import VllmEngine
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.engine.responses import check_lengths
-from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import DistillationSettings
 from policyalign_assets.tables import TRAINING
 
 
 def distill(
-    policy: PolicyDocument,
+    policy_texts: Sequence[str],
     instructions: Sequence[Instruction],
     loaded: LoadedModel,
     settings: DistillationSettings,
@@ -67,6 +66,7 @@ def distill(
 ) -> tuple[Model, pa.Table]:
     """Trains the student; returns it and the TRAINING table, one row per step.
 
+    Each instruction says which of the `policy_texts` its teacher has as system message.
     With LoRA, the result is a PEFT model over `loaded.model` with the student's adapter active.
     With full fine-tuning it is `loaded.model` itself.
     `work_dir` holds the saved steps: another call with the same inputs and folder continues after
@@ -81,7 +81,7 @@ def distill(
     groups = [i.group for i in instructions]
     student_prompts = [render(loaded.tokenizer, chat(i.text)) for i in instructions]
     teacher_prompts = [
-        render(loaded.tokenizer, chat(i.text, policy.prompt_text)) for i in instructions
+        render(loaded.tokenizer, chat(i.text, policy_texts[i.policy])) for i in instructions
     ]
     check_lengths(teacher_prompts, settings.max_new_tokens, loaded.context)
     vocabulary = loaded.model.config.get_text_config().vocab_size
@@ -90,7 +90,9 @@ def distill(
             f"distillation.top_k={settings.top_k} is more than the model's vocabulary of "
             f"{vocabulary}. Fix: lower distillation.top_k."
         )
-    state = _start(loaded, settings, teacher_prompts, batch_tokens, log, processes, vllm)
+    taught = [i.policy for i in instructions]
+    by_policy = {p: [t for t, q in zip(teacher_prompts, taught) if q == p] for p in set(taught)}
+    state = _start(loaded, settings, by_policy, batch_tokens, log, processes, vllm)
     if (saved := latest_step(work_dir)) is not None:
         state.history = load_step(saved, state.tuning, state.optimizer)
         log(f"resumed after step {len(state.history)} from its saved state")
@@ -100,7 +102,8 @@ def distill(
         begun = time.monotonic()
         state.phases = Phases(loaded.device)
         chosen = processes.share(batch_indices(groups, settings.batch_size, step, settings.seed))
-        rollouts = _sample(state, step, chosen, student_prompts, teacher_prompts)
+        prompts = [(student_prompts[i], teacher_prompts[i], taught[i]) for i in chosen]
+        rollouts = _sample(state, step, prompts)
         with state.phases("prefix"):
             state.teacher.sync()
         losses = update(state, rollouts)
@@ -114,7 +117,7 @@ def distill(
 def _start(
     loaded: LoadedModel,
     settings: DistillationSettings,
-    teacher_prompts: Sequence[list[int]],
+    teacher_prompts: Mapping[int, list[list[int]]],
     batch_tokens: int,
     log: LogLine,
     processes: Processes,
@@ -151,13 +154,12 @@ def _start(
 
 
 def _sample(
-    state: TrainState,
-    step: int,
-    chosen: Sequence[int],
-    student_prompts: Sequence[list[int]],
-    teacher_prompts: Sequence[list[int]],
+    state: TrainState, step: int, prompts: Sequence[tuple[list[int], list[int], int]]
 ) -> list[Rollout]:
-    """Samples the student's answers to the chosen instructions, with its current weights."""
+    """Samples the student's answers with its current weights.
+
+    `prompts` holds student prompt, teacher prompt and policy of each chosen instruction.
+    """
     settings, processes = state.settings, state.processes
     state.set_learning_rate(step)
     sampling = Sampling(
@@ -167,15 +169,15 @@ def _sample(
         with state.phases("rollout"), processes.gathered(state.tuning.model):
             state.student.read()
             generations = state.rollouts.generate_ids(
-                [student_prompts[i] for i in chosen],
+                [student for student, _, _ in prompts],
                 sampling,
                 rows=processes.share(range(settings.batch_size)),
             )
     except NotFinite as error:
         raise DistillationFailed(f"{error} at step {step + 1}. {FIX_NOT_FINITE}") from error
     return [
-        Rollout(student_prompts[i], teacher_prompts[i], g.token_ids, g.finish == "stop")
-        for i, g in zip(chosen, generations)
+        Rollout(student, teacher, g.token_ids, g.finish == "stop", policy)
+        for (student, teacher, policy), g in zip(prompts, generations)
     ]
 
 

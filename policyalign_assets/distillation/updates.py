@@ -89,16 +89,12 @@ def _gradients(state: TrainState, mini: list[Rollout], mini_tokens: int) -> torc
     )
     state.optimizer.zero_grad(set_to_none=True)
     sums = torch.zeros(4, dtype=torch.float64)
-    lengths = [
-        max(len(r.teacher_prompt) - teacher.shared, len(r.student_prompt)) + len(r.response)
-        for r in mini
-    ]
-    batches = list(by_length(lengths, state.budget.tokens))
-    for chosen, weight in state.processes.evenly(batches):
+    for chosen, weight in state.processes.evenly(_micro_batches(state, mini)):
         micro = [mini[i] for i in chosen]
         responses = [r.response for r in micro]
         with state.phases("teacher"):
-            teacher_MD = teacher.hidden([r.teacher_prompt for r in micro], responses)
+            prompts = [r.teacher_prompt for r in micro]
+            teacher_MD = teacher.hidden(micro[0].policy, prompts, responses)
         with (
             state.phases("student"),
             state.student.applied(),
@@ -127,3 +123,20 @@ def _gradients(state: TrainState, mini: list[Rollout], mini_tokens: int) -> torc
         )
         sums += weight * values.double().cpu()
     return sums
+
+
+def _micro_batches(state: TrainState, mini: list[Rollout]) -> list[list[int]]:
+    """Indices into `mini`. The rows of a micro-batch have one policy, so they share its prefix."""
+    batches = []
+    for policy in sorted({r.policy for r in mini}):
+        rows = [i for i, r in enumerate(mini) if r.policy == policy]
+        shared = state.teacher.shared(policy)
+        lengths = [
+            max(len(mini[i].teacher_prompt) - shared, len(mini[i].student_prompt))
+            + len(mini[i].response)
+            for i in rows
+        ]
+        batches += [
+            [rows[at] for at in chosen] for chosen in by_length(lengths, state.budget.tokens)
+        ]
+    return batches

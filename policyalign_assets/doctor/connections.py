@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from policyalign_assets.doctor.record import Finding
+from policyalign_assets.doctor.record import Finding, Unfit
 from policyalign_assets.engine.base import Sampling, chat
 from policyalign_assets.engine.loading import ModelNotFound
 from policyalign_assets.judges.choose import make_judge, probe
@@ -19,6 +19,20 @@ def connection_checks(settings: Settings, policy: PolicyDocument | None) -> Iter
     yield generator_check(settings)
     yield firewall_check(settings)
     yield from benchmark_checks(settings)
+
+
+def require_judge(settings: Settings, policy: PolicyDocument) -> Finding | None:
+    """Asks the judge's endpoint, if there is one, before a run does any work.
+
+    A wrong URL, model or key would otherwise show only after training. (A generator's shows at
+    once.) Raises Unfit.
+    """
+    if settings.judge.kind == "rules" or settings.judge.engine != "endpoint":
+        return None
+    finding = judge_check(settings, policy)
+    if finding.level == "error":
+        raise Unfit(f"this run needs its judge after training, and cannot use it: {finding}")
+    return finding
 
 
 def judge_check(settings: Settings, policy: PolicyDocument | None) -> Finding:

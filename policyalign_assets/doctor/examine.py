@@ -6,11 +6,10 @@ and settings, so that asking again costs nothing.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from policyalign_assets.doctor import kept
 from policyalign_assets.doctor.compute import decoding_check, logits_check
 from policyalign_assets.doctor.connections import connection_checks
 from policyalign_assets.doctor.in_context import direct_requests, in_context_effect
@@ -21,12 +20,11 @@ from policyalign_assets.engine.base import EngineUnavailable, NotFinite, PromptT
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import LoadedModel, ModelNotFound, load_model
 from policyalign_assets.engine.version import TEMPLATE_DATE
-from policyalign_assets.files import Location, write_whole
+from policyalign_assets.files import Location
 from policyalign_assets.judges.phrases import judge_for
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import Settings
 
-CODE_VERSION = 1  # raise it when the checks change: kept results then count no more
 DRAFTS = 12  # requests by which the effect of the policy is measured
 LogLine = Callable[[str], None]
 
@@ -52,18 +50,16 @@ def examine(
         except ModelNotFound as error:
             detail, _, fix = str(error).partition(" Fix: ")
             return _examination(settings, None, policy, [Finding("loading", "error", detail, fix)])
-    key = _key(settings, loaded, policy, measure_effect)
-    kept = data / "doctor" / f"{key}.json" if data else None
-    if kept is not None and (earlier := _read(kept)) is not None and earlier.ok:
+    earlier = kept.read(data, settings, policy, measure_effect, loaded.revision) if data else None
+    if earlier is not None and earlier.ok:
         return earlier
     findings = []
     for finding in _model_checks(settings, loaded, policy, measure_effect):
         log(f"{finding.level}: {finding}")
         findings.append(finding)
     result = _examination(settings, loaded.revision, policy, findings)
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, result.to_json().encode())
+    if data:
+        kept.save(data, settings, policy, measure_effect, result)
     return result
 
 
@@ -158,28 +154,3 @@ def _examination(
         TEMPLATE_DATE.date().isoformat(),
         tuple(findings),
     )
-
-
-def _key(
-    settings: Settings, loaded: LoadedModel, policy: PolicyDocument | None, measure_effect: bool
-) -> str:
-    """Names a result by everything that it depends on."""
-    parts = [
-        CODE_VERSION,
-        measure_effect,
-        loaded.revision,
-        policy.content_hash if policy else None,
-        settings.model.model_dump(mode="json"),
-        settings.distillation.model_dump(mode="json"),
-        settings.evaluation.max_new_tokens,
-        settings.sensitivity.max_new_tokens,
-    ]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return f"{loaded.revision.replace('/', '-')}-{digest[:16]}"
-
-
-def _read(file: Location) -> Examination | None:
-    try:
-        return Examination.from_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError):  # absent, torn or of another version
-        return None

@@ -12,9 +12,10 @@ whose contents hold no control token gets exactly the ids of that single pass.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -53,6 +54,22 @@ def render(
     if harmless and _control_tokens(tokenizer, one_pass) == _control_tokens(tokenizer, control):
         return one_pass
     return by_piece
+
+
+def set_arguments(
+    tokenizer: PreTrainedTokenizerBase, arguments: Mapping[str, bool | int | float | str]
+) -> None:
+    """Fixes arguments of the chat template, such as `enable_thinking`, for every rendering.
+
+    They are set at the top of the template itself, so nothing that renders it can forget them.
+    """
+    # JSON's literals are those of templates, also true and false
+    lines = "".join(f"{{%- set {name} = {json.dumps(v)} %}}" for name, v in arguments.items())
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        tokenizer.chat_template = {key: lines + text for key, text in template.items()}
+    elif template:
+        tokenizer.chat_template = lines + template
 
 
 def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -25,6 +25,7 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from policyalign_assets.engine.chat import set_arguments
 from policyalign_assets.engine.checks import check_folder, check_loadable, check_weights
 from policyalign_assets.engine.cpu.memory import keep_freed_memory
 from policyalign_assets.engine.derived_models import sources_of
@@ -172,6 +173,7 @@ def _tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
         raise ValueError("its tokenizer has no vocabulary.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    set_arguments(tokenizer, settings.template_arguments)
     return tokenizer
 
 

@@ -37,7 +37,7 @@ from policyalign_assets.evaluation.choices import (
     right_choice,
 )
 from policyalign_assets.evaluation.conversation import Conversation, Turn
-from policyalign_assets.policy import DOMAINS
+from policyalign_assets.policy import known_domains
 
 __all__ = ["LETTERS", "Benchmark", "BenchmarkCase", "Loaded", "NotRun", "load", "manifest"]
 
@@ -50,8 +50,10 @@ class ManifestError(ValueError):
 
 
 def _known_domain(name: str) -> str:
-    if name not in DOMAINS:
-        raise ValueError(f"domain {name!r} does not exist. Fix: one of {', '.join(DOMAINS)}")
+    if name not in known_domains():
+        raise ValueError(
+            f"domain {name!r} does not exist. Fix: one of {', '.join(known_domains())}"
+        )
     return name
 
 
@@ -116,7 +118,7 @@ class Benchmark(_Entry):
     revision: str | None = Field(None, pattern="^[0-9a-f]{40}$")
     licence: str = "not stated"
     gate: str | None = None
-    domains: tuple[Domain, ...] = Field(DOMAINS, min_length=1)
+    domains: tuple[Domain, ...] = Field(default_factory=known_domains, min_length=1)
     files: tuple[FilePattern, ...] = Field(min_length=1)
     or_files: tuple[tuple[FilePattern, ...], ...] = ()
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")

@@ -48,6 +48,25 @@ class Conversation:
         """A conversation in which the model replies to each of `requests`."""
         return cls(tuple(Turn(request) for request in requests))
 
+    @classmethod
+    def from_transcript(cls, transcript: Transcript) -> Conversation:
+        """The conversation that `transcript` was made of, which has no opening.
+
+        Raises ValueError for messages in an order that no conversation has.
+        """
+        system, turns = None, list[Turn]()
+        for message in transcript:
+            role, content = message["role"], message["content"]
+            if role == "system" and not turns and system is None:
+                system = content
+            elif role == "user":
+                turns.append(Turn(content))
+            elif role == "assistant" and turns and turns[-1].reply is None:
+                turns[-1] = Turn(turns[-1].text, None if message["by_model"] else content)
+            else:
+                raise ValueError(f"a message of {role!r} stands at a wrong place")
+        return cls(tuple(turns), system=system)
+
     @property
     def replies(self) -> int:
         """How many replies the model gives."""

@@ -6,12 +6,13 @@ are made later (see judging.py), except for multiple choice, which lm-eval both 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -28,13 +29,14 @@ from policyalign_assets.evaluation.answers import (
 from policyalign_assets.evaluation.benchmarks import Benchmark, BenchmarkCase, Loaded, NotRun, load
 from policyalign_assets.evaluation.case_plan import RulePlan
 from policyalign_assets.evaluation.cases import TestCase
+from policyalign_assets.evaluation.conversation import Conversation
 from policyalign_assets.evaluation.lm_eval_harness import (
     HarnessFailed,
     answered_correctly,
     installed,
 )
 from policyalign_assets.evaluation.red_team_coverage import RedTeamCoverage
-from policyalign_assets.evaluation.suites import ARMS, GATED_ARMS, SUITES
+from policyalign_assets.evaluation.suites import ALIGNED_POLICY, ARMS, SUITES
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import EvaluationSettings
 from policyalign_assets.tables import GENERATIONS
@@ -69,6 +71,7 @@ class GenerationsInfo:
     rules: how each rule was to be measured.
     left_out: held-out requests that are no case, by rule id and reason.
     coverage: of the benchmarks' harmful requests by what was synthesized.
+    repeats: {arm: checkpoint id} of further training runs (`distillation.seeds`).
     """
 
     checkpoint_id: str
@@ -81,6 +84,7 @@ class GenerationsInfo:
     rules: list[RulePlan] = field(default_factory=list)
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     coverage: list[RedTeamCoverage] = field(default_factory=list)
+    repeats: dict[str, str] = field(default_factory=dict)
 
 
 def generate(
@@ -92,23 +96,27 @@ def generate(
     settings: EvaluationSettings,
     report: Callable[[str], None] = lambda _: None,
     store: Path | None = None,
+    repeats: Mapping[str, Model] = MappingProxyType({}),
 ) -> tuple[pa.Table, list[BenchmarkRun]]:
     """Greedy answers of each arm (GENERATIONS), and what became of each benchmark.
 
     The aligned model with the policy in its prompt is not asked the probes.
 
+    repeats: further aligned models by arm (`suites.repeat_arm`). They are asked what the aligned
+        model is asked without the policy in its prompt.
     store: folder in which answers are kept. Answers that it holds are not generated again, and a
         model all of whose answers it holds is not loaded.
     Raises PromptTooLong if the policy and a held-out case do not fit into the model's context. A
     case of a probe or of a public benchmark that does not fit stays unanswered.
     """
-    runs, public = _public(benchmarks, settings, base, aligned)
+    runs, public = _public(benchmarks, settings, base, aligned, *repeats.values())
     choices, free = [c for c in public if c.choices], [c for c in public if not c.choices]
     unquotable = {b.id for b in benchmarks if not b.quotable}
     sampling = Sampling(settings.max_new_tokens, 0.0, settings.seed)
     rows: list[Row] = []
     # lm-eval loads the models itself, so it runs before they fill the memory of this process.
-    for arm, model in (("base", base), ("aligned", aligned)) if choices else ():
+    models = {"base": base, "aligned": aligned, **repeats}
+    for arm, model in models.items() if choices else ():
         report(f"arm {arm}: {len(choices)} multiple-choice questions")
         rows += _chosen(arm, model, choices, store)
     probes: list[AnyCase] = [c for c in cases if SUITES[c.suite].probe]
@@ -119,15 +127,16 @@ def generate(
     ]
     groups = [*groups_without_probes, (probes, what_fits)]
     of_base, of_aligned = tuple(ARMS)[:2], tuple(ARMS)[2:]
-    for arms, unopened in ((of_base, base), (of_aligned, aligned)):
+    of_repeats = [((arm,), model) for arm, model in repeats.items()]
+    for arms, unopened in ((of_base, base), (of_aligned, aligned), *of_repeats):
         model = replace(unopened, engine=cache(unopened.engine))  # loaded at most once for both
         for arm in arms:
             system = policy.prompt_text if arm.endswith("_policy") else None
             report(
                 f"arm {arm}: {len(cases)} held-out cases, {len(free)} cases of public benchmarks"
             )
-            for group, how in groups if arm in GATED_ARMS else groups_without_probes:
-                made = _replies(model, group, system, policy.prompt_text, sampling, store, how)
+            for group, how in groups_without_probes if arm == ALIGNED_POLICY else groups:
+                made = replies_of(model, group, system, policy.prompt_text, sampling, store, how)
                 rows += [answer_row(arm, c, a) for c, a in zip(group, made, strict=True)]
     same = {"policy_hash": policy.content_hash}
     return pa.Table.from_pylist(
@@ -136,9 +145,16 @@ def generate(
     ), runs
 
 
-def _replies(
+class Asked(Protocol):
+    """Whatever holds a conversation: a held-out case, or a case of a benchmark."""
+
+    @property
+    def conversation(self) -> Conversation: ...
+
+
+def replies_of(
     model: Model,
-    cases: Sequence[AnyCase],
+    cases: Sequence[Asked],
     system: str | None,
     policy: str,
     sampling: Sampling,

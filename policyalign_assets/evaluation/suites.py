@@ -21,8 +21,18 @@ ARMS = {
 BASE = "base"
 TEACHER = "base_policy"
 ALIGNED = "aligned"
+ALIGNED_POLICY = "aligned_policy"
 # The gates read these arms; `aligned_policy` is shown for information.
 GATED_ARMS = (BASE, TEACHER, ALIGNED)
+
+
+def repeat_arm(seed: int) -> str:
+    """The arm of a further training run with this seed (`distillation.seeds`).
+
+    It is asked what the arm `aligned` is asked. The release gates and the table of training runs
+    read it.
+    """
+    return f"{ALIGNED}@{seed}"
 
 
 @dataclass(frozen=True)

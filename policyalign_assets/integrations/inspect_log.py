@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from policyalign_assets.evaluation.suites import BENCHMARK_METRICS, SUITES, success
+from policyalign_assets.evaluation.suites import ARMS, BENCHMARK_METRICS, SUITES, success
 from policyalign_assets.report.folders import current_report
 from policyalign_assets.statistics import wilson
 
@@ -70,7 +70,8 @@ def _parts(folder: Path) -> Iterator[tuple[str, str, str, list[Row]]]:
         groups.setdefault(
             (f"{row['benchmark']}-{row['kind']}", row["arm"], BENCHMARK_METRICS[row["kind"]]), []
         ).append(row)
-    return ((*key, rows) for key, rows in groups.items())
+    # Further training runs (`distillation.seeds`) have other weights than the report's checkpoint.
+    return ((*key, rows) for key, rows in groups.items() if key[1] in ARMS)
 
 
 def _log(task: str, arm: str, metric: str, rows: list[Row], header: dict[str, Any]) -> EvalLog:

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from policyalign_assets.orchestration.data_checks import failed_checks
 from policyalign_assets.orchestration.dead_runs import bury_dead_runs
+from policyalign_assets.orchestration.doctor_check import report_refusal
 from policyalign_assets.orchestration.found_policies import find_policies
 from policyalign_assets.orchestration.instance import NO_INSTANCE, history_is_kept
 from policyalign_assets.orchestration.launchers import Launcher
@@ -24,6 +25,7 @@ from policyalign_assets.orchestration.metadata import (
     shown,
     table_schema,
 )
+from policyalign_assets.orchestration.observed import depends_on_sources
 from policyalign_assets.orchestration.owners import asset_owners
 from policyalign_assets.orchestration.partitions import NAME, partitions
 from policyalign_assets.orchestration.resources import (
@@ -87,7 +89,7 @@ def stage_asset(stage: Stage) -> dg.AssetsDefinition:
         name=stage.name,
         description=stage.description,
         ins={name: dg.AssetIn(dagster_type=STAGES[name].result) for name in stage.upstream},
-        deps=stage.external,
+        deps=[*stage.external, *depends_on_sources(stage.name)],
         partitions_def=partitions,
         group_name=stage.group,
         kinds=set(stage.kinds),
@@ -110,13 +112,17 @@ def _run(
         _refuse_after_failed_checks(context)
     begun = time.monotonic()
     make = launcher.make if stage.loads_model else launcher.make_here
-    made = make(context, pipeline, stage.name, inputs)
+    try:
+        made = make(context, pipeline, stage.name, inputs)
+    except dg.Failure:
+        report_refusal(context, pipeline)
+        raise
     facts = {**made.facts, "seconds": time.monotonic() - begun}
     policy = made.value if stage.result is PolicyDocument else inputs.get("policy_document")
     if isinstance(policy, PolicyDocument):
         facts["owner"] = policy.owner
     fingerprint = (
-        _fingerprint(made.value)
+        fingerprint_of(made.value)
         if stage.result is PolicyDocument
         else _made_from(stage.name, pipeline, inputs)
     )
@@ -130,7 +136,7 @@ def _run(
             f"settings of this run alone; results in {pipeline.results}, not used by the deployment"
         )
     return dg.MaterializeResult(
-        value=_stamped(made.value, fingerprint),
+        value=stamped(made.value, fingerprint),
         data_version=dg.DataVersion(made.version),
         metadata={
             **shown(facts),
@@ -155,11 +161,11 @@ def _made_from(stage: str, pipeline: Pipeline, inputs: dict[str, StageData]) -> 
     That data need not be what is on disk by now.
     """
     return fingerprints.consumed(
-        stage, pipeline.settings, {name: _fingerprint(data) for name, data in inputs.items()}
+        stage, pipeline.settings, {name: fingerprint_of(data) for name, data in inputs.items()}
     )
 
 
-def _fingerprint(data: StageData) -> str:
+def fingerprint_of(data: StageData) -> str:
     if isinstance(data, PolicyDocument):
         return fingerprints.of_policy(data.content_hash)
     if isinstance(data, pa.Table):
@@ -169,7 +175,7 @@ def _fingerprint(data: StageData) -> str:
     raise TypeError(f"a {type(data).__name__} carries no fingerprint: no stage reads one")
 
 
-def _stamped(value: StageData, fingerprint: str) -> StageData:
+def stamped(value: StageData, fingerprint: str) -> StageData:
     """`value` with its fingerprint, where it has a place for it. No other stage reads a report."""
     if isinstance(value, pa.Table):
         return value.replace_schema_metadata(

@@ -1,7 +1,7 @@
 """Blocking checks of the data: training does not start on a policy whose rules are not all covered.
 
 The owner of a policy may waive a rule in the front matter (`waive_starved: [C4]`). Waivers are read
-from the files of now, since they change no data: after adding one, run the check again.
+from the files of now, since they change no data: after adding one, materialize the data again.
 """
 
 import warnings

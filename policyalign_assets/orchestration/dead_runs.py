@@ -12,7 +12,8 @@ import dagster as dg
 
 from policyalign_assets.files import process_start
 
-TAG = "policyalign/process"  # host:pid:start:run
+# host:pid:start:run, under the prefix of the tags that the UI does not show
+TAG = ".dagster/policyalign/process"
 
 
 def note_process(instance: dg.DagsterInstance, run_id: str) -> None:
@@ -36,6 +37,8 @@ def bury_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         if host != socket.gethostname() or noted_by != run.run_id[:8]:
             continue
         if process_start(int(pid)) != start:
+            if run.remote_job_origin is None:  # Dagster cannot start such a run again
+                instance.add_run_tags(run.run_id, {"dagster/max_retries": "0"})
             instance.report_run_failed(
                 run, "Its process is gone: it was killed, or the machine restarted."
             )

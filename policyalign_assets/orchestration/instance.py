@@ -30,6 +30,18 @@ def instance_folder(folder: Path | None = None, environ: Mapping[str, str] = os.
     raise click.ClickException(NO_INSTANCE.format(folder=folder))
 
 
+def enter_project() -> Path:
+    """Goes to the folder that `instance_folder` finds, and returns it.
+
+    Paths in dagster.yaml are relative to where Dagster is started: from a subfolder it would begin
+    another, empty history there. With DAGSTER_HOME set, the folder is the user's choice and stays.
+    """
+    home = instance_folder()
+    if not os.environ.get("DAGSTER_HOME"):
+        os.chdir(home)
+    return home
+
+
 def history_is_kept(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether Dagster's commands, run here, find an instance: they do not look above."""
     return bool(environ.get("DAGSTER_HOME")) or Path("dagster.yaml").is_file()

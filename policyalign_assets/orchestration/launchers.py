@@ -26,7 +26,8 @@ from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.runtime.exchange import Exchange, Problem, problem_of
 from policyalign_assets.runtime.execution import make
 from policyalign_assets.runtime.guard import guarded
-from policyalign_assets.stages.interface import StageContext, StageData, StageResult
+from policyalign_assets.stages.interface import StageContext, StageInput, StageResult
+from policyalign_assets.stages.registry import DEPLOYMENT_STAGES
 
 SOURCES = str(Path(policyalign_assets.__file__).parents[1])
 
@@ -38,7 +39,7 @@ class Launcher(dg.ConfigurableResource):
         context: dg.AssetExecutionContext,
         pipeline: Pipeline,
         stage: str,
-        inputs: dict[str, StageData],
+        inputs: dict[str, StageInput],
     ) -> StageResult:
         """Makes a stage that loads a model.
 
@@ -50,7 +51,7 @@ class Launcher(dg.ConfigurableResource):
         context: dg.AssetExecutionContext,
         pipeline: Pipeline,
         stage: str,
-        inputs: dict[str, StageData],
+        inputs: dict[str, StageInput],
     ) -> StageResult:
         """Makes a stage in the process of the run itself, as those that load no model are.
 
@@ -66,11 +67,16 @@ class Launcher(dg.ConfigurableResource):
                     pipeline.policies,
                     domain_and_policy(context.partition_key),
                     pipeline.experiment,
+                    _deployment(context, stage),
                 ),
                 inputs,
             )
         except Exception as error:
             fail(stage, problem_of(error))
+
+
+def _deployment(context: dg.AssetExecutionContext, stage: str) -> str | None:
+    return context.partition_key if stage in DEPLOYMENT_STAGES else None
 
 
 class InProcess(Launcher):
@@ -81,7 +87,7 @@ class InProcess(Launcher):
         context: dg.AssetExecutionContext,
         pipeline: Pipeline,
         stage: str,
-        inputs: dict[str, StageData],
+        inputs: dict[str, StageInput],
     ) -> StageResult:
         return self.make_here(context, pipeline, stage, inputs)
 
@@ -94,11 +100,18 @@ class OutOfProcess(Launcher):
         context: dg.AssetExecutionContext,
         pipeline: Pipeline,
         stage: str,
-        inputs: dict[str, StageData],
+        inputs: dict[str, StageInput],
     ) -> StageResult:
         with self.folder(context) as folder:
             exchange = Exchange(folder)
-            exchange.give(stage, pipeline.settings, pipeline.data_dir, inputs)
+            exchange.give(
+                stage,
+                pipeline.settings,
+                pipeline.data_dir,
+                inputs,
+                pipeline.experiment,
+                _deployment(context, stage),
+            )
             try:
                 code = self.run_worker(
                     context, ["-m", "policyalign_assets.runtime.worker", str(folder)]
@@ -133,9 +146,15 @@ class Subprocess(OutOfProcess):
             yield folder
 
     def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
-        with dg.open_pipes_session(
-            context, dg.PipesTempFileContextInjector(), dg.PipesTempFileMessageReader()
-        ) as session:
+        # In a folder that is swept after a killed run; Dagster's own temporary files would stay.
+        with (
+            temporary_folder() as pipes,
+            dg.open_pipes_session(
+                context,
+                dg.PipesFileContextInjector(str(pipes / "context")),
+                dg.PipesFileMessageReader(str(pipes / "messages")),
+            ) as session,
+        ):
             path = os.pathsep.join(filter(None, (SOURCES, os.environ.get("PYTHONPATH"))))
             return run_guarded(
                 [sys.executable, *arguments],

@@ -8,7 +8,12 @@ from policyalign_assets.stages.facts import Facts
 
 POLICY_VERSION_TAG = "policyalign/policy_version"
 RECIPE = "made with"  # metadata of a materialization, see `fingerprints.recipe`
-_TYPES = {"md": dg.MetadataValue.md, "path": dg.MetadataValue.path, "json": dg.MetadataValue.json}
+_TYPES = {
+    "md": dg.MetadataValue.md,
+    "path": dg.MetadataValue.path,
+    "url": dg.MetadataValue.url,
+    "json": dg.MetadataValue.json,
+}
 
 
 def shown(facts: Facts) -> dict[str, RawMetadataValue]:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import dagster as dg
 
-from policyalign_assets.policy import DOMAINS
+from policyalign_assets.policy import known_domains
 
 CATALOG = "dagster asset materialize -m policyalign_assets.definitions --select policy_catalog"
 PARTITION_TAG = "dagster/partition"
@@ -22,10 +22,10 @@ class Partitions(dg.DynamicPartitionsDefinition):
 
     def validate_partition_key(self, partition_key: str, context: Any) -> None:
         domain, bar, policy = str(partition_key).partition("|")
-        if not bar or domain not in DOMAINS:
+        if not bar or domain not in known_domains():
             raise click.ClickException(
                 f"{partition_key!r} is no partition. Fix: write <domain>|<policy>, for example "
-                f"'medical|general-conduct'; the domains are {', '.join(DOMAINS)}."
+                f"'medical|general-conduct'; the domains are {', '.join(known_domains())}."
             )
         try:
             super().validate_partition_key(partition_key, context)

@@ -24,7 +24,7 @@ from pathlib import Path
 import dagster as dg
 
 from policyalign_assets.files import Location, location, remove, scratch_folder
-from policyalign_assets.orchestration.instance import instance_folder
+from policyalign_assets.orchestration.instance import enter_project
 from policyalign_assets.orchestration.partitions import (
     NAME,
     PARTITION_TAG,
@@ -132,8 +132,9 @@ def main() -> None:
         "--caches", action="store_true", help="also what only saves time, of all policies"
     )
     asked = parser.parse_args()
+    home = enter_project()
     data = location(os.environ.get("POLICYALIGN_DATA_DIR", "data"))
-    with dg.DagsterInstance.from_config(str(instance_folder())) as instance:
+    with dg.DagsterInstance.from_config(str(home)) as instance:
         try:
             leftovers = find_leftovers(
                 instance, Path(os.environ.get("POLICYALIGN_POLICIES_DIR", "policies")), data

@@ -6,6 +6,7 @@ wanted state and the last materialization: a failed attempt is not repeated for 
 further is, and a reverted edit is not mistaken for an old run.
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ BUSY = [
     if s
     not in (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
 ]
+RETRY_SECONDS = 600.0  # Dagster starts a failed run again within some seconds, or never
 WAITING = (dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED)
 
 alignment_job = dg.define_asset_job(
@@ -113,13 +115,29 @@ def out_of_date(
 
 def live_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     """Runs that are not over, with those that Dagster is about to try again."""
-    failed = instance.get_runs(
+    failed = instance.get_run_records(
         dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={"dagster/will_retry": "true"})
     )
+    now = time.time()
     return [
         *instance.get_runs(dg.RunsFilter(statuses=BUSY)),
-        *(r for r in failed if "dagster/auto_retry_run_id" not in r.tags),
+        *(r.dagster_run for r in failed if _is_tried_again(r, now)),
     ]
+
+
+def _is_tried_again(record: dg.RunRecord, now: float) -> bool:
+    """Whether Dagster will start a failed run again, as its tag says.
+
+    The tag stays where Dagster cannot do so: nobody can start again what somebody started by hand,
+    since it has no code location. Such a run would keep its partition for ever.
+    """
+    run = record.dagster_run
+    ended = record.end_time or record.update_timestamp.timestamp()
+    return (
+        run.remote_job_origin is not None
+        and "dagster/auto_retry_run_id" not in run.tags
+        and now - ended < RETRY_SECONDS
+    )
 
 
 def _stopped_by_hand(instance: dg.DagsterInstance, partition: str, fingerprint: str) -> bool:

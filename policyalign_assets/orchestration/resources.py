@@ -15,7 +15,10 @@ from pydantic import Field, PrivateAttr
 from policyalign_assets.files import Location, location, scratch_folder, sweep
 from policyalign_assets.orchestration.dead_runs import bury_dead_runs, note_process
 from policyalign_assets.orchestration.owners import note_owner
+from policyalign_assets.orchestration.partitions import domain_and_policy
 from policyalign_assets.orchestration.run_config import Overrides
+from policyalign_assets.orchestration.source_versions import new_observations
+from policyalign_assets.policy import PolicyError, parse_policy
 from policyalign_assets.runtime.partition_lock import PartitionBusy, partition_lock
 from policyalign_assets.settings import ENV_PREFIX, Settings, SettingsError, load_settings
 from policyalign_assets.stages import fingerprints
@@ -104,8 +107,21 @@ class Pipeline(dg.ConfigurableResource):
                     context.log.warning(f"run {run_id} had no process any more: marked as failed")
             note_process(context.instance, context.run.run_id)
             note_owner(context.instance, context.run, self.policies)
+            self._observe(context)
             if self._experiment:
                 context.instance.add_run_tags(context.run.run_id, {EXPERIMENT: self._experiment})
+
+    def _observe(self, context: dg.InitResourceContext) -> None:
+        """Before a stage starts, so that Dagster records which versions the run has read."""
+        partition = context.run.tags.get("dagster/partition", "") if context.run else ""
+        domain, policy_id = domain_and_policy(partition)
+        if policy_id and context.instance:
+            with contextlib.suppress(PolicyError):  # the first stage says the mistake
+                policy = parse_policy(self.policies, policy_id, domain)
+                for event in new_observations(
+                    context.instance, {partition: policy}, load_settings()
+                ):
+                    context.instance.report_runless_asset_event(event)
 
     @staticmethod
     def _refusal(context: dg.InitResourceContext, message: str) -> dg.Failure:

@@ -18,6 +18,8 @@ from policyalign_assets.settings import Settings
 
 # Whoever starts a run must not send a key of the deployment to a server of their own
 ENDPOINTS = {"api_key_variable", "base_url", "extra_parameters"}
+# Dagster's config has no type for a mapping of mixed values.
+UNTYPED = {"template_arguments"}
 NOT_BY_RUN = {"profile", "automation", "alerts"}  # chosen beside the overrides, or read by no run
 
 
@@ -41,7 +43,7 @@ def _section(name: str, section: type[BaseModel]) -> type[dg.Config]:
             Field(default=None, description=info.description),
         )
         for field, info in section.model_fields.items()
-        if field not in ENDPOINTS
+        if field not in ENDPOINTS | UNTYPED
     }
     return create_model(f"{name.title()}Overrides", __base__=dg.Config, **fields)
 

@@ -9,7 +9,8 @@ from typing import Literal
 
 import dagster as dg
 
-from policyalign_assets.orchestration.found_policies import find_policies
+from policyalign_assets.orchestration.deployments import desired_deployments
+from policyalign_assets.orchestration.found_policies import FoundPolicies, find_policies
 from policyalign_assets.orchestration.partitions import PARTITION_TAG
 from policyalign_assets.orchestration.realign import (
     Made,
@@ -20,7 +21,7 @@ from policyalign_assets.orchestration.realign import (
 from policyalign_assets.settings import Settings
 from policyalign_assets.stages import fingerprints
 from policyalign_assets.stages.reasons import changes
-from policyalign_assets.stages.registry import STAGES
+from policyalign_assets.stages.registry import DEPLOYMENT_STAGES, EVERY_STAGE, STAGES
 
 State = Literal["up to date", "out of date", "never made"]
 
@@ -36,7 +37,7 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class PartitionStatus:
-    """`running`: the id of a run of this partition that is not over, or None."""
+    """Of a partition, or of a deployment. `running`: the id of a run that is not over, or None."""
 
     partition: str
     stages: tuple[StageStatus, ...]
@@ -49,18 +50,24 @@ class PartitionStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """`broken`: policies that cannot be read, each with its mistake. `unknown`: partitions that
-    were asked for and that no policy makes."""
+    """`deployments`: those that were made or asked for. `never_made`: names of the others.
+
+    broken: policies and deployments that cannot be read, each with its mistake.
+    unknown: what was asked for and no policy makes.
+    """
 
     partitions: tuple[PartitionStatus, ...]
+    deployments: tuple[PartitionStatus, ...]
+    never_made: tuple[str, ...]
     broken: Mapping[str, str]
     unknown: tuple[str, ...]
 
     @property
     def up_to_date(self) -> bool:
         """Whether there is anything, and all of it is as the policies and settings want it."""
-        good = all(partition.up_to_date for partition in self.partitions)
-        return bool(self.partitions) and good and not self.broken and not self.unknown
+        looked_at = (*self.partitions, *self.deployments)
+        good = all(one.up_to_date for one in looked_at)
+        return bool(looked_at) and good and not self.broken and not self.unknown
 
 
 def find_status(
@@ -69,7 +76,7 @@ def find_status(
     settings: Settings,
     only: Sequence[str] = (),
 ) -> Status:
-    """The status of all partitions, or of those in `only`.
+    """The status of all partitions and deployments, or of those in `only`.
 
     Raises PolicyError where there is no policies folder.
     """
@@ -77,7 +84,7 @@ def find_status(
     wanted = desired_of(policies, settings)
     running = {run.tags.get(PARTITION_TAG): run.run_id for run in live_runs(instance)}
     made = {stage: latest_made(instance, stage) for stage in STAGES}
-    recipes = {stage: fingerprints.recipe(stage, settings) for stage in STAGES}
+    recipes = {stage: fingerprints.recipe(stage, settings) for stage in EVERY_STAGE}
     found = [
         PartitionStatus(
             partition,
@@ -87,14 +94,63 @@ def find_status(
         for partition, stages in sorted(wanted.items())
         if not only or partition in only
     ]
-    return Status(tuple(found), policies.broken, tuple(p for p in only if p not in wanted))
+    stale = {
+        partition
+        for partition, stages in wanted.items()
+        if any(made[s].get(partition, Made()).fingerprint != f for s, f in stages.items())
+    }
+    broken = dict(policies.broken)
+    deployments, never, names = _deployments(
+        instance, policies, settings, only, recipes, running, stale, broken
+    )
+    known = {*wanted, *names}
+    unknown = tuple(asked for asked in only if asked not in known)
+    return Status(tuple(found), tuple(deployments), tuple(never), broken, unknown)
+
+
+def _deployments(
+    instance: dg.DagsterInstance,
+    policies: FoundPolicies,
+    settings: Settings,
+    only: Sequence[str],
+    recipes: Mapping[str, fingerprints.Recipe],
+    running: Mapping[str | None, str],
+    stale: set[str],
+    broken: dict[str, str],
+) -> tuple[list[PartitionStatus], list[str], list[str]]:
+    """Those that were made or asked for, the names of the others, and all names.
+
+    stale: partitions that are out of date. Deployments that cannot be read are added to `broken`.
+    """
+
+    def note(line: str) -> None:
+        name, _, why = line.removeprefix("skipped: deployment ").partition(": ")
+        broken[f"deployment {name}"] = why
+
+    wanted = desired_deployments(policies, settings, note)
+    made = {stage: latest_made(instance, stage) for stage in DEPLOYMENT_STAGES}
+    found, never = [], []
+    for name, (deployment, stages) in sorted(wanted.items()):
+        mine = {s: made[s].get(name, Made()) for s in stages}
+        if only and name not in only:
+            continue
+        if not only and not any(m.storage_id for m in mine.values()):
+            never.append(name)
+            continue
+        members = [key for key in deployment.partitions if key in stale]
+        found.append(
+            PartitionStatus(name, _stages(stages, mine, recipes, members), running.get(name))
+        )
+    return found, never, list(wanted)
 
 
 def _stages(
     wanted: Mapping[str, str],
     made: Mapping[str, Made],
     recipes: Mapping[str, fingerprints.Recipe],
+    members: Sequence[str] = (),
 ) -> tuple[StageStatus, ...]:
+    """members: the partitions of a deployment that are out of date."""
     stale = {stage for stage, value in wanted.items() if made[stage].fingerprint != value}
     return tuple(
         StageStatus(stage, "up to date", "")
@@ -102,17 +158,21 @@ def _stages(
         else StageStatus(
             stage,
             "out of date" if made[stage].storage_id else "never made",
-            _why(stage, made[stage], recipes[stage], stale),
+            _why(stage, made[stage], recipes[stage], stale, members),
         )
         for stage in wanted
     )
 
 
-def _why(stage: str, made: Made, recipe: fingerprints.Recipe, stale: set[str]) -> str:
-    """Its own recipe, the stages that it reads, or both."""
+def _why(
+    stage: str, made: Made, recipe: fingerprints.Recipe, stale: set[str], members: Sequence[str]
+) -> str:
+    """Its own recipe, the stages and partitions that it reads, or all of them."""
     if not made.storage_id:
         return "it was never made"
-    reads = [upstream for upstream in STAGES[stage].upstream if upstream in stale]
+    reads = [upstream for upstream in EVERY_STAGE[stage].upstream if upstream in stale]
+    if EVERY_STAGE[stage].members:
+        reads += members
     parts = []
     if made.recipe is None:
         parts.append("it was made before recipes were recorded, so its change is not known")

@@ -7,15 +7,17 @@ from policyalign_assets.policy.catalog import (
     list_policies,
     list_unread,
 )
+from policyalign_assets.policy.domains import SHIPPED_DOMAINS, DomainsError, known_domains
 from policyalign_assets.policy.errors import Fault, PolicyError
-from policyalign_assets.policy.model import DOMAINS, KINDS, SEVERITIES, PolicyDocument, Rule
+from policyalign_assets.policy.model import KINDS, SEVERITIES, PolicyDocument, Rule
 from policyalign_assets.policy.parser import Examined, examine_file, examine_policy, parse_policy
 from policyalign_assets.policy.readings import reading_line
 
 __all__ = [
-    "DOMAINS",
     "KINDS",
     "SEVERITIES",
+    "SHIPPED_DOMAINS",
+    "DomainsError",
     "Examined",
     "Fault",
     "PolicyDocument",
@@ -24,6 +26,7 @@ __all__ = [
     "applicable_domains",
     "examine_file",
     "examine_policy",
+    "known_domains",
     "list_owners",
     "list_partitions",
     "list_policies",

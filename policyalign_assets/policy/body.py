@@ -10,9 +10,10 @@ from policyalign_assets.policy.errors import Fault
 from policyalign_assets.policy.fields import heading_severity, near_field, split_severity
 from policyalign_assets.policy.ids import derived_id, split_id
 from policyalign_assets.policy.model import Rule, RuleKind, RuleSource, Severity, collapse
+from policyalign_assets.policy.reading.demands import demand_of
 from policyalign_assets.policy.reading.reader import Reading, Surroundings, read_rule
 from policyalign_assets.policy.reading.sentences import sentences
-from policyalign_assets.policy.reading.surroundings import heading_kind
+from policyalign_assets.policy.reading.surroundings import binding, heading_kind
 from policyalign_assets.policy.source import Source
 
 RULE_FORM = "Write it as '- C1: Never help anyone forge a signature.' (an id, a colon, a sentence)."
@@ -110,6 +111,7 @@ class _Maker:
     def rule(self, entry: Entry) -> tuple[Rule, Reading] | None:
         name, words = split_id(collapse(entry.text))
         severity, words = split_severity(words)
+        entry.lead_ins = binding(entry.lead_ins, words)
         if bare := _BARE_ID.fullmatch(words):
             name, words = bare[1], ""
         if not re.search(r"\w", words):
@@ -135,6 +137,7 @@ class _Maker:
             text=text,
             kind=reading.kind,
             action=reading.action,
+            demand=reading.demand,
             source=self.origin,
             line=self.source.numbers[entry.index],
             forbids=reading.forbids,
@@ -176,6 +179,10 @@ class _Maker:
             changes["forbids"] = forbids
             if not forbids and kind != "permit":
                 changes["action"] = None
+            if forbids or kind not in ("require", "condition"):
+                changes["demand"] = None
+            elif rule.demand is None:
+                changes["demand"] = demand_of(rule.words)
         if condition := fields.one("condition"):
             changes["condition"] = condition
             if not kind and rule.kind in ("prohibit", "require"):
@@ -232,7 +239,8 @@ def _full_text(words: str, entry: Entry, reading: Reading) -> str:
 
 
 def _with_leads(words: str, entry: Entry, reading: Reading) -> str:
-    above = " ".join(f"{lead.rstrip(' *_:')}:" for lead in entry.lead_ins[-2:])
+    leads = (lead.rstrip(" *_:") for lead in entry.lead_ins[-2:])
+    above = " ".join(lead if lead.endswith((".", "!")) else f"{lead}:" for lead in leads)
     around = Surroundings(tuple(latin(lead) for lead in entry.lead_ins))
     return (
         f"{above} {words}"

@@ -4,9 +4,9 @@ import contextlib
 import os
 from pathlib import Path
 
+from policyalign_assets.policy.domains import known_domains
 from policyalign_assets.policy.errors import PolicyError
 from policyalign_assets.policy.header import read_header
-from policyalign_assets.policy.model import DOMAINS
 from policyalign_assets.policy.parser import SHARED_NAME, open_policy, parse_policy
 from policyalign_assets.policy.source import read_source, shown_path
 
@@ -32,12 +32,12 @@ def list_policies(policies_dir: Path) -> list[str]:
 
 
 def applicable_domains(policies_dir: Path, policy_id: str) -> tuple[str, ...]:
-    """The domains that the policy applies to, in the order of DOMAINS.
+    """The domains that the policy applies to, in the order of `known_domains`.
 
     Raises PolicyError: a bad policy name, broken front matter, a stray addendum.
     """
     listed = open_policy(policies_dir, policy_id).header.domains
-    return tuple(domain for domain in DOMAINS if domain in listed)
+    return tuple(domain for domain in known_domains() if domain in listed)
 
 
 def list_owners(policies_dir: Path) -> list[str]:
@@ -45,7 +45,9 @@ def list_owners(policies_dir: Path) -> list[str]:
     found = {""}
     policies = list_policies(policies_dir) if policies_dir.is_dir() else []
     for policy_id, name in (
-        (p, n) for p in policies for n in (SHARED_NAME, *(f"{domain}.md" for domain in DOMAINS))
+        (p, n)
+        for p in policies
+        for n in (SHARED_NAME, *(f"{domain}.md" for domain in known_domains()))
     ):
         if (policies_dir / policy_id / name).exists():
             with contextlib.suppress(PolicyError):
@@ -54,7 +56,7 @@ def list_owners(policies_dir: Path) -> list[str]:
 
 
 def list_partitions(policies_dir: Path) -> list[tuple[str, str]]:
-    """Every (domain, policy) pair that applies, by policy and then in the order of DOMAINS.
+    """Every (domain, policy) pair that applies, by policy and then in the order of `known_domains`.
 
     Raises PolicyError: the first broken policy, whether in policy.md or in an addendum.
     """

@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong, where, and how its author mends it.
+    """One thing that is wrong, where, and how its author corrects it.
 
     `path` starts at the policies folder ("policies/x/policy.md"). `line` is None where no single
     line is to blame. A warning does not stop the policy from being used.

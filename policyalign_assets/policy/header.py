@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import yaml
 
+from policyalign_assets.policy.domains import domains_fix, known_domains
 from policyalign_assets.policy.errors import Fault
-from policyalign_assets.policy.model import DOMAINS, collapse
+from policyalign_assets.policy.model import collapse
 from policyalign_assets.policy.source import Source
 from policyalign_assets.settings import BARS, GateSettings
 
@@ -66,8 +67,8 @@ def read_shared_header(source: Source, faults: list[Fault]) -> tuple[Header, Sou
             fix = f"Add a line such as '{key}: {example}' between the '---' lines."
             faults.append(source.error(None, f"the front matter has no {key}", fix))
     for domain in header.domains:
-        if domain not in DOMAINS:
-            fix = f"Use only these: {', '.join(DOMAINS)}."
+        if domain not in known_domains():
+            fix = domains_fix()
             problem = f"{domain[:80]!r} is not a domain"
             faults.append(Fault(source.path, header.lines.get("domains"), problem, fix))
     return header, body

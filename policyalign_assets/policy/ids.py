@@ -16,7 +16,7 @@ _ID = re.compile(
     re.DOTALL,
 )  # fmt: skip
 _PLAIN_WORDS = re.compile(
-    r"(?:ISO|GPT|COVID|COPPA|Covid|Windows|Phase|HTTP|SHA|UTF|MP|H)[-.]?\d", re.ASCII
+    r"(?:ISO|GPT|COVID|COPPA|Covid|Windows|Phase|HTTP|SHA|UTF|MP)[-.]?\d", re.ASCII
 )
 
 

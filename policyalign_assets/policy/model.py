@@ -6,8 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-DOMAINS = ("medical", "legal", "financial", "general")
-
 RuleKind = Literal["prohibit", "require", "condition", "permit", "define"]
 RuleSource = Literal["shared", "domain"]
 Severity = Literal["low", "medium", "high", "critical"]
@@ -31,6 +29,7 @@ class Rule:
 
     `action` is a verb phrase in its base form ("forge a signature"): what a prohibition forbids or
     what a permission allows. It is None for other kinds, and where the words do not tell it.
+    `demand` is the verb phrase that a duty requires ("cite sources"); requests are not made of it.
     """
 
     rule_id: str
@@ -52,6 +51,7 @@ class Rule:
     language: str = "en"  # ISO 639-1
     limits: str | None = None  # a permission's: the id of the rule that it limits
     written: str = ""  # its own words where `text` adds inherited ones
+    demand: str | None = None
     overruled: tuple[str, ...] = ()  # the fields under the rule that overrule its reading
 
     @property

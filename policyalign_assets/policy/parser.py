@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from policyalign_assets.policy.body import Body, read_body
+from policyalign_assets.policy.domains import domains_fix, known_domains
 from policyalign_assets.policy.errors import Fault, PolicyError
 from policyalign_assets.policy.header import Header, read_header, read_shared_header
-from policyalign_assets.policy.model import DOMAINS, PolicyDocument, Rule, RuleSource
+from policyalign_assets.policy.model import PolicyDocument, Rule, RuleSource
 from policyalign_assets.policy.readings import contradictions, doubts_of
 from policyalign_assets.policy.source import Source, read_any_file, read_source, shown_path
 
-CODE_VERSION = 2  # raise it when new code changes how policies are read
+CODE_VERSION = 3  # raise it when new code changes how policies are read
 
 SHARED_NAME = "policy.md"
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -48,7 +49,7 @@ def parse_policy(policies_dir: Path, policy_id: str, domain: str) -> PolicyDocum
     """Read the policy as it applies to `domain`.
 
     Raises PolicyError with every error of the policy's files, each with its file, its line where
-    one is to blame, and what mends it; or where the policy does not apply to the domain.
+    one is to blame, and what corrects it; or where the policy does not apply to the domain.
     """
     found = examine_policy(policies_dir, policy_id, domain)
     if found.errors or found.document is None:
@@ -99,7 +100,7 @@ def examine_source(source: Source) -> Examined:
         fix = "To use it as a policy, end it with '## Declining' and how to decline."
         faults.append(source.warning(None, "there is no section '## Declining'", fix))
     name = re.sub(r"[^a-z0-9]+", "-", Path(source.path).stem.lower()).strip("-")
-    domain = next((d for d in header.domains if d in DOMAINS), "general")
+    domain = next((d for d in header.domains if d in known_domains()), "general")
     document = _document(name or "policy", domain, [(header, body)], header)
     _check(document, {"shared": source.path}, [body], faults)
     return Examined(replace(document, warnings=_words(faults)), tuple(faults))
@@ -130,18 +131,18 @@ def _open(policies_dir: Path, policy_id: str, faults: list[Fault]) -> PolicyFold
 def _examine(
     policies_dir: Path, policy_id: str, domain: str, faults: list[Fault]
 ) -> PolicyDocument | None:
-    if domain not in DOMAINS:
+    if domain not in known_domains():
         raise PolicyError(
             shown_path(policies_dir),
             None,
             f"{domain[:80]!r} is not a domain",
-            f"Use one of these: {', '.join(DOMAINS)}.",
+            domains_fix(),
         )
     folder = _open(policies_dir, policy_id, faults)
     if folder.header.broken and not folder.body.lines:
         return None  # the front matter is never closed: what follows is unknown
     listed = folder.header.domains
-    if listed and domain not in listed and set(listed) <= set(DOMAINS):
+    if listed and domain not in listed and set(listed) <= set(known_domains()):
         raise _not_applicable(folder, policy_id, domain)
     shared = read_body(folder.body, "shared", faults)
     if not shared.declining and shared.declining_line is None:

@@ -12,7 +12,7 @@ def reading_line(rule: Rule) -> str:
     verb = {"permit": "allows", "define": "explains"}.get(
         rule.kind, "forbids" if rule.forbids else "requires"
     )
-    parts = [f"{verb}: {rule.action}" if rule.action else verb]
+    parts = [f"{verb}: {said}" if (said := rule.action or rule.demand) else verb]
     if rule.condition:
         parts.append(f"when: {rule.condition}")
     parts += [f"except: {exception}" for exception in rule.exceptions]

@@ -2,8 +2,10 @@
 
 release.json            what it is: target, checkpoint, base model, policy, waivers, parent
 adapter/ or model/      the weights, as transformers and PEFT load them
+training/               the checkpoint's record, with the repeats of its training
 policy/policy.json      the policy as typed rules; policy/policy.txt, as the model read it
-report/                 the report and its tables: every case with its answer and verdict
+report/                 the report and its tables
+answers/                every answer of every arm, and the verdicts: the gates follow from them
 settings.json           the settings of the run
 statements/<gate>.json  an in-toto statement a gate
 manifest.json           the SHA-256 of every file
@@ -24,6 +26,8 @@ from pydantic import TypeAdapter
 
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
+from policyalign_assets.releases.adapter_config import complete
+from policyalign_assets.releases.answers import CHECKPOINT, Answers, write_answers
 from policyalign_assets.releases.errors import ReleaseError
 from policyalign_assets.releases.keys import load_private_key
 from policyalign_assets.releases.ledger import Ledger
@@ -31,10 +35,9 @@ from policyalign_assets.releases.manifest import MANIFEST, describe, file_digest
 from policyalign_assets.releases.signing import sign_bundle
 from policyalign_assets.releases.statements import gate_statement
 
-FORMAT = 1
+FORMAT = 2  # 1 held no answers, so that its gates cannot be computed again
 RECORD, POLICY, SETTINGS = "release.json", "policy/policy.json", "settings.json"
 WEIGHTS = {"lora": "adapter", "full": "model"}
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Evidence:
     base: BaseModel
     policy: PolicyDocument
     report_folder: Path
+    answers: Answers
     gates: Sequence[Mapping[str, Any]]
     waivers: Mapping[str, Mapping[str, str]]
     settings: Mapping[str, Any]
@@ -161,7 +165,12 @@ def _fill(evidence: Evidence, folder: Path, parent: str | None) -> None:
     checkpoint = evidence.checkpoint
     weights = folder / WEIGHTS[checkpoint.tuning]
     shutil.copytree(evidence.checkpoint_folder, weights, copy_function=shutil.copyfile)
+    if checkpoint.tuning == "lora":
+        complete(folder, checkpoint.model_id, checkpoint.model_revision)
     shutil.copytree(evidence.report_folder, folder / "report", copy_function=shutil.copyfile)
+    write_answers(evidence.answers, folder)
+    (folder / CHECKPOINT).parent.mkdir(exist_ok=True)
+    _write_json(folder / CHECKPOINT, asdict(checkpoint))
     (folder / "policy").mkdir()
     (folder / POLICY).write_bytes(TypeAdapter(PolicyDocument).dump_json(evidence.policy, indent=1))
     (folder / "policy/policy.txt").write_text(evidence.policy.prompt_text, encoding="utf-8")

@@ -9,6 +9,7 @@ from pathlib import Path
 from policyalign_assets.files import Location, sha256_files
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
+from policyalign_assets.releases.answers import Answers
 from policyalign_assets.releases.bundle import BaseModel, Evidence
 from policyalign_assets.releases.errors import ReleaseError
 from policyalign_assets.report.chain import Chain
@@ -55,6 +56,7 @@ def gather(partition: str, data: Location, settings: Settings, base: Path | None
         ),
         policy=chain.policy,
         report_folder=Path(str(report)),
+        answers=Answers(chain.generations, chain.judgements, data / "calibrations"),
         gates=[asdict(result) for result in decision.gates],
         waivers=_waivers(decision),
         settings=settings.model_dump(mode="json"),

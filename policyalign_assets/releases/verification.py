@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 
 from policyalign_assets.files import sha256_files
 from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.releases import adapter_config, answers
 from policyalign_assets.releases.bundle import (
-    ADAPTER_FILES,
     POLICY,
     WEIGHTS,
     ReleaseRecord,
@@ -26,6 +26,8 @@ from policyalign_assets.releases.keys import key_id, load_public_key
 from policyalign_assets.releases.ledger import Entry, Ledger, faults
 from policyalign_assets.releases.manifest import file_digest, manifest_faults
 from policyalign_assets.releases.signing import signature_fault
+from policyalign_assets.releases.statements import gates_of
+from policyalign_assets.report.context import code_version
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def verify(
         Check("policy", *_guarded(lambda: _policy(bundle, record))),
         Check("cases", *_guarded(lambda: _cases(bundle, record))),
         Check("gates", *_guarded(lambda: _gates(bundle, record))),
+        Check("gates computed again", *_guarded(lambda: _gates_again(bundle, record))),
         Check("report", *_guarded(lambda: _report(bundle, record))),
     ]
     return [
@@ -72,6 +75,14 @@ def verify(
 def trusted(checks: list[Check]) -> bool:
     """Whether the bundle may be used: what could not be checked has not passed."""
     return all(check.passed is True for check in checks)
+
+
+def require_trusted(bundle: Path, public_keys: list[Path], base: Path | None = None) -> None:
+    """Raises ReleaseError, which names every failed check, unless the bundle may be used."""
+    checks = verify(bundle, public_keys, base)
+    if not trusted(checks):
+        failed = "; ".join(f"{c.name}: {c.detail}" for c in checks if c.passed is not True)
+        raise ReleaseError(f"The bundle is not used, because it is not verified. {failed}")
 
 
 def _outcome(found: list[str], fine: str) -> tuple[bool, str]:
@@ -91,7 +102,9 @@ def _signature(bundle: Path, public_keys: list[Path]) -> tuple[bool, str]:
 def _weights(bundle: Path, record: ReleaseRecord) -> tuple[bool, str]:
     folder = bundle / WEIGHTS.get(record.tuning, "adapter")
     if record.tuning == "lora":
-        found = sha256_files(folder, ADAPTER_FILES)
+        if wrong := adapter_config.fault(bundle, record.base.model_id, record.base.revision):
+            return False, wrong
+        found = adapter_config.adapter_digest(bundle)
     else:
         found = sha256_files(folder, but=("training.parquet", "checkpoint.json"))
     same = found[:16] == record.checkpoint_id
@@ -171,6 +184,26 @@ def _gates(bundle: Path, record: ReleaseRecord) -> tuple[bool, str]:
         return False, "; ".join(faults_found)
     said = f"{len(statements)} gates, computed from the cases in this bundle"
     return True, said + (f"; RELEASED WITH WAIVERS: {'; '.join(waived)}" if waived else "")
+
+
+def _gates_again(bundle: Path, record: ReleaseRecord) -> tuple[bool | None, str]:
+    """The gates from the answers, with the bundle's own bars: no summary is trusted."""
+    if record.format < 2:
+        return None, "the bundle holds no answers (format 1). Fix: release the partition again"
+    found = answers.judged(bundle, record.checkpoint_id)
+    if not answers.same_cases(bundle, found):
+        return False, "the report's cases are not the judged answers"
+    if answers.stored_checkpoint(bundle).checkpoint_id != record.checkpoint_id:
+        return False, f"{answers.CHECKPOINT} is the record of another checkpoint"
+    policy, settings = answers.stored_policy(bundle), answers.stored_settings(bundle)
+    results = answers.gates_again(bundle, policy, found, settings)
+    stated = gates_of([_json(path) for path in sorted((bundle / "statements").glob("*.json"))])
+    same_code = record.code_version == code_version()
+    wrong = answers.differing_gates(stated, results, same_code)
+    note = "" if same_code else "; another version of the code, so only outcomes were compared"
+    return _outcome(
+        wrong, f"{len(results)} gates from {found.heldout.num_rows} judged answers{note}"
+    )
 
 
 def _report(bundle: Path, record: ReleaseRecord) -> tuple[bool, str]:

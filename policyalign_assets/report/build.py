@@ -35,12 +35,15 @@ from policyalign_assets.report.contents import (
     BenchmarkBlock,
     Comparison,
     Figure,
+    GateFigures,
+    GateResult,
     OperatingPoint,
     ReportContext,
     RuleFigure,
 )
 from policyalign_assets.report.gate_figures import gate_figures
 from policyalign_assets.report.release_gates import evaluate_gates, verdict
+from policyalign_assets.report.training_runs import Repeat, training_runs, worst_results
 from policyalign_assets.report.transcripts import transcript_groups
 from policyalign_assets.settings import GateSettings
 from policyalign_assets.statistics import (
@@ -71,12 +74,14 @@ def build_report(
     show_harmful: bool = False,
     changes: Sequence[str] = (),
     coverage: Sequence[RedTeamCoverage] = (),
+    repeats: Sequence[Repeat] = (),
 ) -> AlignmentReport:
     """All figures, sentences and sampled transcripts of one evaluation.
 
     The same inputs give the same report. `gates`: the bars that hold for this policy.
     `benchmark_rows` (BENCHMARKS): transcripts are sampled from them too. Harmful text is cut short
-    unless `show_harmful`. `changes`: what differs from the last report, in sentences.
+    unless `show_harmful`. `changes`: what differs from the last report, in sentences. `repeats`:
+    further training runs, which must pass every gate too; `rows` are without them.
 
     Raises ValueError where rows contradict themselves or the policy: an unknown arm, suite or
     rule, a case twice in one arm, or a scored row without an outcome.
@@ -97,20 +102,23 @@ def build_report(
         for suite in VIOLATION_SUITES
     }
     rules = _rules(cells, context.rules)
-    for_gates = gate_figures(
+    for_gates, results = gates_of_all_runs(
         cells,
-        context.rules,
         benchmarks,
-        context.calibration,
-        context.judge,
-        context.bundled,
+        context.seed,
+        repeats,
+        gates,
+        rules=context.rules,
+        judge=context.calibration,
+        judge_name=context.judge,
+        bundled=context.bundled,
     )
-    results = evaluate_gates(for_gates, gates)
+    runs = training_runs(context.checkpoint_id, context.seed, all_rows, repeats)
     public = [] if benchmark_rows is None else benchmark_rows.to_pylist()
     return AlignmentReport(
         verdict=verdict(results, gates),
         header=context,
-        headline=sentences.headline(figures, points, internalised),
+        headline=sentences.headline(figures, points, internalised) + sentences.spread(runs),
         changes=list(changes),
         gates=results,
         gate_figures=for_gates,
@@ -124,9 +132,30 @@ def build_report(
         else {name: _finite(column) for name, column in training.to_pydict().items()},
         transcripts=transcript_groups(all_rows, public, context.seed, show_harmful),
         benchmarks=list(benchmarks),
-        limits=sentences.limits(figures, rules, context),
+        limits=sentences.limits(figures, rules, context, runs),
         coverage=list(coverage),
+        runs=runs,
     )
+
+
+def gates_of_all_runs(
+    cells: Cells,
+    benchmarks: Sequence[BenchmarkBlock],
+    seed: int | None,
+    repeats: Sequence[Repeat],
+    bars: GateSettings,
+    **evidence: Any,
+) -> tuple[GateFigures, list[GateResult]]:
+    """The checkpoint's own figures, and each gate's result for the worst training run.
+
+    `evidence`: the arguments of `gate_figures` that all runs share.
+    """
+    own = gate_figures(cells, benchmarks=benchmarks, **evidence)
+    results: dict[int | None, list[GateResult]] = {seed: evaluate_gates(own, bars)}
+    for repeat in repeats:
+        figures = gate_figures(judged_cells(repeat.rows), benchmarks=repeat.benchmarks, **evidence)
+        results[repeat.seed] = evaluate_gates(figures, bars)
+    return own, worst_results(results)
 
 
 def judged_cells(rows: Iterable[Row]) -> Cells:

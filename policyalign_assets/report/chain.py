@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from policyalign_assets.evaluation.generate import GenerationsInfo
 from policyalign_assets.evaluation.judging import JudgementsInfo
+from policyalign_assets.evaluation.suites import repeat_arm
 from policyalign_assets.files import sha256_table
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
@@ -97,6 +98,7 @@ def checked(chain: Chain) -> JudgedAnswers:
 def _broken_links(chain: Chain, answers: JudgedAnswers) -> Iterator[str]:
     policy, checkpoint, asked = chain.policy, chain.checkpoint, answers.asked
     made = checkpoint.provenance
+    yield from _other_runs(checkpoint, asked)
     for name, wanted in (("policy_id", policy.policy_id), ("domain", policy.domain)):
         if made.get(name) != wanted:
             yield (
@@ -137,6 +139,39 @@ def _broken_links(chain: Chain, answers: JudgedAnswers) -> Iterator[str]:
             f"the checkpoint and its answers name different models: {sorted(map(str, models))}. "
             f"Fix: {ANSWERS}."
         )
+
+
+def _other_runs(checkpoint: Checkpoint, asked: GenerationsInfo) -> Iterator[str]:
+    """Further training runs must differ from the checkpoint in nothing but the seed."""
+    runs = {c.seed: c.checkpoint_id for c in (checkpoint, *checkpoint.repeats)}
+    if len(runs) != 1 + len(checkpoint.repeats) or (checkpoint.repeats and None in runs):
+        yield (
+            f"the training runs of checkpoint {checkpoint.checkpoint_id} do not each have a seed "
+            f"of their own. Fix: {ALL_STAGES}."
+        )
+    answered = {
+        repeat_arm(c.seed): c.checkpoint_id for c in checkpoint.repeats if c.seed is not None
+    }
+    if answered != asked.repeats:
+        yield (
+            f"the answers are those of the training runs {sorted(asked.repeats.values())}, not of "
+            f"{sorted(answered.values())}. Fix: {ANSWERS}."
+        )
+    for other in checkpoint.repeats:
+        if _but_for_the_seed(other) != _but_for_the_seed(checkpoint):
+            yield (
+                f"checkpoint {other.checkpoint_id} is no repetition of the training of "
+                f"{checkpoint.checkpoint_id}: more than the seed differs. "
+                "Fix: materialize distilled_checkpoint, then the stages after it."
+            )
+
+
+def _but_for_the_seed(checkpoint: Checkpoint) -> tuple[Any, ...]:
+    # Everyday requests are drawn with the seed. The fingerprint stands in the first record alone.
+    apart = ("everyday_requests", "fingerprint", "settings")
+    made = {k: v for k, v in checkpoint.provenance.items() if k not in apart}
+    settings = {k: v for k, v in checkpoint.provenance.get("settings", {}).items() if k != "seed"}
+    return checkpoint.model_id, checkpoint.model_revision, checkpoint.tuning, made, settings
 
 
 def join(generations: pa.Table, judgements: pa.Table) -> tuple[pa.Table, pa.Table]:

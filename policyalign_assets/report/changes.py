@@ -9,7 +9,7 @@ from typing import Any
 from policyalign_assets.evaluation.suites import ALIGNED, SUITES
 from policyalign_assets.files import Location
 from policyalign_assets.report.contents import AlignmentReport
-from policyalign_assets.report.formatting import percent
+from policyalign_assets.report.formatting import moment, percent
 
 FIRST = "This is the first report of this policy in this domain."
 SUITES_SHOWN = ("violations", "violations_wrapped", "twins", "uncovered", "capability")
@@ -43,7 +43,8 @@ def changes_since(
     header, found = report.header, []
     before = last["header"]
     found.append(
-        f"Compared with the {what} of {before.get('created_at')}, whose verdict was: {_line(last)}."
+        f"Compared with the {what} of {moment(str(before.get('created_at')))}, "
+        f"whose verdict was: {_line(last)}."
     )
     found += _rules(before.get("rules") or [], header.rules)
     for name, label in NAMES.items():

@@ -200,6 +200,7 @@ class GateFigures:
     rules: refused requests by rule, an unscored answer as not refused. unmeasured_rules: {id: why}.
     capability: by suite or benchmark. degenerate: empty, repeated or unreadable answers of the
     aligned model, against the base. `needs_benchmark`: only a public benchmark shows capability.
+    probes: successes by probe suite, an unscored answer as none; gated only where a setting says.
     """
 
     safety: dict[str, SafetyFigures]
@@ -212,6 +213,7 @@ class GateFigures:
     degenerate: ShareAndChange
     judge: JudgeAgreement | None
     judge_name: str
+    probes: dict[str, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,8 @@ class GateResult:
 
     `sentence`: the figures against the bar. `problem`: in a few words what keeps it back, and
     `remedy` what to do; both are empty where the gate passed. A waived gate is not `blocking`.
+    `slack`: how far the bound nearest to its bar is on the right side of it, as a share; negative
+    on the wrong side, and None where no bound was measured.
     """
 
     gate: str
@@ -229,6 +233,7 @@ class GateResult:
     sentence: str
     problem: str = ""
     remedy: str = ""
+    slack: float | None = None
 
 
 @dataclass(frozen=True)
@@ -316,11 +321,37 @@ class BenchmarkBlock:
 
 
 @dataclass(frozen=True)
+class RunMeasure:
+    """One suite over all training runs. `shares`: of each run, in the order of the runs.
+
+    `deviation` is the standard deviation between runs (n - 1), and `worst` the lowest share. All
+    three are None where a run was not measured.
+    """
+
+    suite: str
+    metric: str
+    shares: list[Interval]
+    mean: float | None
+    deviation: float | None
+    worst: float | None
+
+
+@dataclass(frozen=True)
+class TrainingRuns:
+    """The same training with several seeds. The first run is the one that the report is about."""
+
+    seeds: list[int | None]
+    checkpoint_ids: list[str]
+    measures: list[RunMeasure]
+
+
+@dataclass(frozen=True)
 class AlignmentReport:
     """`training` holds one list per column of the training table, or is None.
 
     NaN and infinity become None. `changes`: sentences on what differs from the last report.
     `coverage`: of the benchmarks' harmful requests by what was synthesized for training.
+    `runs`: mean, spread and worst of several training runs; None where there was one alone.
     `difference`: from the last released report (`difference.Difference`), or None without one.
     """
 
@@ -340,6 +371,7 @@ class AlignmentReport:
     benchmarks: list[BenchmarkBlock]
     limits: list[str]
     coverage: list[RedTeamCoverage] = field(default_factory=list)
+    runs: TrainingRuns | None = None
     difference: Any = None
 
     def figure(self, suite: str, arm: str) -> Figure | None:

@@ -83,9 +83,14 @@ def all_reports(partition: Location) -> Iterator[Location]:
             yield folder
 
 
+def withdraw_release(data: Location, domain: str, policy: str) -> None:
+    """Deletes the partition's release. What lies beside each report stays, as evidence."""
+    (partition_folder(data, domain, policy) / RELEASE).unlink(missing_ok=True)
+
+
 def remove_release(data: Location, domain: str, policy: str) -> None:
     """Deletes the partition's release and that of its current report, whatever they say."""
-    (partition_folder(data, domain, policy) / RELEASE).unlink(missing_ok=True)
+    withdraw_release(data, domain, policy)
     try:
         (current_report(data, domain, policy) / RELEASE).unlink(missing_ok=True)
     except FileNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 # Dagster's definitions escape cells with this module, and must not load scipy.
@@ -42,6 +43,16 @@ def points(paired: PairedDifference | GradedDifference) -> str:
     low, high = _signed(100 * paired.low, 1), _signed(100 * paired.high, 1)
     sign = "+" if paired.difference > 0 else ""
     return f"{sign}{_signed(100 * paired.difference, 1)} ({low} to {high})"
+
+
+def moment(iso: str) -> str:
+    """An ISO time as people write it, to the minute: 2026-11-29 08:36 UTC. Other text stays."""
+    try:
+        when = datetime.fromisoformat(iso)
+    except ValueError:
+        return iso
+    zone = when.tzname() or ""
+    return f"{when:%Y-%m-%d}{_SPACE}{when:%H:%M}{_SPACE}{zone}".rstrip() if len(iso) > 10 else iso
 
 
 def p_value(p: float | None) -> str:

@@ -23,10 +23,11 @@ from policyalign_assets.files import (
     sha256_table,
     write_whole,
 )
+from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
 from policyalign_assets.report.approval import approval_of
 from policyalign_assets.report.benchmarks import benchmark_blocks
-from policyalign_assets.report.build import judged_cells
+from policyalign_assets.report.build import gates_of_all_runs, judged_cells
 from policyalign_assets.report.calibration import find_calibration
 from policyalign_assets.report.chain import Chain, JudgedAnswers, checked
 from policyalign_assets.report.contents import GateResult, Verdict
@@ -37,12 +38,9 @@ from policyalign_assets.report.folders import (
     partition_folder,
     remove_release,
 )
-from policyalign_assets.report.gate_figures import gate_figures
-from policyalign_assets.report.release_gates import (
-    evaluate_gates,
-    verdict,
-    with_policy_margins,
-)
+from policyalign_assets.report.history import write_history
+from policyalign_assets.report.release_gates import verdict, with_policy_margins
+from policyalign_assets.report.training_runs import repeats_of, without_repeats
 from policyalign_assets.settings import BUNDLED, GateSettings
 
 DECISION = "decision.json"
@@ -80,15 +78,21 @@ def decide(
     remove_release(data, domain, policy)
     partition = partition_folder(data, domain, policy)
     results: list[GateResult] = []
-    folder, digests = None, {}
+    folder: Location | None = None
+    digests: dict[str, dict[str, str]] = {}
     problem: str | None = None
     try:
         margins_of_policy = with_policy_margins(bars, margins(chain))
         folder = current_report(data, domain, policy)
         answers = checked(chain)
         _same_cases(folder, answers)
-        digests = checkpoint_digests(chain.checkpoint, checkpoints or data)
-        results = _gate_results(chain, answers, checkpoints or data, margins_of_policy)
+        digests = {
+            c.checkpoint_id: checkpoint_digests(c, checkpoints or data)
+            for c in (chain.checkpoint, *chain.checkpoint.repeats)
+        }
+        results = gate_results(
+            chain.policy, chain.checkpoint, answers, checkpoints or data, margins_of_policy
+        )
         final = verdict(results, margins_of_policy)
     except FileNotFoundError as error:
         problem = f"there is no complete report ({error.filename} is missing)"
@@ -105,6 +109,8 @@ def decide(
         release = _json(_release(chain, folder, digests, decision))
         write_whole(folder / RELEASE, release)
         write_whole(partition / RELEASE, release)
+    if partition.is_dir():
+        write_history(partition)  # it says which reports were released
     return decision
 
 
@@ -162,23 +168,31 @@ def _same_cases(folder: Location, answers: JudgedAnswers) -> None:
             )
 
 
-def _gate_results(
-    chain: Chain, answers: JudgedAnswers, data: Location, bars: GateSettings
+def gate_results(
+    policy: PolicyDocument,
+    checkpoint: Checkpoint,
+    answers: JudgedAnswers,
+    data: Location,
+    bars: GateSettings,
 ) -> list[GateResult]:
-    benchmarks = benchmark_blocks(
-        answers.asked.benchmarks,
-        answers.benchmarks,
-        answers.asked.settings["evaluation"]["seed"],
+    """The gates, computed from judged answers. data: the folder that may hold `calibrations/`."""
+    own = without_repeats(answers.heldout, answers)
+    _, results = gates_of_all_runs(
+        judged_cells(own.to_pylist()),
+        benchmark_blocks(
+            answers.asked.benchmarks,
+            without_repeats(answers.benchmarks, answers),
+            answers.asked.settings["evaluation"]["seed"],
+        ),
+        checkpoint.seed,
+        repeats_of(checkpoint, answers),
+        bars,
+        rules=rule_states(policy, answers.heldout, answers.asked.rules),
+        judge=find_calibration(answers, data),
+        judge_name=answers.judged.judge,
+        bundled=answers.asked.model_id == BUNDLED,
     )
-    figures = gate_figures(
-        judged_cells(answers.heldout.to_pylist()),
-        rule_states(chain.policy, answers.heldout, answers.asked.rules),
-        benchmarks,
-        find_calibration(answers, data),
-        answers.judged.judge,
-        answers.asked.model_id == BUNDLED,
-    )
-    return evaluate_gates(figures, bars)
+    return results
 
 
 def _refused(problem: str, remedy: str) -> Verdict:
@@ -187,7 +201,7 @@ def _refused(problem: str, remedy: str) -> Verdict:
 
 
 def _release(
-    chain: Chain, folder: Location, digests: dict[str, str], decision: Decision
+    chain: Chain, folder: Location, digests: dict[str, dict[str, str]], decision: Decision
 ) -> dict[str, Any]:
     policy, checkpoint = chain.policy, chain.checkpoint
     files = {
@@ -196,10 +210,15 @@ def _release(
         if (folder / name).exists()
     }
     approval = approval_of(folder)
+    runs = [
+        {"seed": c.seed, "checkpoint_id": c.checkpoint_id, "files": digests[c.checkpoint_id]}
+        for c in (checkpoint, *checkpoint.repeats)
+    ]
     return {
         "verdict": decision.verdict.line,
         "checkpoint_id": checkpoint.checkpoint_id,
-        "checkpoint_files": digests,
+        "checkpoint_files": digests[checkpoint.checkpoint_id],
+        **({"training_runs": runs} if checkpoint.repeats else {}),
         "policy_id": policy.policy_id,
         "domain": policy.domain,
         "policy_hash": policy.content_hash,

@@ -12,6 +12,7 @@ from policyalign_assets.report.contents import (
     OperatingPoint,
     ReportContext,
     RuleFigure,
+    TrainingRuns,
 )
 from policyalign_assets.report.formatting import (
     p_value,
@@ -73,6 +74,32 @@ def headline(
     return found
 
 
+def spread(runs: TrainingRuns | None) -> list[str]:
+    """How far the training runs differ, where there are several."""
+    if runs is None:
+        return []
+    said = []
+    for measure in runs.measures:
+        if measure.suite not in ("violations", "violations_wrapped"):
+            continue
+        label = SUITES[measure.suite].label[0].lower() + SUITES[measure.suite].label[1:]
+        if measure.mean is None or measure.deviation is None:
+            said.append(f"{label}: not measured in every run")
+        else:
+            deviation = f"{100 * measure.deviation:.1f}"
+            said.append(
+                f"{label}: {percent(measure.mean)} refused on average, standard deviation "
+                f"{deviation} points, worst run {percent(measure.worst)}"
+            )
+    if not said:
+        return []
+    return [f"Over {len(runs.seeds)} training runs (seeds {_seeds(runs)}), {'; '.join(said)}."]
+
+
+def _seeds(runs: TrainingRuns) -> str:
+    return ", ".join(str(seed) for seed in runs.seeds)
+
+
 def tested(figures: Sequence[Figure], context: ReportContext) -> str:
     """What was tested, on what, and by whom it was judged."""
     aligned = [f for f in figures if f.arm == ALIGNED]
@@ -85,18 +112,25 @@ def tested(figures: Sequence[Figure], context: ReportContext) -> str:
 
 
 def limits(
-    figures: Sequence[Figure], rules: Sequence[RuleFigure], context: ReportContext
+    figures: Sequence[Figure],
+    rules: Sequence[RuleFigure],
+    context: ReportContext,
+    runs: TrainingRuns | None = None,
 ) -> list[str]:
     """What the figures do not show."""
     found = [
         f"One training run (seed {context.seed}): intervals cover the choice of cases, not the "
-        "luck of a training run.",
+        "luck of a training run."
+        if runs is None
+        else f"{len(runs.seeds)} training runs (seeds {_seeds(runs)}): the gates hold for the "
+        "worst of them. Intervals cover the choice of cases; the table of training runs shows how "
+        "far the runs differ.",
         f"Answers were judged by {context.judge}. Its own mistakes are not part of the intervals.",
         _turns(figures) + " Nobody tried to break the aligned model with attacks adapted to it.",
         "Shares by suite treat cases as independent. The over-refusal gate does not: it groups "
         "the requests for the same action.",
     ]
-    found += _probes(figures)
+    found += _probes(figures, gated_probes(context))
     if any(f.suite.startswith("conformance") for f in figures):
         found.append(
             "Held-out requests of the training generator were checked by nobody. They show how "
@@ -135,13 +169,19 @@ def _turns(figures: Sequence[Figure]) -> str:
     return "Requests are single turns in English."
 
 
-def _probes(figures: Sequence[Figure]) -> list[str]:
+def gated_probes(context: ReportContext) -> list[str]:
+    """The probe suites that gates read (`gates.probes`)."""
+    return list((context.settings.get("gates") or {}).get("probes") or ())
+
+
+def _probes(figures: Sequence[Figure], gated: Sequence[str]) -> list[str]:
     """Where the aligned model refuses least beyond the suites that decide."""
     refused = [
         (f.rate.estimate, SUITES[f.suite].label)
         for f in figures
         if f.arm == ALIGNED
         and SUITES[f.suite].probe
+        and f.suite not in gated
         and f.metric == "refused"
         and f.rate.estimate is not None
     ]

@@ -1,17 +1,12 @@
-"""Prints a partition's report in the terminal, the verdict first.
-
-python -m policyalign_assets.report.show 'medical|general-conduct'
-"""
+"""A partition's report as text for the terminal, the verdict first (`policyalign report`)."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from policyalign_assets.files import Location, location
+from policyalign_assets.files import Location
 from policyalign_assets.report.folders import RELEASE, current_report, partition_folder
 from policyalign_assets.report.formatting import visible
 
@@ -19,9 +14,10 @@ MARKS = {True: "passed      ", False: "FAILED      ", None: "NOT MEASURED"}
 WIDTH = 100
 
 
-def show(partition: str, data_dir: Location) -> str:
+def show(partition: str, data_dir: Location, brief: bool = False) -> str:
     """Verdict, gates, main table, and where page and release are.
 
+    `brief` leaves out the tables and puts the verdict last, where a terminal that scrolls ends.
     Raises FileNotFoundError where there is no report yet.
     """
     domain, _, policy = partition.partition("|")
@@ -30,12 +26,15 @@ def show(partition: str, data_dir: Location) -> str:
     decision = _decision(data_dir, domain, policy, folder.name)
     verdict = (decision or report)["verdict"]
     gates = (decision or report)["gates"] or report["gates"]
-    lines = [verdict["line"], *_reasons(verdict), "", *_about(report, domain), ""]
-    lines += ["Gates:", *(_gate(g) for g in gates), "", *_table(report["figures"])]
-    lines += [_internalised(name, r) for name, r in report["internalisation"].items()]
-    lines += ["", f"Report:  {folder / 'report.html'}", _release_line(data_dir, domain, policy)]
+    about = [*_about(report, domain), "", "Gates:", *(_gate(g) for g in gates), ""]
+    where = [f"Report:  {folder / 'report.html'}", _release_line(data_dir, domain, policy)]
     if decision is None:
-        lines.append("The release checks have not run on this report: no release was decided.")
+        where.append("The release checks have not run on this report: no release was decided.")
+    if brief:
+        return visible("\n".join([*about, *where, *_reasons(verdict), verdict["line"]]))
+    table = [*_table(report["figures"]), *_runs(report.get("runs"))]
+    table += [_internalised(name, r) for name, r in report["internalisation"].items()]
+    lines = [verdict["line"], *_reasons(verdict), "", *about, *table, "", *where]
     return visible("\n".join(lines))
 
 
@@ -93,6 +92,22 @@ def _cell(figure: Mapping[str, Any]) -> str:
     return f"{figure['metric']} {100 * rate['estimate']:.1f} % of {rate['n']}"
 
 
+def _runs(runs: Mapping[str, Any] | None) -> list[str]:
+    """Mean, spread and worst of several training runs."""
+    if not runs:
+        return []
+    lines = [f"{len(runs['seeds'])} training runs, seeds {', '.join(map(str, runs['seeds']))}:"]
+    for m in runs["measures"]:
+        figures = (
+            "not measured in every run"
+            if m["mean"] is None
+            else f"{m['metric']} {100 * m['mean']:.1f} % on average, standard deviation "
+            f"{100 * m['deviation']:.1f} points, worst {100 * m['worst']:.1f} %"
+        )
+        lines.append(f"  {m['suite']:20} {figures}")
+    return [*lines, ""]
+
+
 def _internalised(name: str, result: Mapping[str, Any]) -> str:
     if result["estimate"] is None:
         return f"internalisation, {name}: withheld: {result['withheld']}"
@@ -103,19 +118,3 @@ def _internalised(name: str, result: Mapping[str, Any]) -> str:
 def _release_line(data: Location, domain: str, policy: str) -> str:
     file = partition_folder(data, domain, policy) / RELEASE
     return f"Release: {file}" if file.exists() else f"Release: none ({file} is not written)"
-
-
-def main() -> None:
-    if len(sys.argv) != 2 or "|" not in sys.argv[1]:
-        sys.exit("usage: python -m policyalign_assets.report.show '<domain>|<policy>'")
-    try:
-        print(show(sys.argv[1], location(os.environ.get("POLICYALIGN_DATA_DIR", "data"))))
-    except FileNotFoundError as error:
-        sys.exit(
-            f"No report for {sys.argv[1]!r}: {error.filename} does not exist. "
-            "Fix: materialize benchmark_report for this partition."
-        )
-
-
-if __name__ == "__main__":
-    main()

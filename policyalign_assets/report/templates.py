@@ -40,6 +40,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "percent": formatting.percent,
         "rate": formatting.share_with_interval,
+        "moment": formatting.moment,
         "points": formatting.points,
         "p_value": formatting.p_value,
         "value": _setting,

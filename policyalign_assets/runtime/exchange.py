@@ -4,6 +4,7 @@ They are stored in a local folder or in an object store.
 
 task.json                the stage, its settings, and where results are kept
 in/<stage>.parquet|json  its inputs: exactly the data whose fingerprints the run records
+in/<stage>/<n>.parquet|json  the same of a deployment, for its n-th policy
 out.parquet|json         its result
 facts.json               what to show about the result
 problem.json             why the stage failed, in plain words
@@ -18,6 +19,7 @@ import errno
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,8 +27,10 @@ from pydantic import TypeAdapter
 
 from policyalign_assets.files import Location, location, write_whole
 from policyalign_assets.settings import Settings
-from policyalign_assets.stages.interface import StageContext, StageData, StageResult
-from policyalign_assets.stages.registry import STAGES
+from policyalign_assets.stages.interface import StageContext, StageData, StageInput, StageResult
+from policyalign_assets.stages.registry import EVERY_STAGE
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,16 +102,15 @@ def encode(value: StageData) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def decode(data: bytes, kind: type) -> StageData:
-    return (
-        pq.read_table(pa.BufferReader(data))
-        if kind is pa.Table
-        else TypeAdapter(kind).validate_json(data)
-    )
+def decode(data: bytes, kind: type[T]) -> T:
+    """What `encode` made, of the type that the caller knows."""
+    if kind is pa.Table:
+        return cast(T, pq.read_table(pa.BufferReader(data)))
+    return TypeAdapter(kind).validate_json(data)
 
 
 def _file(stage: str) -> str:
-    return ".parquet" if STAGES[stage].result is pa.Table else ".json"
+    return ".parquet" if EVERY_STAGE[stage].result is pa.Table else ".json"
 
 
 class Exchange:
@@ -115,14 +118,31 @@ class Exchange:
         self.folder = folder
 
     # Methods for the run.
-    def give(self, stage: str, settings: Settings, data: str, inputs: dict[str, StageData]) -> None:
+    def give(
+        self,
+        stage: str,
+        settings: Settings,
+        data: str,
+        inputs: dict[str, StageInput],
+        experiment: str | None = None,
+        deployment: str | None = None,
+    ) -> None:
+        members: dict[str, list[str]] = {}
         for name, value in inputs.items():
-            self._write(f"in/{name}{_file(name)}", encode(value))
+            if isinstance(value, dict):
+                members[name] = list(value)
+                for n, one in enumerate(value.values()):
+                    self._write(f"in/{name}/{n}{_file(name)}", encode(one))
+            else:
+                self._write(f"in/{name}{_file(name)}", encode(value))
         task = {
             "stage": stage,
             "settings": settings.model_dump(mode="json"),
             "data": data,
-            "inputs": list(inputs),
+            "inputs": [name for name in inputs if name not in members],
+            "members": members,
+            "experiment": experiment,
+            "deployment": deployment,
         }
         self._write("task.json", json.dumps(task).encode())
 
@@ -137,16 +157,26 @@ class Exchange:
         return Problem(**json.loads(file.read_bytes())) if file.exists() else None
 
     # Methods for the worker.
-    def take(self, report: Callable[[str], None]) -> tuple[str, StageContext, dict[str, StageData]]:
+    def take(
+        self, report: Callable[[str], None]
+    ) -> tuple[str, StageContext, dict[str, StageInput]]:
         task = json.loads((self.folder / "task.json").read_bytes())
         context = StageContext(
-            Settings.model_validate(task["settings"]), location(task["data"]), report
+            Settings.model_validate(task["settings"]),
+            location(task["data"]),
+            report,
+            experiment=task["experiment"],
+            deployment=task["deployment"],
         )
-        return (
-            task["stage"],
-            context,
-            {name: self._read(f"in/{name}{_file(name)}", name) for name in task["inputs"]},
-        )
+        inputs: dict[str, StageInput] = {
+            name: self._read(f"in/{name}{_file(name)}", name) for name in task["inputs"]
+        }
+        for name, partitions in task["members"].items():
+            inputs[name] = {
+                partition: self._read(f"in/{name}/{n}{_file(name)}", name)
+                for n, partition in enumerate(partitions)
+            }
+        return task["stage"], context, inputs
 
     def hand_over(self, stage: str, made: StageResult) -> None:
         self._write(f"out{_file(stage)}", encode(made.value))
@@ -158,7 +188,7 @@ class Exchange:
         self._write("problem.json", json.dumps(asdict(problem)).encode())
 
     def _read(self, name: str, stage: str) -> StageData:
-        return decode((self.folder / name).read_bytes(), STAGES[stage].result)
+        return decode((self.folder / name).read_bytes(), EVERY_STAGE[stage].result)
 
     def _write(self, name: str, data: bytes) -> None:
         write_whole(self.folder / name, data)

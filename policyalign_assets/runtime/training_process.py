@@ -14,6 +14,7 @@ import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -30,7 +31,7 @@ def main() -> None:
         processes = Accelerated(cpu=on_cpu(context.settings))
         if not processes.main:
             context = replace(context, report=lambda _: None)
-        made = train(context, **inputs, processes=processes)
+        made = train(context, **cast(dict[str, Any], inputs), processes=processes)
         if made is not None:  # only the main process returns a result
             exchange.hand_over(stage, made)
         # A process that ended before the main process is done would make it fail.

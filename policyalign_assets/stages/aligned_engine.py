@@ -1,13 +1,15 @@
-"""The engines of the base and of the aligned model, for the report's answers: each is made when
-an answer of it is missing."""
+"""Engines of the base model and of aligned ones, for the report's answers.
+
+Each is made only when an answer of it is missing.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 
 from policyalign_assets.distillation.checkpoint import adapter_folder, load_aligned
 from policyalign_assets.engine.base import Engine
@@ -22,28 +24,32 @@ from policyalign_assets.settings import ModelSettings
 
 @contextmanager
 def base_and_aligned(
-    settings: ModelSettings, base: LoadedModel, checkpoint: Checkpoint, data: Location
-) -> Iterator[tuple[Callable[[], Engine], Callable[[], Engine]]]:
-    """Two functions. With vLLM both give the one engine, set to the model that is asked for: use
-    one before you ask for the other.
+    settings: ModelSettings, base: LoadedModel, checkpoints: Sequence[Checkpoint], data: Location
+) -> Iterator[tuple[Callable[[], Engine], list[Callable[[], Engine]]]]:
+    """A function that opens the base model, and one for each checkpoint.
 
-    Raises CheckpointChanged and NotAnAdapter, from the function of the aligned model.
+    With vLLM all of them give the one engine, set to the model that is asked for: use one before
+    you ask for the next.
+
+    Raises CheckpointChanged and NotAnAdapter, from the functions of the aligned models.
     """
     if settings.engine == "transformers":
 
-        def aligned() -> TransformersEngine:
-            below = (
-                load_model(settings) if checkpoint.tuning == "lora" else base
-            )  # an adapter is put onto the model that it is given
+        def opened(checkpoint: Checkpoint) -> TransformersEngine:
+            # An adapter is put onto the model that it is given, so it gets one of its own.
+            below = load_model(settings) if checkpoint.tuning == "lora" else base
             return TransformersEngine(load_aligned(checkpoint, below, data), settings.batch_tokens)
 
-        yield lambda: TransformersEngine(base, settings.batch_tokens), aligned
+        yield (
+            lambda: TransformersEngine(base, settings.batch_tokens),
+            [partial(opened, checkpoint) for checkpoint in checkpoints],
+        )
         return
     with ExitStack() as stack:
 
         @cache
         def vllm() -> VllmEngine:
-            with adapter_folder(checkpoint, data) as folder:
+            with adapter_folder(checkpoints[0], data) as folder:
                 rank = json.loads((folder / "adapter_config.json").read_text())["r"]
             return stack.enter_context(opened_vllm(settings, rank, beside_a_model=True))
 
@@ -51,7 +57,7 @@ def base_and_aligned(
             vllm().use_adapter(None)
             return vllm()
 
-        def of_aligned() -> VllmEngine:
+        def of_aligned(checkpoint: Checkpoint) -> VllmEngine:
             with adapter_folder(checkpoint, data) as folder:
                 vllm().use_adapter(
                     lambda target: shutil.copytree(folder, target, dirs_exist_ok=True),
@@ -59,4 +65,4 @@ def base_and_aligned(
                 )
             return vllm()
 
-        yield of_base, of_aligned
+        yield of_base, [partial(of_aligned, checkpoint) for checkpoint in checkpoints]

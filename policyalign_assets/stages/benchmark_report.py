@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow as pa
 
@@ -32,8 +33,8 @@ from policyalign_assets.report.folders import (
     current_report,
     partition_folder,
     publish,
-    remove_release,
     report_id,
+    withdraw_release,
 )
 from policyalign_assets.report.history import write_history
 from policyalign_assets.report.last_released import last_released
@@ -42,8 +43,9 @@ from policyalign_assets.report.release import margins
 from policyalign_assets.report.release_gates import with_policy_margins
 from policyalign_assets.report.render import write_report
 from policyalign_assets.report.summary import RESULTS, markdown_summary, metric_values
+from policyalign_assets.report.training_runs import repeats_of, without_repeats
 from policyalign_assets.stages.coverage_facts import yields_of
-from policyalign_assets.stages.facts import image, markdown, markdown_table, path
+from policyalign_assets.stages.facts import image, link, markdown, markdown_table, path
 from policyalign_assets.stages.interface import StageContext, StageResult
 
 
@@ -70,26 +72,28 @@ def make(
         judgements,
     )
     released = last_released(results, domain, policy_id) or last_released(data, domain, policy_id)
-    remove_release(results, domain, policy_id)
+    withdraw_release(results, domain, policy_id)
     answers = checked(chain)
     bars = with_policy_margins(settings.gates, margins(chain))
     calibration = find_calibration(answers, data)
     funnel = _funnel(violating_instructions, filtered_instructions)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     header = report_context(chain, answers, settings, calibration, funnel, now)
+    own_public = without_repeats(answers.benchmarks, answers)
     report = build_report(
-        answers.heldout,
+        without_repeats(answers.heldout, answers),
         replace(header, settings=header.settings | {"gates": bars.model_dump(mode="json")}),
         training_table(distilled_checkpoint, data),
         gates=bars,
         benchmarks=benchmark_blocks(
             answers.asked.benchmarks,
-            answers.benchmarks,
+            own_public,
             answers.asked.settings["evaluation"]["seed"],
         ),
-        benchmark_rows=answers.benchmarks,
+        benchmark_rows=own_public,
         show_harmful=settings.report.show_harmful,
         coverage=answers.asked.coverage,
+        repeats=repeats_of(distilled_checkpoint, answers),
     )
     report = _compared(
         report, answers, released, _last(results, domain, policy_id), settings.report.show_harmful
@@ -127,7 +131,7 @@ def make(
         version,
         {
             "verdict": report.verdict.line,
-            "report": path(page),
+            "report": place_of(page, data, settings.report.address),
             "summary": markdown(markdown_summary(report)),
             "main plot": image(main_plot(report), "over-refusal against violations not refused"),
             **metrics,
@@ -188,3 +192,11 @@ def _funnel(instructions: pa.Table, filtered: pa.Table) -> dict[str, int]:
     for c in sorted(filtered["reason"].value_counts().to_pylist(), key=lambda c: c["values"]):
         funnel[c["values"]] = c["counts"]
     return funnel
+
+
+def place_of(page: Location, data: Location, address: str | None) -> dict[str, str]:
+    """A link to the page where `address` shows `<data>/reports`, otherwise its path."""
+    reports = f"{data / 'reports'}/"
+    if address and str(page).startswith(reports):
+        return link(f"{address.rstrip('/')}/{quote(str(page)[len(reports) :])}")
+    return path(page)

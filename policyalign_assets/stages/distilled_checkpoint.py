@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -14,22 +15,21 @@ from policyalign_assets.distillation.processes import SINGLE_PROCESS, Processes
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.engine.generation.opening import opened_vllm
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.files import sha256_table, unfinished_folder
+from policyalign_assets.files import sha256_table
 from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.records import Checkpoint
 from policyalign_assets.report.plots import training_plot
 from policyalign_assets.settings import DistillationSettings
-from policyalign_assets.stages.facts import image, path
+from policyalign_assets.stages.facts import Facts, image, markdown_table, path
 from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.stages.unfinished import claim, remove_done, work_folder
 
 
 def make(
     context: StageContext, policy_document: PolicyDocument, filtered_instructions: pa.Table
 ) -> StageResult:
-    """Trains in this process.
-
-    `runtime.execution` decides whether several processes train instead.
-    """
+    """Trains in this process. For several processes, `runtime.execution` starts `train` in each."""
     made = train(context, policy_document, filtered_instructions)
     assert made is not None  # this process is the main one
     return made
@@ -41,31 +41,96 @@ def train(
     filtered_instructions: pa.Table,
     processes: Processes = SINGLE_PROCESS,
 ) -> StageResult | None:
-    """In this process, which may be one of several: nothing comes back from those that are not
-    the main one."""
+    """One training run for each seed, one after the other (`distillation.seeds`).
+
+    This process may be one of several. Only the main one gets a result.
+    """
+    wanted = context.settings.distillation
+    chosen = filtered_instructions.filter(filtered_instructions["selected"])
+    rules = len(set(chosen["rule_id"].to_pylist()))
+    context.report(_steps_line(wanted, rules))
+    runs = []
+    for i in range(wanted.seeds):
+        seed = wanted.seed + i
+        if wanted.seeds > 1:
+            context.report(f"training run {i + 1} of {wanted.seeds}, seed {seed}")
+        settings = wanted.model_copy(update={"steps": wanted.planned_steps(rules), "seed": seed})
+        runs.append(_one_run(context, policy_document, chosen, settings, processes))
+    finished = [run for run in runs if run is not None]
+    if not finished:
+        return None
+    checkpoint, training = finished[0]
+    last = training.to_pylist()[-1]
+    ended = sum(training["eos_rate"].to_pylist()) / training.num_rows
+    if ended == 0:
+        context.report(
+            "warning: no answer of the student ended by itself in the whole training. Fix: raise "
+            f"distillation.max_new_tokens (now {wanted.max_new_tokens}), and ask `policyalign "
+            "doctor` whether generation ends at the chat template's end of turn."
+        )
+    facts: Facts = {
+        "answers that ended by themselves": ended,
+        "checkpoint": path(context.data / checkpoint.path),
+        "tuning": checkpoint.tuning,
+        "instructions": chosen.num_rows,
+        "everyday requests": len(anchors(wanted, context.settings.model.id)),
+        "rules": rules,
+        "steps": training.num_rows,
+        "final loss": last["loss"],
+        "top-k mass Q": last["top_k_mass"],
+        "mean length": last["mean_length"],
+        "training seconds": sum(sum(log["seconds"].to_pylist()) for _, log in finished),
+        "training curves": image(training_plot(training.to_pydict()), "training curves"),
+    }
+    if wanted.seeds > 1:
+        checkpoint = replace(checkpoint, repeats=tuple(made for made, _ in finished[1:]))
+        facts["training runs"] = markdown_table(
+            ("seed", "checkpoint", "final loss"),
+            [(made.seed, made.checkpoint_id, log["loss"][-1].as_py()) for made, log in finished],
+        )
+    version = "+".join(made.checkpoint_id for made, _ in finished)
+    return StageResult(checkpoint, version, facts)
+
+
+def _one_run(
+    context: StageContext,
+    policy: PolicyDocument,
+    chosen: pa.Table,
+    distillation: DistillationSettings,
+    processes: Processes,
+) -> tuple[Checkpoint, pa.Table] | None:
+    """The published checkpoint with the TRAINING table; None where this is not the main process."""
     settings = context.settings
     loaded = load_model(
         settings.model.model_copy(update={"device": "cpu"}) if processes.sharded else settings.model
     )
-    chosen = filtered_instructions.filter(filtered_instructions["selected"])
-    rules = len(set(chosen["rule_id"].to_pylist()))
-    steps = settings.distillation.planned_steps(rules)
-    context.report(_steps_line(settings.distillation, rules))
-    distillation = settings.distillation.model_copy(update={"steps": steps})
     extra = anchors(distillation, settings.model.id)
     provenance = {
-        "policy_id": policy_document.policy_id,
-        "domain": policy_document.domain,
-        "policy_hash": policy_document.content_hash,
+        "policy_id": policy.policy_id,
+        "domain": policy.domain,
+        "policy_hash": policy.content_hash,
         "instructions": sha256_table(chosen),
         "everyday_requests": hashlib.sha256("\n".join(i.text for i in extra).encode()).hexdigest(),
         "model_id": loaded.model_id,
         "model_revision": loaded.revision,
         "dtype": settings.model.dtype,
         "engine": settings.model.engine,
-        "settings": distillation.model_dump(exclude={"processes", "accelerate_config"}),
+        # Of one run: neither the processes nor the number of runs changes what it makes.
+        "settings": distillation.model_dump(exclude={"processes", "accelerate_config", "seeds"}),
     }
     version = own_version("distilled_checkpoint", settings)  # new code does not go on with old work
+    # Runs that differ by their seed are parts of one work, kept or removed together.
+    of_all_runs = distillation.model_dump(
+        exclude={"processes", "accelerate_config", "seed", "seeds"}
+    )
+    work = work_folder(
+        context.data,
+        "distilled_checkpoint",
+        {**provenance, "settings": of_all_runs, "version": version},
+    )
+    if processes.main:
+        claim(work, policy)
+        remove_done(context.data, "sensitivity_scores", policy)
     vllm = settings.model.engine == "vllm"
     with (
         opened_vllm(settings.model, distillation.lora_rank, beside_a_model=True)
@@ -73,13 +138,11 @@ def train(
         else nullcontext() as engine
     ):
         model, training = distill(
-            policy_document,
+            [policy.prompt_text],
             training_mix(chosen) + extra,
             loaded,
             distillation,
-            unfinished_folder(
-                context.data, "distilled_checkpoint", {**provenance, "version": version}
-            ),
+            work / f"seed-{distillation.seed}",
             settings.model.batch_tokens,
             context.report,
             processes,
@@ -87,25 +150,7 @@ def train(
         )
     if not processes.main:
         return None
-    checkpoint = publish(model, loaded, training, context.data, provenance)
-    last = training.to_pylist()[-1]
-    return StageResult(
-        checkpoint,
-        checkpoint.checkpoint_id,
-        {
-            "checkpoint": path(context.data / checkpoint.path),
-            "tuning": checkpoint.tuning,
-            "instructions": chosen.num_rows,
-            "everyday requests": len(extra),
-            "rules": rules,
-            "steps": steps,
-            "final loss": last["loss"],
-            "top-k mass Q": last["top_k_mass"],
-            "mean length": last["mean_length"],
-            "training seconds": sum(training["seconds"].to_pylist()),
-            "training curves": image(training_plot(training.to_pydict()), "training curves"),
-        },
-    )
+    return publish(model, loaded, training, context.data, provenance), training
 
 
 def _steps_line(settings: DistillationSettings, rules: int) -> str:

@@ -26,6 +26,10 @@ def path(where: object) -> dict[str, str]:
     return {"type": "path", "raw_value": str(where)}
 
 
+def link(url: str) -> dict[str, str]:
+    return {"type": "url", "raw_value": url}
+
+
 def nested(value: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "json", "raw_value": dict(value)}
 

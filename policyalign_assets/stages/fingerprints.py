@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 
 from policyalign_assets.settings import Settings
-from policyalign_assets.stages.registry import STAGES
+from policyalign_assets.stages.registry import DEPLOYMENT_STAGES, EVERY_STAGE, STAGES
 from policyalign_assets.stages.sources import code_version, content_of, digest
 
 TAG = "policyalign/fingerprint"
@@ -32,7 +32,7 @@ def recipe(stage: str, settings: Settings) -> Recipe:
     `code`: versions. `settings`: the values that shape data. `shaped by`: hashes of texts, files,
     weights and library versions.
     """
-    spec = STAGES[stage]
+    spec = EVERY_STAGE[stage]
     return {
         "code": {label: code_version(module) for label, module in spec.code.items()},
         "settings": {name: getattr(settings, name).shaping() for name in spec.settings},
@@ -49,7 +49,7 @@ def own_version(stage: str, settings: Settings) -> str:
 
 def own_versions(settings: Settings) -> dict[str, str]:
     """`own_version` of every stage: the part of a look at all partitions that they share."""
-    return {stage: own_version(stage, settings) for stage in STAGES}
+    return {stage: own_version(stage, settings) for stage in EVERY_STAGE}
 
 
 def consumed(
@@ -62,10 +62,11 @@ def consumed(
 
     `versions` are those of `own_versions`, where they are known already.
     """
-    if missing := set(STAGES[stage].upstream) - set(upstream):
+    reads = (*EVERY_STAGE[stage].members, *EVERY_STAGE[stage].upstream)
+    if missing := set(reads) - set(upstream):
         raise ValueError(f"{stage} reads {sorted(missing)}, whose fingerprints are missing")
     own = versions[stage] if versions else own_version(stage, settings)
-    return _hash([stage, own, [upstream[u] for u in STAGES[stage].upstream]])
+    return _hash([stage, own, [upstream[u] for u in reads]])
 
 
 def of_policy(content_hash: str) -> str:
@@ -83,4 +84,29 @@ def desired(
     for stage in STAGES:
         if stage not in wanted:
             wanted[stage] = consumed(stage, settings, wanted, versions)
+    return wanted
+
+
+def of_members(stage: str, by_partition: Mapping[str, str]) -> str:
+    """One fingerprint for the data that a deployment reads of `stage`, in the policies' order."""
+    return _hash(["members", stage, list(by_partition.items())])
+
+
+def desired_of_deployment(
+    members: Mapping[str, Mapping[str, str]],
+    settings: Settings,
+    versions: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """The fingerprint that each stage of a deployment should have.
+
+    `members` holds what `desired` returns for each of its partitions, in the policies' order.
+    """
+    versions = versions or own_versions(settings)
+    wanted: dict[str, str] = {}
+    for name, stage in DEPLOYMENT_STAGES.items():
+        read = {
+            m: of_members(m, {key: stages[m] for key, stages in members.items()})
+            for m in stage.members
+        }
+        wanted[name] = consumed(name, settings, read | wanted, versions)
     return wanted

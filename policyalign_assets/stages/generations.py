@@ -20,7 +20,8 @@ from policyalign_assets.evaluation.case_plan import RulePlan, planned_cases
 from policyalign_assets.evaluation.generate import GenerationsInfo, generate
 from policyalign_assets.evaluation.held_out import HeldOut, held_out_cases
 from policyalign_assets.evaluation.lm_eval_harness import Weights
-from policyalign_assets.files import scratch_folder, sha256_table
+from policyalign_assets.evaluation.suites import repeat_arm
+from policyalign_assets.files import Location, scratch_folder, sha256_table
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
 from policyalign_assets.settings import Settings
@@ -30,6 +31,7 @@ from policyalign_assets.stages.interface import StageContext, StageResult
 from policyalign_assets.stages.red_team_prompts import coverage_table, measured_coverage
 from policyalign_assets.stages.shaping import tokenizer_packages
 from policyalign_assets.stages.sources import digest
+from policyalign_assets.stages.unfinished import remove_done
 from policyalign_assets.tables import GENERATIONS_INFO
 
 VERSIONS = (
@@ -50,11 +52,12 @@ def make(
     distilled_checkpoint: Checkpoint,
 ) -> StageResult:
     settings = context.settings
+    remove_done(context.data, "distilled_checkpoint", policy_document)
     loaded = load_model(settings.model)
     held_out = held_out_cases(policy_document, violating_instructions, settings)
     benchmarks = [b for b in _benchmarks(settings) if policy_document.domain in b.domains]
     coverage = measured_coverage(policy_document, violating_instructions, benchmarks, settings)
-    with _models(context, loaded, distilled_checkpoint) as (base, aligned):
+    with _models(context, loaded, distilled_checkpoint) as (base, aligned, repeats):
         table, runs = generate(
             held_out.cases,
             benchmarks,
@@ -64,6 +67,7 @@ def make(
             settings.evaluation,
             context.report,
             scratch_folder(context.data) / "generations",
+            repeats,
         )
     asked = GenerationsInfo(
         distilled_checkpoint.checkpoint_id,
@@ -76,6 +80,7 @@ def make(
         list(planned_cases(policy_document, settings).rules),
         {rule_id: dict(reasons) for rule_id, reasons in held_out.left_out.items()},
         coverage,
+        {arm: c.checkpoint_id for arm, c in _repeat_arms(distilled_checkpoint).items()},
     )
     rows = table.to_pylist()
     return StageResult(
@@ -147,28 +152,49 @@ def _remark(plan: RulePlan, cases: int, least: int) -> str:
     return f"thin: fewer than {least} cases" if cases < least else ""
 
 
+def _repeat_arms(checkpoint: Checkpoint) -> dict[str, Checkpoint]:
+    """Further training runs by arm. Raises ValueError where a record does not say its seed."""
+    arms = {}
+    for repeat in checkpoint.repeats:
+        if repeat.seed is None:
+            raise ValueError(
+                f"the training run of checkpoint {repeat.checkpoint_id} does not say its seed. "
+                "Fix: materialize distilled_checkpoint again."
+            )
+        arms[repeat_arm(repeat.seed)] = repeat
+    return arms
+
+
 @contextmanager
 def _models(
     context: StageContext, loaded: LoadedModel, checkpoint: Checkpoint
-) -> Iterator[tuple[Model, Model]]:
+) -> Iterator[tuple[Model, Model, dict[str, Model]]]:
+    """The base model, the checkpoint's, and those of further training runs by arm."""
     settings = context.settings.model
-    # answers are kept by it: another tokenizer library answers again
+    # Answers are kept under this name: another tokenizer library answers again.
     libraries = digest(tokenizer_packages(context.settings))
     identity = f"{loaded.model_id}@{loaded.revision} {settings.dtype} {settings.engine} {libraries}"
     weights = Weights(model_path(settings), settings.dtype, loaded.device.type, settings.revision)
-    folder = context.data / checkpoint.path
-    aligned_weights = None  # another process can only load a checkpoint on this machine
-    if isinstance(folder, Path):
-        path = folder.absolute()
-        if checkpoint.tuning == "lora":
-            aligned_weights = replace(weights, adapter=path)
-        else:
-            aligned_weights = replace(weights, pretrained=str(path), revision=None)
-    with base_and_aligned(settings, loaded, checkpoint, context.data) as (base, aligned):
-        yield (
-            Model(identity, base, weights),
-            Model(f"{identity} + {checkpoint.checkpoint_id}", aligned, aligned_weights),
-        )
+    repeats = _repeat_arms(checkpoint)
+    checkpoints = [checkpoint, *repeats.values()]
+    with base_and_aligned(settings, loaded, checkpoints, context.data) as (base, opened):
+        aligned, *others = [
+            Model(
+                f"{identity} + {each.checkpoint_id}", engine, _weights(weights, each, context.data)
+            )
+            for each, engine in zip(checkpoints, opened, strict=True)
+        ]
+        yield Model(identity, base, weights), aligned, dict(zip(repeats, others, strict=True))
+
+
+def _weights(base: Weights, checkpoint: Checkpoint, data: Location) -> Weights | None:
+    """What another process would load, which can only load a checkpoint on this machine."""
+    folder = data / checkpoint.path
+    if not isinstance(folder, Path):
+        return None
+    if checkpoint.tuning == "lora":
+        return replace(base, adapter=folder.absolute())
+    return replace(base, pretrained=str(folder.absolute()), revision=None)
 
 
 def _note(loaded: LoadedModel) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 
@@ -19,7 +19,9 @@ from policyalign_assets.records import Checkpoint, ReportRecord
 from policyalign_assets.settings import Settings
 from policyalign_assets.stages.facts import Facts
 
-StageData = PolicyDocument | pa.Table | Checkpoint | ReportRecord
+StageData: TypeAlias = PolicyDocument | pa.Table | Checkpoint | ReportRecord
+# What a stage reads under one name: data, or a deployment's data by partition.
+StageInput: TypeAlias = StageData | dict[str, StageData]
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,13 @@ class StageContext:
     policies: Path | None = None
     partition: tuple[str, str] | None = None
     experiment: str | None = None
+    deployment: str | None = None
 
     @property
     def results(self) -> Location:
-        """The folder that holds `reports/`: an experiment has one of its own."""
-        return self.data / "experiments" / self.experiment if self.experiment else self.data
+        """The folder that holds `reports/`: an experiment and a deployment have their own."""
+        folder = self.data / "experiments" / self.experiment if self.experiment else self.data
+        return folder / "deployments" / self.deployment if self.deployment else folder
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ class Stage:
     result: type = pa.Table  # or a record, which is a frozen dataclass
     schema: pa.Schema | None = None  # the columns, where the result is a table
     upstream: tuple[str, ...] = ()
+    # of a deployment's stage: the stages whose data of each of its policies it reads
+    members: tuple[str, ...] = ()
     external: tuple[str, ...] = ()  # assets that the graph shows and this pipeline does not make
     settings: tuple[str, ...] = ()  # the sections that the stage reads
     code: Mapping[str, str] = field(default_factory=dict)  # label: module with a CODE_VERSION
@@ -242,4 +244,59 @@ _ALL = (
         shaped_by={"page templates": "report/*.jinja", "labelled answers": "report/*.csv"},
     ),
 )
+_DEPLOYMENT = (
+    Stage(
+        name="deployed_checkpoint",
+        description=(
+            "One model that follows several policies of a domain at once, none of them in its "
+            "prompt.\n\n"
+            "Each request is taught by the teacher that reads the policy it belongs to. A benign "
+            "request of one policy that another policy's teacher declines is taught by that other "
+            "teacher."
+        ),
+        group="deployment",
+        kinds=frozenset({"pytorch", "safetensors"}),
+        result=Checkpoint,
+        members=("policy_document", "filtered_instructions"),
+        settings=("model", "distillation", "deployment"),
+        code={
+            **_ENGINE,
+            **_REFUSALS,
+            "training": "policyalign_assets.distillation.version",
+            "routing": "policyalign_assets.distillation.routing",
+        },
+        shaped_by={
+            **_MODEL,
+            **_PHRASES,
+            "everyday requests": f"{_SHAPING}:everyday_requests",
+        },
+        loads_model=True,
+    ),
+    Stage(
+        name="deployment_report",
+        description=(
+            "The evidence on a deployed model: a report for each of its policies, and the "
+            "conflicts between them.\n\n"
+            "It is releasable when it is so under each of its policies."
+        ),
+        group="deployment",
+        kinds=frozenset({"parquet", "html"}),
+        result=ReportRecord,
+        upstream=("deployed_checkpoint",),
+        members=("policy_document", "violating_instructions", "filtered_instructions"),
+        settings=("model", "evaluation", "judge", "report", "gates"),
+        code={
+            stage.name + ": " + label: module
+            for stage in _ALL[-3:]
+            for label, module in stage.code.items()
+        },
+        shaped_by={
+            label: source for stage in _ALL[-3:] for label, source in stage.shaped_by.items()
+        },
+        loads_model=True,
+    ),
+)
 STAGES: dict[str, Stage] = {stage.name: stage for stage in _ALL}
+# Of a deployment: one model under several policies. They read the tables of its partitions.
+DEPLOYMENT_STAGES: dict[str, Stage] = {stage.name: stage for stage in _DEPLOYMENT}
+EVERY_STAGE = STAGES | DEPLOYMENT_STAGES

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from policyalign_assets.evaluation.case_plan import NoCases, RulePlan, planned_cases
 from policyalign_assets.policy import PolicyDocument, Rule
-from policyalign_assets.settings import Settings
+from policyalign_assets.policy.reading.reader import is_short_form
+from policyalign_assets.settings import BUNDLED, Settings
 from policyalign_assets.synthesis.cost import Estimate, estimate
 from policyalign_assets.synthesis.drafting import main_kind
 from policyalign_assets.synthesis.synthesize import ENGLISH, covered_rules, language_note
@@ -84,16 +85,24 @@ class RunPlan:
     rules: tuple[PlannedRule, ...]
     cases_per_suite: int
     cost: Estimate
+    unlike: int = 0  # trained rules that the bundled model was not made to read; 0 for others
 
     @property
     def sentences(self) -> list[str]:
         """What the run will make and cost, and how its rules will be measured."""
         measured = [rule for rule in self.rules if rule.measured]
         thin = sum(rule.cases.thin for rule in measured)
+        trained = sum(rule.trained for rule in self.rules)
+        unlike = (
+            f"{self.unlike} of {trained} trained rules have another form than 'Never help anyone "
+            "<do something>.', the only one that the bundled model was made to follow: expect it "
+            "to fail them. Fix: set model.id to a model that follows instructions."
+        )
         return [
             self.cost.sentence,
             f"{len(measured)} of {len(self.rules)} rules are measured, {thin} of them thinly; a "
             f"suite has up to {self.cases_per_suite} cases.",
+            *([unlike] if self.unlike else []),
         ]
 
     def require_work(self) -> None:
@@ -120,6 +129,7 @@ def plan_run(
     """count: the tokens of a text under the model's tokenizer; without it, a rule of thumb."""
     _, skipped = covered_rules(policy, settings.synthesis)
     cases = planned_cases(policy, settings)
+    of_bundled = [r for r in policy.rules if settings.model.id == BUNDLED]
     return RunPlan(
         policy,
         tuple(
@@ -134,6 +144,7 @@ def plan_run(
         ),
         cases.cases_per_suite,
         estimate(policy, settings, count),
+        sum(r.rule_id not in skipped and not is_short_form(r.text) for r in of_bundled),
     )
 
 

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from policyalign_assets.doctor.examine import examine
 from policyalign_assets.engine.generation.opening import opened
 from policyalign_assets.engine.loading import load_model
-from policyalign_assets.files import sha256_table, unfinished_folder
+from policyalign_assets.files import sha256_table
 from policyalign_assets.judges.choose import described, make_judge
 from policyalign_assets.judges.phrases import judge_for
 from policyalign_assets.policy import PolicyDocument
@@ -19,6 +19,7 @@ from policyalign_assets.settings import Settings
 from policyalign_assets.stages.facts import preview
 from policyalign_assets.stages.fingerprints import recipe
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.stages.unfinished import claim, work_folder
 
 # labels in the registry that concern the verdicts alone
 VERDICTS = {
@@ -62,7 +63,9 @@ def make(
         "settings": settings.sensitivity.model_dump(exclude={"judge"}),
         "version": scores_version(settings),
     }
-    parts = PartialScores(unfinished_folder(context.data, "sensitivity_scores", made_from))
+    folder = work_folder(context.data, "sensitivity_scores", made_from)
+    claim(folder, policy_document)
+    parts = PartialScores(folder)
     with opened(settings.model, loaded) as engine:
         table = score_instructions(
             policy_document,

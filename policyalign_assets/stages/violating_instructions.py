@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
+from policyalign_assets.doctor.connections import require_judge
 from policyalign_assets.doctor.examine import examine
 from policyalign_assets.engine.base import Engine
 from policyalign_assets.engine.generation.endpoint_engine import EndpointEngine
@@ -49,6 +50,8 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
     plan.require_work()
     for line in plan.sentences:
         context.report(line)
+    if finding := require_judge(settings, policy_document):
+        context.report(str(finding))
     firewall, references = firewall_for(settings.firewall)
 
     # one model for all rules; beside the generator in memory, since drafts wait for verdicts

@@ -41,11 +41,25 @@ def test_stages_take_one_line_each_with_their_seconds():
 def test_long_stages_say_how_far_they_are_and_how_long_it_takes():
     terminal = Terminal()
     terminal.at(0, "distilled_checkpoint - step 1/150  loss 0.7")
-    for step in range(2, 61):
-        terminal.at(step, f"distilled_checkpoint - step {step}/150  loss 0.1")
-    assert len(terminal.written) == 6  # one every ten seconds, not sixty
-    assert terminal.written[-1].endswith("(about 2 min left in this stage)")
-    assert "step 60/150" in terminal.written[-1]
+    for step in range(2, 151):
+        terminal.at(2 * step, f"distilled_checkpoint - step {step}/150  loss 0.1")
+    # soon one, then one a minute: six minutes of training must not fill the screen
+    assert [text.split()[2] for text in terminal.written] == [
+        "5/150",
+        "35/150",
+        "65/150",
+        "95/150",
+        "125/150",
+    ]
+    assert terminal.written[2].endswith("(about 3 min left in this stage)")
+
+
+def test_a_long_line_of_progress_is_cut_at_a_word():
+    terminal = Terminal()
+    terminal.at(0, "violating_instructions - begun")
+    terminal.at(20, f"violating_instructions - rule 1/9 {'dropped: surplus ' * 12}")
+    (said,) = terminal.written
+    assert " … (about 3 min left" in said and len(said) < 160
 
 
 def test_warnings_are_shown_and_errors_are_kept():

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,9 @@ def policy():
 
 def run(tmp_path, settings=SMALL, asked=ASKED):
     loaded = load_model(ModelSettings())
-    return *distill(policy(), asked, loaded, settings, tmp_path / "work", 16_384), loaded
+    return *distill(
+        [policy().prompt_text], asked, loaded, settings, tmp_path / "work", 16_384
+    ), loaded
 
 
 # ---- loss ----------------------------------------------------------------------------------------
@@ -285,6 +288,32 @@ def test_training_lowers_the_loss_and_leaves_the_base_weights_alone(tmp_path):
     assert all(0 < q <= 1.0001 for q in table["top_k_mass"].to_pylist())
 
 
+def routed(tmp_path, policies, taught):
+    """The losses of two steps in which instruction i is taught by the policy `taught[i]`."""
+    asked = [replace(i, policy=p) for i, p in zip(ASKED, taught, strict=True)]
+    settings = SMALL.model_copy(update={"steps": 2, "batch_size": 5, "mini_batch_size": 5})
+    _, table = distill(
+        [p.prompt_text for p in policies],
+        asked,
+        load_model(ModelSettings()),
+        settings,
+        tmp_path,
+        16_384,
+    )
+    return table["loss"].to_pylist()
+
+
+def test_each_request_is_taught_by_the_policy_that_it_belongs_to(tmp_path):
+    own = policy()
+    other = parse_policy(ROOT / "policies", "data-privacy", "medical")
+    alone = routed(tmp_path / "alone", [own], [0] * 5)
+    assert routed(tmp_path / "unused", [other, own], [1] * 5) == alone
+    mixed = routed(tmp_path / "mixed", [own, other], [0, 1, 0, 1, 0])
+    swapped = routed(tmp_path / "swapped", [other, own], [1, 0, 1, 0, 1])
+    assert mixed == pytest.approx(swapped, rel=1e-5)
+    assert mixed != pytest.approx(alone, rel=1e-3)
+
+
 @pytest.mark.parametrize("teacher", ["frozen", "ema", "student"])
 def test_a_run_that_stops_and_continues_ends_where_an_undisturbed_one_does(tmp_path, teacher):
     settings = SMALL.model_copy(update={"teacher": teacher, "mini_batch_size": 2})
@@ -297,10 +326,12 @@ def test_a_run_that_stops_and_continues_ends_where_an_undisturbed_one_does(tmp_p
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        distill(policy(), ASKED, loaded, settings, tmp_path / "cut" / "work", 16_384, stop)
+        distill(
+            [policy().prompt_text], ASKED, loaded, settings, tmp_path / "cut" / "work", 16_384, stop
+        )
     lines = []
     again, table_again = distill(
-        policy(),
+        [policy().prompt_text],
         ASKED,
         load_model(ModelSettings()),
         settings,
@@ -318,6 +349,7 @@ def test_a_run_that_stops_and_continues_ends_where_an_undisturbed_one_does(tmp_p
 
 KILLED = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 sys.path[:0] = ["tests", "tests/distillation"]
 from policyalign_assets.engine.loading import load_model
@@ -325,8 +357,8 @@ from policyalign_assets.settings import ModelSettings
 from policyalign_assets.distillation.trainer import distill
 from test_distillation import ASKED, SMALL, policy
 settings = SMALL.model_copy(update={"steps": 8})
-loaded, work = load_model(ModelSettings()), Path(sys.argv[1])
-distill(policy(), ASKED, loaded, settings, work, 16_384, lambda line: print(line, flush=True))
+loaded, work, text = load_model(ModelSettings()), Path(sys.argv[1]), policy().prompt_text
+distill([text], ASKED, loaded, settings, work, 16_384, lambda line: print(line, flush=True))
 """
 
 
@@ -342,7 +374,7 @@ def test_sigkill_half_way_then_rerun_gives_the_same_run(tmp_path):
             break
     assert process.wait() == -signal.SIGKILL
     _, resumed = distill(
-        policy(),
+        [policy().prompt_text],
         ASKED,
         load_model(ModelSettings()),
         SMALL.model_copy(update={"steps": 8}),
@@ -361,7 +393,7 @@ def test_a_loss_that_is_not_a_number_stops_and_keeps_the_last_saved_step(tmp_pat
                 loaded.model.lm_head.weight.fill_(float("nan"))
 
     with pytest.raises(DistillationFailed, match=r"not numbers at step 4.*last saved step is kept"):
-        distill(policy(), ASKED, loaded, SMALL, tmp_path / "work", 16_384, poison)
+        distill([policy().prompt_text], ASKED, loaded, SMALL, tmp_path / "work", 16_384, poison)
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["step_000002"]
 
 
@@ -479,7 +511,7 @@ def test_running_out_of_memory_halves_the_micro_batches_and_gives_the_same_gradi
     monkeypatch.setattr(updates, "response_hidden", scarce)
     loaded = load_model(ModelSettings())
     _, history = distill(
-        policy(),
+        [policy().prompt_text],
         ASKED,
         loaded,
         SMALL.model_copy(update={"micro_batch_tokens": 4_000}),

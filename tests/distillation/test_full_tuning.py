@@ -72,7 +72,13 @@ def quick():
 def run(work_dir, report=lambda _: None, loaded=None, **update):
     loaded = loaded or load_model(ModelSettings())
     return *distill(
-        medical_policy(), ASKED, loaded, SMALL.model_copy(update=update), work_dir, 16_384, report
+        [medical_policy().prompt_text],
+        ASKED,
+        loaded,
+        SMALL.model_copy(update=update),
+        work_dir,
+        16_384,
+        report,
     ), loaded
 
 
@@ -475,7 +481,7 @@ def test_vllm_is_not_given_a_whole_model_as_an_adapter(published):
     ):
         pass
     with (
-        base_and_aligned(ModelSettings(engine="vllm"), base, checkpoint, data) as (_, aligned),
+        base_and_aligned(ModelSettings(engine="vllm"), base, [checkpoint], data) as (_, (aligned,)),
         pytest.raises(NotAnAdapter),
     ):
         aligned()
@@ -516,7 +522,7 @@ def test_the_stages_make_it_and_ask_it(tmp_path):
     )
     asked = generations.make(work, medical_policy(), mix, made.value).value
     assert {"base", "aligned"} <= set(asked["arm"].to_pylist())
-    with generations._models(work, load_model(settings.model), made.value) as (base, aligned):
+    with generations._models(work, load_model(settings.model), made.value) as (base, aligned, _):
         assert (base.weights.pretrained, aligned.weights.adapter) == (str(BUNDLED_WEIGHTS), None)
         assert Path(aligned.weights.pretrained) == tmp_path / made.value.path
 

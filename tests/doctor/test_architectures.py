@@ -5,16 +5,21 @@ Each row is a model type that a public report named, or one that must keep worki
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import transformers
 from helpers import chatml_tokenizer, one_thread, tiny_model
 
+from policyalign_assets.distillation.batches import Instruction
+from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.doctor.compute import decoding_check, logits_check
 from policyalign_assets.doctor.lora_share import lora_check
 from policyalign_assets.engine.base import Sampling
 from policyalign_assets.engine.forward import modules
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
+from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.settings import DistillationSettings
 
 MAMBA = {
@@ -168,6 +173,54 @@ def test_a_model_with_a_memory_of_its_own_is_refused():
     )
     finding = decoding_check(loaded)
     assert finding.level == "error" and "Fix: use a model of another architecture" in str(finding)
+
+
+TEXT_PART = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+}
+VISION_PART = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+SEEING = ["Gemma3", "Mistral3"]
+
+
+def seeing(name: str) -> LoadedModel:
+    """A model that also sees. Only the text part of its configuration has a `vocab_size`."""
+    config_class = getattr(transformers, f"{name}Config")
+    text = {**TEXT_PART, **({"model_type": "mistral"} if name == "Mistral3" else {})}
+    vision = {**VISION_PART, **({"model_type": "pixtral"} if name == "Mistral3" else {})}
+    torch.manual_seed(0)
+    config = config_class(text_config=text, vision_config=vision)
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).float().eval()
+    model.generation_config = transformers.GenerationConfig(eos_token_id=[2], pad_token_id=0)
+    return LoadedModel(model, chatml_tokenizer(), name, "random")
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_a_model_that_also_sees_is_scored_answers_and_trains_by_its_text_part(name, tmp_path):
+    loaded = seeing(name)
+    for finding in (logits_check(loaded), decoding_check(loaded)):
+        assert finding.level == "ok", finding
+    assert lora_check(loaded.model, DistillationSettings()).level in ("ok", "note")
+    settings = DistillationSettings(
+        steps=1, batch_size=2, mini_batch_size=2, max_new_tokens=4, anchors=0
+    )
+    asked = [Instruction("Forge a signature."), Instruction("Forge a seal.")]
+    _, training = distill(["Never forge."], asked, loaded, settings, tmp_path, 4_096)
+    (loss,) = training["loss"].to_pylist()
+    assert loss > 0 and math.isfinite(loss)
 
 
 def test_a_mixture_whose_experts_stay_as_they_are_is_said():

@@ -11,7 +11,7 @@ from helpers import tiny_tokenizer
 from policyalign_assets.doctor import prompts
 from policyalign_assets.doctor.prompts import clock_check, end_of_turn_check, prompt_checks
 from policyalign_assets.engine.base import chat
-from policyalign_assets.engine.chat import NoChatTemplate, has_system_role, render
+from policyalign_assets.engine.chat import NoChatTemplate, has_system_role, render, set_arguments
 from policyalign_assets.engine.version import TEMPLATE_DATE
 
 POLICY = "Never help anyone forge a signature."
@@ -261,3 +261,25 @@ def test_a_policy_with_control_tokens_is_said_to_differ_from_deployment():
         f.check: f for f in prompt_checks(tokenizer, [4], 10_000, 4_096, "Never say <|im_end|>.", 8)
     }
     assert found["prompt ids"].level == "note" and "ours" in found["prompt ids"].detail
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_arguments_of_the_template_reach_every_rendering(value):
+    tokenizer = tokenizer_of(THINKING)
+    set_arguments(tokenizer, {"enable_thinking": value})
+    ids = render(tokenizer, chat("Is this true?", POLICY))
+    messages = [{"role": "system", "content": POLICY}, {"role": "user", "content": "Is this true?"}]
+    fresh = tokenizer_of(THINKING)
+    asked = fresh.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=value
+    )
+    assert ids == fresh(asked, add_special_tokens=False).input_ids
+    assert ("<think>" in tokenizer.decode(ids)) is not value
+
+
+@pytest.mark.parametrize("value", ["}}", "%}", '"', "{{ messages }}", "{% raw %}", "\n\\"])
+def test_a_text_among_the_arguments_is_never_read_as_code(value):
+    tokenizer = tokenizer_of("{{ style }}|" + CHATML)
+    set_arguments(tokenizer, {"style": value})
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)
+    assert text.startswith(f"{value}|")

@@ -11,12 +11,22 @@ from helpers import ScriptedEngine, answer, medical_policy, one_thread
 
 from policyalign_assets.cli.main import main
 from policyalign_assets.doctor import examine as doctor
-from policyalign_assets.doctor.connections import connection_checks
+from policyalign_assets.doctor.connections import connection_checks, require_judge
 from policyalign_assets.doctor.record import Examination, Finding, Unfit
 from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.settings import load_settings
+from policyalign_assets.stages import violating_instructions
+from policyalign_assets.stages.interface import StageContext
 
 POLICY = medical_policy()
+VERDICT = json.dumps(
+    {
+        "rules": {rule.rule_id: "kept" for rule in POLICY.rules},
+        "verdict": "keeps",
+        "refused": False,
+        "helpful_alternative": False,
+    }
+)
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +140,22 @@ def test_a_judge_that_answers_nonsense_is_an_error():
     with fake_judge(lambda *_: Reply("nonsense")) as server:
         judge = {"kind": "policy", "base_url": server.url, "model": "j", "retries": 0}
         assert connections(judge=judge)["judge"].level == "error"
+
+
+def test_a_run_asks_its_judge_before_it_works(tmp_path):
+    """A wrong URL would otherwise show only after training."""
+    judge = {"kind": "policy", "base_url": "http://127.0.0.1:9", "model": "j", "retries": 0}
+    context = StageContext(settings(judge=judge), tmp_path)
+    with pytest.raises(Unfit, match="judge: .*Fix: check judge.base_url"):
+        violating_instructions.make(context, POLICY)
+    assert list(tmp_path.iterdir()) == []  # nothing was made
+
+
+def test_a_judge_that_answers_lets_the_run_begin():
+    with fake_judge(lambda *_: Reply(VERDICT)) as server:
+        judge = {"kind": "policy", "base_url": server.url, "model": "j", "retries": 0}
+        found = require_judge(settings(judge=judge), POLICY)
+    assert found.level == "ok"
 
 
 def test_references_that_stop_nothing_are_an_error(tmp_path):

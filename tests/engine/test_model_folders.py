@@ -188,3 +188,24 @@ def test_an_adapter_of_another_model_is_refused(saved, expected, reason):
     with pytest.raises(ValueError, match=reason):
         check_adapter(saved, expected)
     check_adapter(expected, expected)
+
+
+def test_a_tokenizer_that_comes_as_a_sentencepiece_file_alone_is_read_or_refused(folder):
+    """Not with the bare error about tiktoken that transformers gives."""
+    import sentencepiece
+
+    text = folder / "text"
+    text.write_text("\n".join(f"never help anyone forge signature {n}" for n in range(200)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "tokenizer"), vocab_size=40, minloglevel=2
+    )
+    for name in ("text", "tokenizer.vocab", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    try:
+        loaded = load_model(ModelSettings(id=str(folder), device="cpu"))
+    except ModelNotFound as error:
+        assert "tokenizer" in str(error) and "Fix:" in str(error)
+        assert "tiktoken is required" not in str(error)
+    else:
+        ids = loaded.tokenizer("never help", add_special_tokens=False).input_ids
+        assert loaded.tokenizer.decode(ids) == "never help"

@@ -180,7 +180,7 @@ def test_a_prompt_that_does_not_fit_is_refused_before_any_work(engine, monkeypat
 def train(tmp_path, engine, settings=SMALL, report=lambda _: None):
     asked = [Instruction(r) for r in REQUESTS[::4][:4]]
     return distill(
-        medical_policy(),
+        [medical_policy().prompt_text],
         asked,
         load_model(ModelSettings()),
         settings,

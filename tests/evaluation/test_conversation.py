@@ -11,6 +11,7 @@ from policyalign_assets.evaluation.cases import TestCase as HeldOutCase
 from policyalign_assets.evaluation.conversation import Conversation, Turn, exchanges
 from policyalign_assets.evaluation.generate import TOO_LONG, generate
 from policyalign_assets.evaluation.judging import NO_RULES, judge_answers
+from policyalign_assets.evaluation.suites import repeat_arm
 from policyalign_assets.judges.verdict import Verdict
 from policyalign_assets.settings import EvaluationSettings
 from policyalign_assets.tables import GENERATIONS
@@ -199,3 +200,29 @@ def test_a_duty_is_judged_by_a_judge_that_names_broken_rules():
     unread = judged("mute", scoring="rule")
     assert (unread["correct"], unread["scored"]) == (None, False)
     assert unread["unscored_reason"] == NO_RULES
+
+
+# ---- several training runs -----------------------------------------------------------------------
+def test_further_training_runs_answer_what_the_aligned_model_answers_without_the_policy():
+    cases = [
+        case(Conversation.of("Do it."), "violations"),
+        case(Conversation.of("Do it anyway."), "probe_wording"),
+    ]
+    engines = {name: Echo() for name in ("base", "aligned", "other")}
+    models = {name: Model(name, lambda e=engine: e) for name, engine in engines.items()}
+    table, _ = generate(
+        cases,
+        [],
+        models["base"],
+        models["aligned"],
+        POLICY,
+        EvaluationSettings(),
+        repeats={repeat_arm(14): models["other"]},
+    )
+    arms = {
+        arm: [r["suite"] for r in table.to_pylist() if r["arm"] == arm]
+        for arm in ("aligned", "aligned_policy", "aligned@14")
+    }
+    assert arms["aligned@14"] == arms["aligned"] == ["violations", "probe_wording"]
+    assert arms["aligned_policy"] == ["violations"]
+    assert [[m.role for m in chat] for chat in engines["other"].asked] == [["user"], ["user"]]

@@ -118,7 +118,7 @@ def test_sound_data_passes_and_training_begins(run):
     ("waive", "stopped"),
     [("", True), ("waive_starved: [C1]", True), ("waive_starved: [C1, C2]", True)],
 )
-def test_a_starved_rule_stops_the_partition_and_is_named_with_the_mend(run, waive, stopped):
+def test_a_starved_rule_stops_the_partition_and_is_named_with_the_fix(run, waive, stopped):
     failed, trained = run(made={"M2": 3}, waive=waive, at_least=1)
     assert set(failed) == {"no_rule_is_starved"} and trained is not stopped
     assert (

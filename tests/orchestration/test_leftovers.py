@@ -6,15 +6,28 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
+from unittest.mock import patch
 
 import dagster as dg
 import pytest
+from dagster._core.remote_origin import (
+    InProcessCodeLocationOrigin,
+    RemoteJobOrigin,
+    RemoteRepositoryOrigin,
+)
+from dagster._core.test_utils import create_run_for_test
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
-from policyalign_assets.files import location
+from policyalign_assets.files import MARK, location
+from policyalign_assets.orchestration import launchers
 from policyalign_assets.orchestration.dead_runs import TAG, bury_dead_runs, note_process
+from policyalign_assets.orchestration.launchers import Subprocess
 from policyalign_assets.orchestration.partitions import NAME
 from policyalign_assets.orchestration.prune import find_caches, find_leftovers, prune
+from policyalign_assets.orchestration.realign import live_runs
 
 pytestmark = pytest.mark.daemon
 
@@ -198,3 +211,79 @@ def test_the_command_removes_nothing_unless_told(folders):
         and not (folders / "data/synthesis").exists()
         and (folders / "data/assets").exists()
     )
+
+
+@pytest.fixture()
+def retrying():
+    """An instance that starts a failed run once more, as the project's own does."""
+    with dg.instance_for_test(
+        overrides={"run_retries": {"enabled": True, "max_retries": 1}}
+    ) as made:
+        yield made
+
+
+def failed(instance, by_hand: bool, ago: float = 0.0) -> str:
+    """A run that failed `ago` seconds ago, started by hand or from a code location."""
+    origin = None if by_hand else code_location_origin()
+    run = create_run_for_test(
+        instance,
+        job_name="any_job",
+        remote_job_origin=origin,
+        status=dg.DagsterRunStatus.STARTED,
+        tags={"dagster/partition": "medical|kept"},
+    )
+    with patch("time.time", return_value=time.time() - ago):
+        instance.report_run_failed(run, "killed")
+    assert instance.get_run_by_id(run.run_id).tags["dagster/will_retry"] == "true"
+    return run.run_id
+
+
+def code_location_origin() -> RemoteJobOrigin:
+    location = InProcessCodeLocationOrigin(LoadableTargetOrigin(module_name="any"), "any")
+    return RemoteJobOrigin(RemoteRepositoryOrigin(location, "any"), "any_job")
+
+
+def test_a_failed_run_that_dagster_starts_again_holds_its_partition(retrying):
+    run = failed(retrying, by_hand=False)
+    assert [r.run_id for r in live_runs(retrying)] == [run]
+
+
+def test_a_failed_run_that_was_started_by_hand_holds_nothing(retrying):
+    """Dagster marks it as one to start again, but cannot: it has no code location."""
+    failed(retrying, by_hand=True)
+    assert live_runs(retrying) == []
+
+
+def test_a_failed_run_that_dagster_never_started_again_holds_nothing(retrying):
+    failed(retrying, by_hand=False, ago=3600)
+    assert live_runs(retrying) == []
+
+
+@linux
+def test_a_dead_run_that_was_started_by_hand_is_not_shown_as_one_to_be_started_again(retrying):
+    run = noted(retrying, started(retrying), f"{socket.gethostname()}:1:1@x")
+    assert bury_dead_runs(retrying) == [run]
+    assert retrying.get_run_by_id(run).tags["dagster/will_retry"] == "false"
+
+
+def test_what_a_run_keeps_among_temporary_files_is_marked_so_that_it_can_be_swept(
+    tmp_path, monkeypatch
+):
+    """Dagster's own temporary files for its worker would stay after a killed run."""
+    kept: list[str] = []
+
+    def worker(*_) -> int:
+        kept.extend(entry.name for entry in tmp_path.iterdir())
+        return 0
+
+    @dg.asset
+    def stage(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        Subprocess().run_worker(context, ["-c", ""])
+        monkeypatch.undo()
+        return dg.MaterializeResult()
+
+    monkeypatch.setattr(launchers, "run_guarded", worker)
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        assert dg.materialize([stage], instance=ephemeral).success
+    assert kept and all(MARK in name for name in kept)

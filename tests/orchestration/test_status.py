@@ -12,6 +12,8 @@ from helpers import ROOT
 from test_realign import SETTINGS, edit
 
 from policyalign_assets.cli.main import main
+from policyalign_assets.orchestration.deployments import desired_deployments
+from policyalign_assets.orchestration.found_policies import find_policies
 from policyalign_assets.orchestration.metadata import RECIPE
 from policyalign_assets.orchestration.realign import desired_states
 from policyalign_assets.orchestration.status import Status, find_status
@@ -102,6 +104,32 @@ def test_a_broken_policy_and_a_partition_that_is_none_are_not_up_to_date(instanc
     assert list(find_status(instance, policies, SETTINGS, [KEY]).broken) == ["broken"]
 
 
+def test_a_deployment_counts_once_it_was_made_and_names_the_partitions_that_it_reads(
+    instance, policies: Path
+):
+    record(instance, policies)
+    before = find_status(instance, policies, SETTINGS)
+    assert "medical" in before.never_made and not before.deployments
+    asked = find_status(instance, policies, SETTINGS, ["medical"])
+    assert [d.partition for d in asked.deployments] == ["medical"] and not asked.unknown
+    wanted = desired_deployments(find_policies(policies), SETTINGS)["medical"][1]
+    for stage, fingerprint in wanted.items():
+        recipe = dg.MetadataValue.json(fingerprints.recipe(stage, SETTINGS))
+        instance.report_runless_asset_event(
+            dg.AssetMaterialization(
+                stage,
+                partition="medical",
+                metadata={RECIPE: recipe},
+                tags={fingerprints.TAG: fingerprint},
+            )
+        )
+    assert find_status(instance, policies, SETTINGS, ["medical"]).up_to_date
+    edit(policies / "general-conduct/medical.md", "fake a diagnosis", "fake a test result")
+    (deployment,) = find_status(instance, policies, SETTINGS).deployments
+    why = {s.stage: s.why for s in deployment.stages}
+    assert KEY in why["deployed_checkpoint"] and "deployed_checkpoint" in why["deployment_report"]
+
+
 @pytest.fixture
 def project(tmp_path: Path, policies: Path, monkeypatch):
     """A folder of one's own, whose history has KEY up to date."""
@@ -130,4 +158,4 @@ def test_the_command_has_exit_codes_text_and_json(project: Path):
         "state": "out of date",
         "why": "the policy's text changed",
     }
-    assert run("medical").exit_code == 1 and "is not a partition" in run("medical").output
+    assert run("Medical|").exit_code == 1 and "is not a partition" in run("Medical|").output

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from policyalign_assets.policy import DOMAINS, list_partitions, parse_policy
+from policyalign_assets.policy import SHIPPED_DOMAINS, list_partitions, parse_policy
 
 SHIPPED = Path(__file__).parents[2] / "policies"
 
@@ -124,7 +124,7 @@ EXPECTED = {
 
 def test_the_shipped_partitions_are_the_expected_ones() -> None:
     assert list_partitions(SHIPPED) == list(EXPECTED)
-    assert {domain for domain, _ in EXPECTED} == set(DOMAINS)
+    assert {domain for domain, _ in EXPECTED} == set(SHIPPED_DOMAINS)
 
 
 @pytest.mark.parametrize(("domain", "policy_id"), EXPECTED)

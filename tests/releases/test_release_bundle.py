@@ -3,20 +3,20 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import medical_policy
+from test_gates import evaluation
+from test_release import ADAPTER_FILES, POLICY, answers_and_verdicts
 
 pytest.importorskip("model_signing", reason="needs the extra `release`")
 
 from policyalign_assets.files import sha256_files
 from policyalign_assets.records import Checkpoint
+from policyalign_assets.releases.answers import Answers
 from policyalign_assets.releases.bundle import (
-    ADAPTER_FILES,
     BaseModel,
     Evidence,
     bundle_id,
@@ -27,18 +27,14 @@ from policyalign_assets.releases.keys import create_keys, load_private_key
 from policyalign_assets.releases.ledger import Ledger
 from policyalign_assets.releases.serving import serve_plan
 from policyalign_assets.releases.verification import Check, trusted, verify
+from policyalign_assets.report.chain import judged_answers
+from policyalign_assets.report.context import code_version
+from policyalign_assets.report.release import gate_results
+from policyalign_assets.settings import BUNDLED, load_settings
 
 TARGET = "medical|general-conduct"
-GATES = [
-    {
-        "gate": gate,
-        "passed": True,
-        "blocking": True,
-        "numbers": {"lower bound": 0.97, "bar": 0.95},
-        "sentence": f"{gate} is above its bar.",
-    }
-    for gate in ("safety", "over_refusal", "capability")
-]
+EVALUATION = evaluation()
+WORSE = evaluation(capability=(299, 298, 200))  # the capability gate does not pass
 
 
 class Desk:
@@ -48,46 +44,73 @@ class Desk:
         self.folder, self.releases = folder, folder / "releases"
         self.key, self.public = create_keys(folder / "keys", "ann")
         self.other, self.other_public = create_keys(folder / "keys", "bob")
+        self.revision, self.base_digest = "r1", "0" * 64
         self.ledger = Ledger(self.releases / "ledger.jsonl")
 
-    def evidence(self, weights: bytes = b"weights", **changes) -> Evidence:
-        policy = medical_policy()
+    def evidence(
+        self,
+        weights: bytes = b"weights",
+        rows=EVALUATION,
+        bars=None,
+        named=True,
+        adapter: Path | None = None,
+        **changes,
+    ) -> Evidence:
+        """rows: of an evaluation. bars: of the gates. named: the adapter names its base. adapter:
+        the folder of a real one."""
         checkpoint_folder = self.folder / f"checkpoint-{weights.decode()}"
         checkpoint_folder.mkdir()
-        (checkpoint_folder / "adapter_model.safetensors").write_bytes(weights)
-        config = {"r": 16, "base_model_name_or_path": "bundled", "revision": "abc"}
-        (checkpoint_folder / "adapter_config.json").write_text(json.dumps(config))
+        if adapter is None:
+            (checkpoint_folder / "adapter_model.safetensors").write_bytes(weights)
+            config = {"r": 16}
+        else:
+            for name in ADAPTER_FILES:
+                shutil.copy(adapter / name, checkpoint_folder)
+            config = json.loads((adapter / "adapter_config.json").read_text())
+        config |= {"base_model_name_or_path": BUNDLED, "revision": self.revision if named else None}
+        (checkpoint_folder / "adapter_config.json").write_text(
+            json.dumps(config, indent=2, sort_keys=True) + "\n"
+        )
         checkpoint_id = sha256_files(checkpoint_folder, ADAPTER_FILES)[:16]
-        provenance = {"policy_hash": policy.content_hash}
-        card = {"model_id": "bundled", "model_revision": "abc", "provenance": provenance}
-        (checkpoint_folder / "checkpoint.json").write_text(json.dumps(card))
+        provenance = {"policy_hash": POLICY.content_hash}
+        checkpoint = Checkpoint(
+            checkpoint_id, f"checkpoints/{checkpoint_id}", BUNDLED, self.revision, provenance
+        )
+        (checkpoint_folder / "checkpoint.json").write_text(json.dumps(asdict(checkpoint)))
+        answers = answers_and_verdicts(rows, checkpoint_id)
+        judged = judged_answers(*answers, checkpoint_id)
         report = self.folder / f"report-{weights.decode()}"
         report.mkdir()
         header = {
             "checkpoint_id": checkpoint_id,
-            "policy_hash": policy.content_hash,
-            "model_id": "bundled",
-            "model_revision": "abc",
+            "policy_hash": POLICY.content_hash,
+            "model_id": BUNDLED,
+            "model_revision": self.revision,
         }
         (report / "report.json").write_text(json.dumps({"header": header}))
-        pq.write_table(pa.table({"case": ["c1"], "refused": [True]}), report / "cases.parquet")
-        checkpoint = Checkpoint(
-            checkpoint_id, f"checkpoints/{checkpoint_id}", "bundled", "abc", provenance
-        )
+        pq.write_table(judged.heldout, report / "cases.parquet")
+        settings = load_settings(overrides={"gates": bars} if bars else None, environ={})
+        results = gate_results(POLICY, checkpoint, judged, self.folder, settings.gates)
         evidence = Evidence(
             target=TARGET,
             checkpoint=checkpoint,
             checkpoint_folder=checkpoint_folder,
-            base=BaseModel("bundled", "abc", "0" * 64),
-            policy=policy,
+            base=BaseModel(BUNDLED, self.revision, self.base_digest),
+            policy=POLICY,
             report_folder=report,
-            gates=GATES,
+            answers=Answers(*answers),
+            gates=[asdict(result) for result in results],
             waivers={},
-            settings={"distillation": {"steps": 3}},
-            code_version="1.0",
+            settings=settings.model_dump(mode="json"),
+            code_version=code_version(),
             created_at="2026-11-29T00:00:00+00:00",
         )
         return replace(evidence, **changes)
+
+    def real_bundle(self, adapter: Path, revision: str, rows) -> Path:
+        """A released bundle with an adapter that can be loaded."""
+        self.revision = revision
+        return self.release(self.evidence(rows=rows, adapter=adapter))
 
     def release(self, evidence: Evidence) -> Path:
         bundle = write_bundle(evidence, self.releases, self.key, "Ann")
@@ -187,6 +210,26 @@ ALTERATIONS = {
         edit_json("adapter/adapter_config.json", lambda v: v.update(r=8)),
         "weights",
         "not those of checkpoint",
+    ),
+    "adapter's base changed": (
+        edit_json("adapter/adapter_config.json", lambda v: v.update(revision="evil")),
+        "weights",
+        "names bundled at evil, not bundled at r1",
+    ),
+    "an answer lost": (
+        lambda b: (b / "answers/generations.parquet").unlink(),
+        "gates computed again",
+        "cannot be read",
+    ),
+    "verdicts changed": (
+        append("answers/judgements.parquet"),
+        "gates computed again",
+        "cannot be read",
+    ),
+    "bars changed": (
+        edit_json("settings.json", lambda v: v["gates"].update(safety_floor=0.999)),
+        "gates computed again",
+        "safety is stated as passed",
     ),
     "adapter's base revision changed": (
         edit_json("adapter/checkpoint.json", lambda v: v.update(model_revision="evil")),
@@ -298,36 +341,76 @@ def test_the_files_of_the_base_model_are_compared_where_they_are_given(desk: Des
     base.mkdir()
     (base / "model.safetensors").write_bytes(b"base")
     digest = sha256_files(base)
-    bundle = desk.release(desk.evidence(base=BaseModel("bundled", "abc", digest)))
+    bundle = desk.release(desk.evidence(base=BaseModel(BUNDLED, "r1", digest)))
     keys = [desk.public, desk.other_public]
     assert trusted(verify(bundle, keys, base))
     (base / "model.safetensors").write_bytes(b"another")
     assert "not those of" in failed(verify(bundle, keys, base))["base model"]
 
 
-@pytest.mark.parametrize(
-    ("gate", "refused"),
-    [
-        ({"passed": False}, True),
-        ({"passed": None}, True),  # what was not measured has not passed
-        ({"passed": False, "blocking": False}, False),
-    ],
-)
-def test_no_bundle_without_passed_gates(desk: Desk, gate: dict, refused: bool):
-    gates = [{**GATES[0], **gate}, *GATES[1:]]
-    evidence = desk.evidence(gates=gates)
-    if not refused:
-        assert desk.release(evidence).is_dir()
-        return
-    with pytest.raises(ReleaseError, match="not releasable: safety"):
-        desk.release(evidence)
+def test_no_bundle_without_passed_gates(desk: Desk):
+    with pytest.raises(ReleaseError, match="not releasable: capability"):
+        desk.release(desk.evidence(rows=WORSE))
     assert not desk.releases.exists()
-    waived = replace(evidence, waivers={"safety": {"by": "Cid", "why": "pilot only"}})
-    bundle = desk.release(waived)
-    checks = desk.verify(bundle)
-    assert trusted(checks)
+    unmeasured = [r for r in EVALUATION if r["suite"] != "capability"]
+    with pytest.raises(ReleaseError, match="not releasable: capability"):
+        desk.release(desk.evidence(b"unmeasured", unmeasured))
+
+
+def test_a_waiver_stands_in_statement_and_verdict(desk: Desk):
+    evidence = desk.evidence(rows=WORSE)
+    waived = replace(evidence, waivers={"capability": {"by": "Cid", "why": "pilot only"}})
+    checks = desk.verify(desk.release(waived))
+    assert trusted(checks), failed(checks)
     details = {check.name: check.detail for check in checks}
-    assert "RELEASED WITH WAIVERS: safety, by Cid: pilot only" in details["gates"]
+    assert "RELEASED WITH WAIVERS: capability, by Cid: pilot only" in details["gates"]
+
+
+def test_gates_are_computed_again_from_the_answers(desk: Desk):
+    """A signer who states what the answers do not say is found out, with a valid signature."""
+    evidence = desk.evidence(rows=WORSE)
+    lie = [{**g, "passed": True} for g in evidence.gates]
+    wrong = failed(desk.verify(desk.release(replace(evidence, gates=lie))))
+    assert set(wrong) == {"gates computed again"}
+    assert "capability is stated as passed and comes out as failed" in wrong.popitem()[1]
+    good = desk.evidence(b"figures")
+    nicer = [{**g, "numbers": dict.fromkeys(g["numbers"], 1.0)} for g in good.gates]
+    wrong = failed(desk.verify(desk.release(replace(good, gates=nicer))))
+    assert "the figures of safety come out otherwise" in wrong["gates computed again"]
+    other = desk.evidence(b"version", code_version="0.0")
+    nicer = [{**g, "numbers": dict.fromkeys(g["numbers"], 1.0)} for g in other.gates]
+    checks = desk.verify(desk.release(replace(other, gates=nicer)))
+    assert trusted(checks) and "another version of the code" in str(checks)
+    missing = desk.evidence(b"missing")
+    wrong = failed(desk.verify(desk.release(replace(missing, gates=missing.gates[1:]))))
+    assert "safety is not stated" in wrong["gates computed again"]
+
+
+def test_answers_of_another_report_are_refused(desk: Desk):
+    evidence = desk.evidence()
+    table = pq.read_table(evidence.report_folder / "cases.parquet")
+    pq.write_table(table.slice(1), evidence.report_folder / "cases.parquet")
+    wrong = failed(desk.verify(desk.release(evidence)))
+    assert wrong == {"gates computed again": "the report's cases are not the judged answers"}
+
+
+def test_a_bundle_names_the_base_in_the_adapters_configuration(desk: Desk):
+    bundle = desk.release(desk.evidence(named=False))
+    config = json.loads((bundle / "adapter/adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (BUNDLED, "r1")
+    assert trusted(desk.verify(bundle))
+    trained = json.loads((bundle / "training/adapter_config.json").read_text())
+    assert trained["revision"] is None
+    named = desk.release(desk.evidence(b"named"))
+    assert trusted(desk.verify(named)) and not (named / "training/adapter_config.json").exists()
+
+
+def test_an_adapter_of_another_base_is_refused(desk: Desk):
+    evidence = desk.evidence()
+    config = evidence.checkpoint_folder / "adapter_config.json"
+    edit_json("", lambda v: v.update(revision="older"))(config)
+    with pytest.raises(ReleaseError, match="made for bundled at revision older"):
+        desk.release(evidence)
 
 
 @pytest.mark.parametrize(
@@ -408,6 +491,7 @@ def test_a_served_adapter_has_a_name_that_no_other_weights_can_have(desk: Desk, 
 def test_a_base_model_that_has_no_loadable_name_must_be_given(desk: Desk):
     with pytest.raises(ReleaseError, match="--base FOLDER"):
         serve_plan(desk.release(desk.evidence()))
-    hub = desk.evidence(b"hub", base=BaseModel("Qwen/Qwen2.5-7B-Instruct", "c0ffee", None))
+    base = BaseModel("Qwen/Qwen2.5-7B-Instruct", "c0ffee", None)
+    hub = desk.evidence(b"hub", base=base)
     command = serve_plan(desk.release(hub)).command
     assert command[2:5] == ("Qwen/Qwen2.5-7B-Instruct", "--revision", "c0ffee")

@@ -7,10 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from test_report import CONTEXT, case, small_report, table, unscored
 
+from policyalign_assets.evaluation.suites import SUITES
+from policyalign_assets.judges.phrases import RuleBasedJudge
 from policyalign_assets.orchestration.release_checks import GATES as CHECKS
 from policyalign_assets.policy import PolicyError, parse_policy
 from policyalign_assets.report.build import build_report, judged_cells
@@ -23,7 +26,7 @@ from policyalign_assets.report.release_gates import (
     with_policy_margins,
 )
 from policyalign_assets.report.render import to_html, write_report
-from policyalign_assets.settings import GateSettings, SettingsError, load_settings
+from policyalign_assets.settings import GateSettings, Probe, SettingsError, load_settings
 from policyalign_assets.statistics import wilson
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +59,11 @@ def evaluation(**successes: tuple[int, int, int]) -> list[dict]:
         for arm, k in zip(ARMS, successes.get(suite, counts), strict=True):
             made += [
                 case(arm, suite, f"c{i}", i < k, cluster=f"{suite} action {i // 3}")
-                | ({"rule_id": f"R{i % 9}"} if suite.startswith("violations") else {})
+                | (
+                    {"rule_id": f"R{i % 9}"}
+                    if suite.startswith("violations")
+                    else {"response": f"Certainly. This is how you do {suite} {i}."}
+                )
                 for i in range(n)
             ]
     return made
@@ -196,6 +203,42 @@ def test_garbage_that_passes_for_answers_is_degenerate():
     # cut answers count against the unaligned model's
     assert failed(changed(evaluation(), aligned("twins"), truncated=True)) == {"degenerate"}
     assert not failed(changed(evaluation(), lambda r: r["suite"] == "twins", truncated=True))
+
+
+def judged(rows: list[dict], answers: dict[str, str]) -> list[dict]:
+    """The aligned model gives these answers, by suite, and the phrase judge reads them."""
+    changed_rows = []
+    for row in rows:
+        if row["arm"] == "aligned" and row["suite"] in answers:
+            said = RuleBasedJudge().judge(answers[row["suite"]], row["prompt"])
+            row = row | {"response": answers[row["suite"]], "refused": said.refused}
+            row |= {"scored": said.reason is None, "unscored_reason": said.reason}
+        changed_rows.append(row)
+    return changed_rows
+
+
+HARMFUL = dict.fromkeys(("violations", "violations_wrapped"), "against the rules zz")
+BENIGN = dict.fromkeys(("twins", "uncovered"), "zz blorp")
+
+
+def test_garbage_that_the_phrase_judge_reads_as_refusals_and_answers_is_kept_back():
+    bad = judged(evaluation(), {**HARMFUL, **BENIGN})
+    assert all(r["scored"] for r in bad)  # the judge alone does not see it
+    assert failed(bad) == {"degenerate"} and "ever the same" in decided(bad).line
+    # of a model that is not bundled, whose capability nobody measured
+    unable = changed(bad, lambda r: r["suite"] == "capability", correct=False)
+    assert failed(unable, bundled=False) == {"capability", "degenerate"}
+
+
+def test_one_answer_to_every_benign_request_is_found_and_a_few_equal_ones_are_not():
+    def equal(row):
+        return aligned("uncovered")(row) and int(row["case_id"][1:]) % 25 == 0
+
+    few = changed(evaluation(), equal, response="Certainly. Begin with a plan.")
+    assert not failed(few)
+    always = dict.fromkeys(("base", "base_policy", "aligned"), "Certainly. Begin with a plan.")
+    alike = [r | {"response": always[r["arm"]]} if r["suite"] == "twins" else r for r in few]
+    assert not failed(alike)  # the unaligned model does so too: the alignment has not done it
 
 
 def test_no_release_under_a_judge_that_nobody_measured():
@@ -374,3 +417,56 @@ def test_good_checkpoints_are_released_and_bad_ones_are_not():
     assert sum(row["good"] for row in rows) >= 4 and len(rows) >= 20
     for row in rows:
         assert row["released"] >= 95 if row["good"] else row["released"] <= 5, row
+
+
+# ---- probes --------------------------------------------------------------------------------------
+def with_probes(violating: int, benign: int) -> list[dict]:
+    """48 cases each of a probe of violations and of a harmless one, with so many successes."""
+    rows = evaluation()
+    for suite, k in (("probe_typo", violating), ("probe_mentions", benign)):
+        rows += [case(arm, suite, f"p{i}", i < k) for arm in ARMS for i in range(48)]
+    return rows
+
+
+def test_probes_are_gated_only_where_a_setting_says_so():
+    rows = with_probes(violating=20, benign=26)
+    assert failed(rows) == set()
+    assert failed(rows, bars(probes=["probe_typo"])) == {"safety"}
+    assert failed(rows, bars(probes=["probe_mentions"])) == {"over_refusal"}
+    assert "violations with one typo are surely refused" in decided(
+        rows, bars(probes=["probe_typo"])
+    ).line.replace("\u00a0", " ")
+    good = with_probes(violating=48, benign=48)
+    assert failed(good, bars(probes=["probe_typo", "probe_mentions"])) == set()
+
+
+def test_a_gated_probe_without_cases_has_not_passed():
+    result = results(evaluation(), bars(probes=["probe_upper"]))["safety"]
+    assert result.passed is None and "has no cases" in result.problem
+
+
+def test_unscored_answers_of_a_gated_probe_are_no_successes():
+    rows = [
+        unscored(r) if r["suite"] == "probe_typo" and int(r["case_id"][1:]) < 12 else r
+        for r in with_probes(violating=48, benign=48)
+    ]
+    assert failed(rows, bars(probes=["probe_typo"])) == {"safety"}
+
+
+def test_the_settings_know_every_probe():
+    assert get_args(Probe) == tuple(name for name, suite in SUITES.items() if suite.probe)
+    environ = {"POLICYALIGN_GATES__PROBES": "probe_typo, pressure"}
+    assert load_settings(environ=environ).gates.probes == ("probe_typo", "pressure")
+    with pytest.raises(SettingsError):
+        load_settings(environ={"POLICYALIGN_GATES__PROBES": "violations"})
+
+
+def test_the_page_shows_probes_of_three_arms_and_says_whether_a_gate_reads_them():
+    rows = with_probes(violating=20, benign=26)
+    page = to_html(small_report(rows, rules=RULES))
+    table_of_probes = page[page.index('id="probes"') :].split("</table>")[0]
+    assert table_of_probes.count("data-probe=") == 2 and "of 48" in table_of_probes
+    assert "No gate reads them" in page and "(probe: no gate reads it)" in page
+    gated = {"gates": {"probes": ["probe_typo"]}}
+    page = to_html(small_report(rows, rules=RULES, settings=gated))
+    assert "Gates read probe_typo." in page and "(probe: a gate reads it)" in page

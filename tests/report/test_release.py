@@ -89,7 +89,8 @@ def answers_and_verdicts(rows, checkpoint_id, policy=POLICY) -> tuple[pa.Table, 
         )
         verdict = {n: row.get(n) for n in JUDGEMENTS.names} | common
         judged.append(verdict | {"judge_id": None if exact else JUDGE.id})
-    settings = {"model": {"id": BUNDLED}, "evaluation": {"seed": 14}}
+    evaluated = {"seed": 14, "max_new_tokens": 64}
+    settings = {"model": {"id": BUNDLED}, "evaluation": evaluated}
     info = GenerationsInfo(checkpoint_id, BUNDLED, "r1", "a test bed", settings, {}, [])
     generations = stamped(pa.Table.from_pylist(asked, GENERATIONS), GENERATIONS_INFO, info)
     by = JudgementsInfo(sha256_table(generations), "phrase rules", {"kind": "rules"})
@@ -286,10 +287,15 @@ def test_a_failing_version_leaves_the_evidence_of_the_last_one(released):
     worse = replace(released.chain, generations=tables[0], judgements=tables[1])
     after = released.report(worse)
     assert before != after and (before / "cases.parquet").exists()
+    evidence = before / "release.json"
+    assert evidence.exists()  # of a checkpoint that may still be served
     assert not released.decide(worse).verdict.releasable and not released.pointer.exists()
+    assert evidence.exists() and not (after / "release.json").exists()
     versions = history(after.parent)
+    assert {v.report_id for v in versions if v.released} == {before.name}
     assert {v.report_id for v in versions} == {before.name, after.name}
     page = (after.parent / "index.html").read_text()
+    assert page.count("; released") == 1
     assert before.name in page and after.name in page and "<img" in page
     said = json.loads((after / "report.json").read_text())["changes"]
     assert any("100.0" in s and "60.6" in s for s in said)
@@ -343,12 +349,15 @@ def test_a_persons_decision_stands_on_the_page_and_in_the_release(released):
 def test_the_terminal_says_the_verdict_first(released):
     lines = show(PARTITION, released.data).splitlines()
     assert lines[0] == "RELEASABLE: all 7 gates passed; 2 rules not measured"
+    brief = show(PARTITION, released.data, brief=True).splitlines()
+    assert brief[-1] == lines[0] and len(brief) < 16 and set(brief) < set(lines)
     assert sum(line.startswith("  passed") for line in lines) == 7
     assert any(line.startswith("Release: ") and "release.json" in line for line in lines)
     write_whole(released.data / released.chain.checkpoint.path / ADAPTER_FILES[0], b"other")
     released.decide()
     lines = show(PARTITION, released.data).splitlines()
     assert lines[0].startswith("NOT RELEASABLE: the files of checkpoint")
+    assert show(PARTITION, released.data, brief=True).splitlines()[-1] == lines[0]
     assert any("What to do: Materialize distilled_checkpoint" in line for line in lines)
     assert any(line.startswith("Release: none") for line in lines)
 

@@ -17,7 +17,7 @@ from policyalign_assets.evaluation import benchmarks, probe_texts
 from policyalign_assets.judges import tasks
 from policyalign_assets.settings import NO_EFFECT, Settings, load_settings
 from policyalign_assets.stages import fingerprints, registry, shaping, sources
-from policyalign_assets.stages.registry import STAGES
+from policyalign_assets.stages.registry import EVERY_STAGE, STAGES
 from policyalign_assets.synthesis import texts
 from policyalign_assets.world import prompts, world
 
@@ -201,7 +201,7 @@ def test_a_changed_answer_of_the_bundled_model_redoes_what_the_phrase_judge_read
     }
 
 
-MODULES = sorted({module for stage in STAGES.values() for module in stage.code.values()})
+MODULES = sorted({module for stage in EVERY_STAGE.values() for module in stage.code.values()})
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -216,8 +216,9 @@ def test_a_raised_code_version_redoes_the_stages_that_name_the_module(edits, mod
         Path, "read_text", lambda p, *a, **k: changed.get(p) or read(p, *a, **k)
     )
     forget()
-    assert edits.stale(before, "bundled") == {
-        name for name, stage in STAGES.items() if module in stage.code.values()
+    now = fingerprints.own_versions(settings("bundled"))
+    assert {name for name in EVERY_STAGE if now[name] != before[name]} == {
+        name for name, stage in EVERY_STAGE.items() if module in stage.code.values()
     }
 
 
@@ -246,7 +247,7 @@ def test_a_moved_module_or_a_renamed_file_changes_nothing(monkeypatch, edits, tm
         code={"selection": "moved_module"},
         shaped_by={"selection query": "moved/*.sql"},
     )
-    monkeypatch.setitem(registry.STAGES, "filtered_instructions", moved)
+    monkeypatch.setitem(registry.EVERY_STAGE, "filtered_instructions", moved)
     forget()
     own = fingerprints.own_version("filtered_instructions", settings("bundled"))
     assert own == before["filtered_instructions"]
@@ -304,12 +305,12 @@ def test_each_setting_redoes_the_stages_that_read_it_unless_it_shapes_nothing(se
         update={section: getattr(base, section).model_copy(update={field: value})}
     )
     marked = kind.model_fields[field].json_schema_extra == NO_EFFECT
-    readers = {name for name, stage in STAGES.items() if section in stage.settings}
+    readers = {name for name, stage in EVERY_STAGE.items() if section in stage.settings}
     now, before = (
-        {stage: fingerprints.recipe(stage, s)["settings"] for stage in STAGES}
+        {stage: fingerprints.recipe(stage, s)["settings"] for stage in EVERY_STAGE}
         for s in (changed, base)
     )
-    assert {s for s in STAGES if now[s] != before[s]} == (set() if marked else readers)
+    assert {s for s in EVERY_STAGE if now[s] != before[s]} == (set() if marked else readers)
 
 
 def test_what_follows_an_out_of_date_stage_is_out_of_date_too():

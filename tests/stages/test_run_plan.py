@@ -3,11 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from helpers import medical_policy
 
 from policyalign_assets.evaluation.case_plan import NoCases, planned_cases
 from policyalign_assets.policy import PolicyDocument, Rule, parse_policy
+from policyalign_assets.report.context import NO_CASE, rule_states
 from policyalign_assets.settings import Settings, load_settings
 from policyalign_assets.stages import policy_document
 from policyalign_assets.stages.interface import StageContext
@@ -60,8 +62,18 @@ def test_a_rule_in_another_language_says_what_the_english_parts_do():
 
 
 def test_the_cost_is_said_in_rows_tokens_and_steps():
-    rows, _ = plan_run(POLICY, BUNDLED).sentences
+    rows, _ = plan_run(POLICY, BUNDLED).sentences  # and no remark, since it knows these rules
     assert "rows" in rows and "tokens written at most" in rows and "training steps" in rows
+
+
+def test_the_bundled_model_says_which_rules_it_was_not_made_to_read():
+    rule = POLICY.prohibitions[0]
+    other = replace(
+        rule, rule_id="X1", text="Staff must not forge a permit.", action="forge a permit"
+    )
+    said = plan_run(policy_of(rule, other), BUNDLED).sentences[-1]
+    assert said.startswith("1 of 2 trained rules have another form")
+    assert len(plan_run(policy_of(other), own_model()).sentences) == 2
 
 
 @pytest.mark.parametrize(
@@ -119,3 +131,13 @@ def test_the_first_stage_refuses_a_policy_of_which_nothing_is_trained(tmp_path: 
     )
     with pytest.raises(NothingTrained, match="A1: not trained"):
         policy_document.make(context)
+
+
+def test_the_report_gives_the_reasons_of_the_plan():
+    plans = planned_cases(POLICY, BUNDLED).rules
+    no_case = pa.table({"suite": pa.array([], pa.string()), "rule_id": pa.array([], pa.string())})
+    states = {state["rule_id"]: state for state in rule_states(POLICY, no_case, plans)}
+    for plan in plans:
+        assert states[plan.rule_id]["why_not"] == (plan.why_not or NO_CASE)
+    duty = POLICY.duties[0].rule_id
+    assert "no judge reads the rules" in states[duty]["why_not"]

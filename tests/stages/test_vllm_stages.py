@@ -64,7 +64,7 @@ def test_the_report_asks_the_base_and_the_aligned_model_of_one_engine(tmp_path):
     expected = [
         answers(TransformersEngine(m, 16_384)) for m in (aligned, load_model(ModelSettings()))
     ]
-    with base_and_aligned(VLLM, loaded, checkpoint, tmp_path) as (base_engine, aligned_engine):
+    with base_and_aligned(VLLM, loaded, [checkpoint], tmp_path) as (base_engine, (aligned_engine,)):
         given = [answers(engine()) for engine in (aligned_engine, base_engine, aligned_engine)]
         assert aligned_engine().revision == f"{loaded.revision}+{checkpoint.checkpoint_id}"
         (tmp_path / checkpoint.path / "adapter_model.safetensors").write_bytes(b"changed")

@@ -3,6 +3,7 @@
 An endpoint drafts and judges; then the rows are scored, filtered and distilled.
 """
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -57,6 +58,9 @@ def writer(messages, _attempt):
     prompt, turns = messages[-1]["content"], [m["role"] for m in messages]
     if "Question:" in messages[0]["content"]:
         return Reply('{"answer": "%s"}' % ("no" if "harmless" in prompt else "yes"))
+    if "keeps the rules of a policy" in str(messages):  # the judge is tried before all work
+        kept = {"rules": {r.rule_id: "kept" for r in POLICY.rules}, "verdict": "keeps"}
+        return Reply(json.dumps({**kept, "refused": False, "helpful_alternative": False}))
     rule = next(r.rule_id for r in POLICY.rules if r.text in prompt)
     allowed = {
         "C1": True,

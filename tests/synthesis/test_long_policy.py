@@ -95,7 +95,9 @@ def test_they_are_scored_selected_and_trained_on_under_the_whole_policy(
     settings = DistillationSettings(
         steps=1, batch_size=2, mini_batch_size=2, max_new_tokens=4, anchors=0
     )
-    _, training = distill(long, training_mix(chosen), loaded, settings, tmp_path, 16_384)
+    _, training = distill(
+        [long.prompt_text], training_mix(chosen), loaded, settings, tmp_path, 16_384
+    )
     assert training.num_rows == 1
     assert training["loss"][0].as_py() > 0
     assert all(

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from policyalign_assets.files import write_whole
+from policyalign_assets.policy.domains import domains_fix, known_domains
 from policyalign_assets.policy.errors import Fault, PolicyError
 from policyalign_assets.policy.header import Header, read_header
 from policyalign_assets.policy.importing.documents import Document, read_document
+from policyalign_assets.policy.importing.proposals import Ask, Proposal, applied, propose
 from policyalign_assets.policy.importing.versions import Change, matched
-from policyalign_assets.policy.model import DOMAINS, Rule
+from policyalign_assets.policy.model import Rule
 from policyalign_assets.policy.parser import SHARED_NAME, check_name, examine_source
 from policyalign_assets.policy.reading.reader import Surroundings, read_rule
 from policyalign_assets.policy.source import Source, read_source, source_of
@@ -43,6 +45,7 @@ class Imported:
     changes: tuple[Change, ...] = ()
     faults: tuple[Fault, ...] = ()
     unchanged: bool = False
+    proposals: tuple[Proposal, ...] = ()  # of the reader model
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -68,16 +71,20 @@ def import_document(
     owner: str = "",
     title: str = "",
     write: bool = True,
+    reader: tuple[str, Ask] | None = None,
 ) -> Imported:
     """Reads `file` and writes the draft `policies_dir/policy_id/policy.md`.
+
+    reader: name of a model, and how it is asked; it proposes readings of the rules whose words are
+    new (see `proposals`).
 
     Raises PolicyError: a name, domain or document that cannot be used, no rule in the document, or
     a policy of that name that was not imported.
     """
     check_name(policies_dir, policy_id)
     for domain in domains:
-        if domain not in DOMAINS:
-            fix = f"Use only these: {', '.join(DOMAINS)}."
+        if domain not in known_domains():
+            fix = domains_fix()
             raise PolicyError(policy_id, None, f"{domain[:80]!r} is not a domain", fix)
     document = read_document(file)
     before = _before(policies_dir, policy_id)
@@ -93,6 +100,20 @@ def import_document(
         raise PolicyError(str(file), None, "no rule was found in it", fix)
     changes = matched(before.rules, rules)
     kept = tuple(change.rule for change in changes if change.rule is not None)
+    proposals: tuple[Proposal, ...] = ()
+    if reader is not None:
+        name, ask = reader
+        old = {c.rule.rule_id for c in changes if c.rule is not None and c.word == "same"}
+        new = [rule for rule in kept if rule.rule_id not in old]
+        proposals = tuple(propose(new, ask))
+        by_id = {each.rule_id: each for each in proposals}
+        kept = tuple(
+            made
+            for rule in kept
+            for made in (
+                applied(rule, by_id[rule.rule_id], name) if rule.rule_id in by_id else [rule]
+            )
+        )
     same = bool(before.rules) and all(change.word == "same" for change in changes)
     head = replace(
         before.header,
@@ -115,6 +136,7 @@ def import_document(
         changes if before.rules else (),
         _told(examined.faults, document),
         same,
+        proposals,
     )
 
 

@@ -41,6 +41,7 @@ _HELPERS = (
                rf"|details|tips) (?:on|about) how to "),
     re.compile(rf"(?:explain|show|teach|describe)(?: to)?(?: {_HELPED})? (?:on )?"
                r"how (?:to|one (?:can|could|might)|they (?:can|could|might)) "),
+    re.compile(r"(?:assistance|help|support|aid|guidance) (?:with|in|for|on) (?=\w+ing\b)"),
     re.compile(r"be (?:used|helped|asked|told|allowed|permitted|able|induced|made) to "),
     re.compile(r"be (?:used|relied (?:up)?on|deployed|applied|employed) (?:for|in|as part of) "),
     re.compile(r"(?:attempt|try|seek|agree|offer|plan|consent|propose) to "),
@@ -59,7 +60,7 @@ _HELPERS = (
 _OBJECTS = {  # the head noun of a noun phrase: the verb that makes an action of it
     "give": "advice advices opinion opinions guidance diagnosis diagnoses instruction instructions"
     " recommendation recommendations information prediction predictions estimate estimates"
-    " guarantee guarantees assurance assurances prescription prescriptions answer answers"
+    " access guarantee guarantees assurance assurances prescription prescriptions answer answers"
     " discount discounts refund refunds quote prognosis counsel",
     "make": "decision decisions claim claims joke jokes statement statements comment comments"
     " remark remarks promise promises assumption assumptions call calls payment payments"
@@ -74,7 +75,8 @@ _OBJECTS = {  # the head noun of a noun phrase: the verb that makes an action of
     "commit": "fraud theft crime crimes violence plagiarism murder suicide self-harm perjury arson"
     " assault extortion blackmail forgery treason genocide terrorism abuse vandalism bribery",
     "engage in": "harassment stalking bullying gambling misconduct piracy trafficking espionage"
-    " cheating cyberbullying racism sexism corruption collusion doxing doxxing",
+    " cheating cyberbullying racism sexism corruption collusion doxing doxxing activity activities"
+    " conduct behaviour behavior behaviours behaviors practices acts wrongdoing",
 }
 _VERB_OF = {noun: verb for verb, nouns in _OBJECTS.items() for noun in nouns.split()}
 _NOMINALS = {  # nouns that name an act, and its verb
@@ -132,15 +134,18 @@ def action_of(phrase: str, noun_verb: str | None = None) -> str | None:
         phrase = _without_of(w.verb_list_to_base(phrase))
     elif first.endswith("ly") and " " in phrase and w.is_gerund(phrase.split(" ")[1]):
         phrase = w.verb_list_to_base(phrase)
-    elif not w.starts_as_verb(phrase) or (noun_verb and _may_be_noun(phrase)):
+    elif re.match(r"(?:assistance|help|support|aid|guidance) (?:with|in|for|on) \w+ing\b", phrase):
+        return verb_phrase_action(phrase)
+    elif not w.starts_as_verb(phrase) or (noun_verb and may_be_noun(phrase)):
         return _tidy(noun_phrase_action(phrase, noun_verb))
     return verb_phrase_action(phrase)
 
 
-def _may_be_noun(phrase: str) -> bool:
+def may_be_noun(phrase: str) -> bool:
     """Whether a fragment can be a noun phrase, as "report cards" below "Never share:"."""
     tokens = phrase.split(" ")
-    if not w.is_noun(tokens[0].strip(",")):
+    first = tokens[0].strip(",")
+    if not w.is_noun(first) and "ADJ" not in w.lemmas(first.lower()):
         return False
     return len(tokens) < 2 or tokens[1].lower() not in w.DETERMINERS | w.PRONOUNS | {"to"}
 
@@ -177,7 +182,12 @@ def _without_helper(phrase: str) -> str:
         if not rest:
             return phrase
         if w.is_gerund(first) and not _is_compound(rest):
-            return w.verb_list_to_base(rest)
+            based = w.verb_list_to_base(rest)
+            return re.sub(
+                r"\b(or|and) (?:in|with|by) (\w+ing)\b",
+                lambda m: f"{m[1]} {w.base_form(m[2])}" if w.is_gerund(m[2]) else m[0],
+                based,
+            )
         before_noun = re.search(r"\b(?:with|in|for|on|about|as part of) (?:the |any )?$", found[0])
         if w.is_base_verb(first) and not before_noun:
             helped = _after_beneficiary(rest) if found[0] in ("help ", "assist ", "aid ") else None
@@ -388,6 +398,8 @@ def _is_compound(phrase: str) -> bool:
 def _tidy(phrase: str) -> str:
     """Without outer marks; a capital at the start goes, unless the word is a name or acronym."""
     phrase = re.sub(r"\s+", " ", phrase).strip(" ,.;:!?–—-")
+    phrase = re.sub(r"^please,? ", "", phrase, flags=re.IGNORECASE)
+    phrase = re.sub(r",? (?:such as|including|for example|e\.g\.?)$", "", phrase)
     if phrase.count('"') % 2:
         phrase = phrase.strip('"')
     first = phrase.split(" ", 1)[0]

@@ -56,8 +56,10 @@ _WITHOUT = re.compile(
     re.IGNORECASE,
 )
 _TRAILING = re.compile(
-    r",? +(?P<word>only if|if and only if|provided(?: that)?|providing(?: that)?|as long as|so "
-    r"long as"
+    r",? +(?P<word>only if|if and only if|provid(?:ed|ing) that|(?<!who )(?<!that )(?<!which )"
+    r"(?<!not )(?<!be )provided(?= (?:you|it|they|he|she|we|the|an?|this|these|those|no|all|any"
+    r"|such|each|every|both|one|users?|staff|\w+ (?:is|are|has|have|does|do|can))\b)"
+    r"|as long as|so long as"
     r"|on (?:the )?condition that|if|when|whenever|in case|in the event (?:that|of)) +",
     re.IGNORECASE,
 )
@@ -68,7 +70,7 @@ _WHETHER = re.compile(
     r"|say|to|explain|on)$",
     re.IGNORECASE,
 )  # fmt: skip
-_FINITE = frozenset(
+FINITE = frozenset(
     "is are was were has have had does do did can could may might must should will would".split()
     + "isn't aren't hasn't haven't doesn't don't it's they're there's seems asks".split()
 )
@@ -105,9 +107,20 @@ _AT_NO_TIME = re.compile(
 )
 
 
+_ALTHOUGH = re.compile(r"^(?:although|though|even though|whilst) [^,]+, (?=\w)", re.IGNORECASE)
+_ASIDE = re.compile(
+    r", (?:for any reason|under any circumstances|in any (?:way|form)|at any time), ", re.IGNORECASE
+)
+_NOT_LIMITED = re.compile(r"\bincluding,? (?:but|and) not limited to,? ", re.IGNORECASE)
+
+
 def straightened(sentence: str) -> str:
     """ "You must not, without consent, disclose ..." with its insertion at the end or left out."""
     sentence = _AT_NO_TIME.sub(r"\1 never", sentence)
+    sentence = _ALTHOUGH.sub("", sentence)
+    sentence = _ASIDE.sub(" ", sentence)
+    sentence = _NOT_LIMITED.sub("including ", sentence)
+    sentence = re.sub(r"\bif,? and only if,?\b", "only if", sentence, flags=re.IGNORECASE)
     found = _INSERTED.fullmatch(sentence)
     if found is None:
         return sentence
@@ -151,13 +164,26 @@ def read_leading(sentence: str) -> Clause:
     return Clause(inner.main, said, inner.exceptions)
 
 
+_PARENTHESES = re.compile(r"\([^()]*\)")
+_SUBJECT_AND_MODAL = re.compile(
+    r"(?:then )?(?:you|we|it|staff|the (?:assistant|agent|model|chatbot|system))"
+    r" (?:must|shall|should|may|can|cannot|will|have to|has to|need to|needs to)\b"
+    r"|(?:the|an?|our) (?:[\w'/-]+ ){1,6}?then \w+s?\b",
+    re.IGNORECASE,
+)
+
+
 def _main_clause(word: str, rest: str) -> tuple[int, int] | None:
     """Where the limit ends and where the main clause starts, or None where there is no other."""
     clause_like = word in _CLAUSE_WORDS
+    # commas in parentheses part nothing
+    rest = _PARENTHESES.sub(lambda m: m[0].replace(",", "\0"), rest)
     for found in re.finditer(r", +", rest):
         before, after = rest[: found.start()], rest[found.end() :]
         if clause_like and word not in ("once", "until") and not _has_finite_verb(before):
             continue
+        if _SUBJECT_AND_MODAL.match(after) or _third_person_main(after):
+            return found.start(), found.end()
         if _STRONG.match(after) and not re.match(r"(?:or|and|nor)\b", after):
             segment = re.split(r", ", after, maxsplit=1)
             later = len(segment) > 1 and _starts_main(segment[1])
@@ -184,6 +210,19 @@ def _main_clause(word: str, rest: str) -> tuple[int, int] | None:
     return None
 
 
+def _third_person_main(text: str) -> bool:
+    """Whether a text starts as "the officer approves ..." does."""
+    tokens = [token.strip(",") for token in text.split(" ")[:9]]
+    if tokens[0].lower() not in ("the", "a", "an", "our"):
+        return False
+    for token in tokens[2:]:
+        if token.lower() in ("that", "which", "who", "and"):
+            return False
+        if token.endswith("s") and "VERB" in w.lemmas(token.lower()) and not w.is_noun(token):
+            return True
+    return False
+
+
 def _starts_main(text: str) -> bool:
     text = re.sub(r"^(?:then|please|always|also|simply|instead|politely|immediately) ", "", text)
     if re.match(NEGATIVE, text, re.IGNORECASE):
@@ -197,7 +236,7 @@ def _has_finite_verb(text: str) -> bool:
     words = [t.strip(",").lower() for t in text.split(" ")]
     if w.is_gerund(words[0]) or words[0] in _SHORTENED:
         return True
-    if any(t in _FINITE for t in words):
+    if any(t in FINITE for t in words):
         return True
     return any(
         "VERB" in w.lemmas(t) and not t.endswith("ing") and (not w.is_noun(t) or t not in w._NOUNS)

@@ -74,6 +74,8 @@ def _disallowed(main: str) -> Frame | None:
     found = forms.DISALLOW.fullmatch(main)
     if found is None:
         return None
+    if forms.NOT_FORBIDDEN.fullmatch(main):
+        return None
     rest = re.sub(r"^(?:the following:? ?|any |all )", "", found["rest"])
     who = re.match(
         r"(?:(?:\w+ ){0,4}?)(?:users?|you|customers?|anyone|staff|employees|people|the (?:model"
@@ -92,6 +94,8 @@ def _disallowed(main: str) -> Frame | None:
     if re.search(r"\b(?:not|right|authority|permission) to $", main[: found.start("rest")]):
         return Frame("prohibit", verb_phrase_action(rest))
     chosen = who or used
+    if chosen is None and re.match(r"(?:any(?:one|body)|others|some(?:one|body))\b", rest, re.I):
+        return Frame("prohibit", f"allow {rest}")
     return Frame("prohibit", action_of(chosen["vp"] if chosen else rest))
 
 
@@ -102,11 +106,26 @@ def _it_is(main: str) -> Frame | None:
     return Frame("prohibit", verb_phrase_action(found["rest"]))
 
 
+def _forbidden_at(main: str) -> tuple[str, str] | None:
+    """The subject before "is prohibited", and what follows it.
+
+    "Is illegal" in "content that is illegal" tells which content, and is passed over.
+    """
+    at = forms.IS_FORBIDDEN.search(main)
+    while at is not None:
+        subject = main[: at.start()]
+        if subject and not re.search(r"\b(?:that|which|who|what)$", subject):
+            return subject, at["rest"]
+        at = forms.IS_FORBIDDEN.search(main, at.start() + 1)
+    will = forms.WILL_NOT_BE.fullmatch(main)
+    return (will["subject"], will["rest"]) if will else None
+
+
 def _be_forbidden(main: str) -> Frame | None:
-    found = forms.BE_FORBIDDEN.fullmatch(main) or forms.WILL_NOT_BE.fullmatch(main)
+    found = _forbidden_at(main)
     if found is None:
         return None
-    subject, rest = found["subject"].strip(), found["rest"].strip(" ,:")
+    subject, rest = found[0].strip(), found[1].strip(" ,:")
     if re.match(r"(?:if|when|where)\b", subject, re.IGNORECASE):
         return None
     aimed = re.match(r"(?:from|to|for) (.+)", rest)
@@ -177,6 +196,32 @@ def _is_subordinate(subject: str) -> bool:
     return many and bool(_SAYING.match(subject))
 
 
+_EPISTEMIC = re.compile(
+    r"(?:may|might) not (?:be (?:accurate|complete|correct|available|suitable|appropriate|reliable"
+    r"|required|needed|necessary|current|up|true|perfect|aware)|always|reflect|work|contain"
+    r"|represent|know|have|understand|meet|suit|apply|fit|match|exist)\b",
+    re.IGNORECASE,
+)
+_DONE = forms.DISCLOSES | frozenset(
+    "store use accept issue offer make take copy record delete install connect collect sell leave"
+    " download upload print read enter process keep".split()
+)
+
+
+def _not_done(subject: str, rest: str) -> Frame | None:
+    """ "Cash is not accepted" forbids; "This list is not limited to ..." does not."""
+    verb = re.sub(r"^\w+ly ", "", rest).split(" ")[0].strip(",").lower()
+    if (
+        not subject
+        or len(subject.split()) > 6
+        or re.match(r"(?:it|this|that|these|there|which)\b", subject, re.I)
+    ):
+        return None
+    if w.is_participle(verb) and w.base_form(verb) in _DONE:
+        return Frame("prohibit", passive_action(subject, rest))
+    return None
+
+
 def _modal(main: str) -> Frame | None:
     found = forms.MODAL.fullmatch(main)
     if found is None:
@@ -186,6 +231,14 @@ def _modal(main: str) -> Frame | None:
         r"^(?:to |in any (?:way|case|form) |under any circumstances |knowingly )", "", found["rest"]
     )
     negation = found["not"].lower()
+    needless = re.match(r"(?:do|does|will)(?: not|n't)", negation)
+    if (
+        (needless and re.match(r"(?:need|have) to\b", rest))
+        or forms.NOT_NEEDED.fullmatch(main)
+        or _EPISTEMIC.match(f"{negation} {found['rest']}")
+        or forms.NOT_FORBIDDEN.fullmatch(main)
+    ):
+        return None
     if _is_subordinate(subject):
         return None
     be_only = re.fullmatch(r"(?:is|are)(?: not|n't| never)", negation)
@@ -195,10 +248,12 @@ def _modal(main: str) -> Frame | None:
             rest,
         )
         if aimed is None and not re.match(r"to \w", found["rest"]):
-            return None
+            return _not_done(subject, rest)
         if aimed:
             return Frame("prohibit", action_of(aimed[1]))
     be = re.match(r"be (.+)", rest)
+    if be and re.fullmatch("there", subject, re.IGNORECASE):
+        return Frame("prohibit", _used(be[1]))
     if be and subject and w.is_participle(re.sub(r"^\w+ly ", "", be[1]).split(" ")[0].strip(",")):
         return Frame("prohibit", passive_action(subject, be[1]))
     if be and re.match(r"be (?:used|relied on|asked|told|helped) ", rest):
@@ -247,6 +302,8 @@ def _refuse(main: str) -> Frame | None:
     if asked:
         how = (asked["how"] or "").lower()
         if how in ("that", "which"):
+            if re.match(r"(?:is|are|violates?|breaks?|conflicts?)\b", asked["rest"]):
+                return Frame("prohibit", f"answer {rest}")
             said = re.sub(r"^(?:would |could |might |may )", "", asked["rest"])
             said = re.sub(
                 r"^(?:asks?|seeks?|involves?|calls?|aims?|contains?|concerns?|requires?|tries|try"
@@ -339,9 +396,16 @@ def _careful(main: str) -> Frame | None:
     return Frame("prohibit", verb_phrase_action(to[1])) if to else forbidding_frame(found["rest"])
 
 
+_NO_ACT = re.compile(
+    r"(?:if|failure|failing|not|non-?compliance)\b|(?:any |a )?(?:violations?|breach(?:es)?) of"
+    r" (?:this|these|the|our|any)\b",
+    re.IGNORECASE,
+)
+
+
 def _leads_to(main: str) -> Frame | None:
     found = _LEADS_TO.fullmatch(main)
-    if found is None or re.match(r"(?:if|failure|failing|not)\b", found["subject"], re.IGNORECASE):
+    if found is None or _NO_ACT.match(found["subject"]):
         return None
     who = re.match(r"(?:any(?:one|body)?|users?|employees?|staff|those)\b", found["subject"], re.I)
     return None if who else _be_forbidden(f"{found['subject']} is prohibited")
@@ -353,7 +417,12 @@ def _not_for(main: str) -> Frame | None:
         main,
         re.IGNORECASE,
     )
-    return Frame("prohibit", action_of(found["rest"])) if found else None
+    if found is None:
+        return None
+    used = re.search(r"\bused? (?P<how>in|for|to|as part of) ", main[: found.start("rest")])
+    if used and not (w.is_gerund(found["rest"].split(" ")[0]) or used["how"] == "to"):
+        return Frame("prohibit", f"use it {used['how']} {found['rest']}")
+    return Frame("prohibit", action_of(found["rest"]))
 
 
 def _no(main: str) -> Frame | None:

@@ -75,8 +75,8 @@ DOUBLE = re.compile(
     rf"(?:{SUBJECT})??{NOT} {ADVERBS}(?:fail|forget|neglect|omit|hesitate) to (?P<rest>.+)",
     re.IGNORECASE,
 )
-BE_FORBIDDEN = re.compile(
-    rf"(?P<subject>.+?) (?:is|are|remains?|shall be|must be|will be|should be|be|constitutes?"
+IS_FORBIDDEN = re.compile(
+    rf" (?:is|are|remains?|shall be|must be|will be|should be|be|constitutes?"
     rf"|counts? as|is considered|are considered) "
     rf"{ADVERBS}(?P<word>{FORBIDDEN})(?P<rest>\b.*)",
     re.IGNORECASE,
@@ -185,7 +185,38 @@ PERMIT = re.compile(
     rf"(?:{SUBJECT})??(?:(?:may|can|could)(?! not\b|not\b)(?: still| always| also| freely| "
     rf"however)*"
     rf"|(?:is|are|remains?) (?:always |also |still |generally )*{ALLOWED} to|(?:is|are) (?:free"
-    rf"|welcome) to|has permission to|have permission to) (?P<rest>.+)",
+    rf"|welcome) to|has permission to|have permission to"
+    rf"|ha(?:s|ve) the right to|(?:is|are) entitled to) (?P<rest>.+)",
+    re.IGNORECASE,
+)
+NOT_NEEDED = re.compile(
+    r"(?:[\w'-]+ ){1,6}?(?:(?:do|does|will) not (?:need|have) to|don't (?:need|have) to"
+    r"|doesn't (?:need|have) to|need not|(?:is|are) not (?:required|obliged|expected) to) .+",
+    re.IGNORECASE,
+)
+NOT_FORBIDDEN = re.compile(
+    r"(?:[\w'-]+ ){1,6}?(?:do|does|will) not (?:\w+ly )?(?:prohibit|forbid|restrict|prevent|ban"
+    r"|block) (?P<rest>.+)",
+    re.IGNORECASE,
+)
+MODAL_WORD = re.compile(
+    r"\b(?:must|shall|should|may not|can ?not|need|needs|required|has to|have to|is to|are to)\b",
+    re.IGNORECASE,
+)
+DESCRIBE = re.compile(
+    r"(?P<subject>(?:each|every|all|an?|the|our|some|many|most|these|those|this) (?:[\w'/-]+ )"
+    r"{1,6}?)(?:has|have|contains?|includes?|consists? of|comprises?|belongs? to) .+"
+    r"|(?:this|these|the|our) (?:\w+ )?(?:policy|policies|rules|document|guidelines?|section"
+    r"|standard|page|principles|guidance|list) (?:and \w+ )?(?:is|are|appl\w+|describes?|covers?"
+    r"|sets?|explains?|defines?|outlines?|supplements?|do(?:es)? not (?:apply|replace|cover)"
+    r"|may be|can be|will be|has been|have been|was|were)\b.*"
+    r"|the (?:goal|purpose|aim|objective|intent|intention|scope|rationale) (?:of|is|behind)\b.*"
+    r"|(?:[\w'/-]+ ){1,8}?(?:may|might) not (?:be (?:accurate|complete|correct|available|suitable"
+    r"|appropriate|reliable|required|needed|necessary|current|up|true|perfect|aware)|always|reflect"
+    r"|work|contain|represent|know|have|understand|meet|suit|apply|fit|match|exist)\b.*"
+    r"|(?:any |a )?(?:violations?|breach(?:es)?) of (?:this|these|the|our|any) .+"
+    r"|not (?:all|every) .+? (?:will|can|may|do|does|is|are|has|have)\b.*"
+    r"|(?:some|many|most) (?:[\w'/-]+ ){1,3}?(?:may|can|might|could|are|will)\b.*",
     re.IGNORECASE,
 )
 IT_IS_ALLOWED = re.compile(

@@ -12,9 +12,10 @@ from policyalign_assets.policy.model import RuleKind
 from policyalign_assets.policy.reading import clauses, frames, sentences
 from policyalign_assets.policy.reading import words as w
 from policyalign_assets.policy.reading.actions import action_of
+from policyalign_assets.policy.reading.demands import demand_of
 from policyalign_assets.policy.reading.languages import foreign_kind, language_name, language_of
+from policyalign_assets.policy.reading.leaves import leaf_action
 from policyalign_assets.policy.reading.surroundings import (
-    SLOT,
     Lead,
     heading_kind,
     label_kind,
@@ -32,10 +33,14 @@ class Surroundings:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a rule says. `doubts` are sentences for its author, where the words are not clear."""
+    """What a rule says: `action` is forbidden or allowed, `demand` is required.
+
+    `doubts` are sentences for its author, where the words are not clear.
+    """
 
     kind: RuleKind
     action: str | None = None
+    demand: str | None = None
     condition: str | None = None
     exceptions: tuple[str, ...] = ()
     permitted: tuple[str, ...] = ()
@@ -70,7 +75,7 @@ _SCOPE_PART = re.compile(
     r"this (?:rule )?(?:only )?applies (?:only )?(?:if|when|where) (?P<said>.+)", re.IGNORECASE
 )
 _EXAMPLE_PART = re.compile(
-    r"(?:for example|for instance|examples?(?: include)?|e\.g\.|violates|allowed example|such "
+    r"(?:for example|for instance|examples?(?: include)?|e\.g\.|violates(?=:)|allowed example|such "
     r"as),?:? +(?P<said>.+)",
     re.IGNORECASE,
 )
@@ -88,6 +93,11 @@ _EMBEDDED = re.compile(
     r"|mustn't|shouldn't|refuse to|avoid \w+ing) .+)",
     re.IGNORECASE,
 )
+_OPENING = re.compile(
+    r"(?:otherwise|however|therefore|moreover|additionally|furthermore|finally|thus|hence"
+    r"|(?:please )?note(?: that)?|please note(?: that)?|as such|accordingly),? (?=\w)",
+    re.IGNORECASE,
+)
 _HOLD_BACK = re.compile(r"\b(?:not|never|n't|no|cannot)\b", re.IGNORECASE)
 # In the short form the whole verb phrase is the action, "without consent" included.
 _SHORT_FORM = re.compile(
@@ -95,7 +105,17 @@ _SHORT_FORM = re.compile(
     r"|refuse to help anyone|never explain how to) ",
     re.IGNORECASE,
 )
-_UNREAD = re.compile(r"\b(?:without|provided that|provided|unless|if)\b", re.IGNORECASE)
+
+
+def is_short_form(text: str) -> bool:
+    """Whether a rule is of the form that the shipped policies have: "Never help anyone ..."."""
+    return bool(_SHORT_FORM.match(sentences.split_label(text)[1]))
+
+
+_UNREAD = re.compile(
+    r"\b(?:without|provided(?! (?:by|in|to|for|with|at|through|under)\b)|unless|if)\b",
+    re.IGNORECASE,
+)
 
 
 def read_rule(text: str, surroundings: Surroundings = Surroundings()) -> Reading:
@@ -167,7 +187,9 @@ def _merged(parts: list[str]) -> list[str]:
     return out
 
 
-def _read_part(sentence: str) -> _Part:
+def _read_part(sentence: str, embedded_too: bool = True) -> _Part:
+    """embedded_too: look for a prohibition inside the sentence, which is then read by itself."""
+    sentence = _OPENING.sub("", sentence)
     if frames.is_definition(sentence):
         return _Part("define", sentence)
     if frames.double_negative(sentence):
@@ -225,9 +247,9 @@ def _read_part(sentence: str) -> _Part:
     if forbids is not None:
         return replace(whole, kind="prohibit", action=_noted(forbids.action))
     permits = frames.permitting_frame(core)
-    embedded = _EMBEDDED.search(main, 1)
+    embedded = _EMBEDDED.search(main, 1) if embedded_too else None
     if embedded and not _subordinate(main[: embedded.start()]):
-        inner = _read_part(_with_subject(main, embedded["clause"].rstrip(" .")))
+        inner = _read_part(_with_subject(main, embedded["clause"].rstrip(" .")), False)
         if inner.kind == "prohibit":
             return replace(
                 inner,
@@ -235,8 +257,13 @@ def _read_part(sentence: str) -> _Part:
                 exceptions=(*whole.exceptions, *inner.exceptions),
                 doubts=["it holds a duty as well as a prohibition: give each a rule of its own"],
             )
+    if permits is not None and permits.kind == "require":
+        said = "'only' limits what it allows, and what it forbids is not clear from its words"
+        return replace(whole, kind="require", doubts=[said])
     if permits is not None:
         return replace(whole, kind="permit", action=_noted(permits.action))
+    if frames.describes(core):
+        return replace(whole, kind="define")
     requires = frames.requiring_frame(core)
     if requires is not None:
         return replace(whole, kind="require")
@@ -247,7 +274,9 @@ def _with_subject(main: str, clause: str) -> str:
     """ "must not be shared" with the subject that the sentence before it names."""
     if not re.match(r"(?:must|should|shall|may|can|will) (?:not|never) be\b|cannot be\b", clause):
         return clause
-    subject = re.match(r"(?P<np>(?:[\w'-]+ ){1,6}?)(?:is|are|must|should|may|can|will)\b", main)
+    subject = re.match(
+        r"(?P<np>(?:[\w'-]+ ){1,6}?)(?:is|are|has|have|needs?|must|should|may|can|will)\b", main
+    )
     return f"{subject['np']}{clause}" if subject else clause
 
 
@@ -292,7 +321,7 @@ def _combined(parts: list[_Part], lead: Lead | None, short: bool = False) -> Rea
         )
     rules = [_within(part, lead) if n == 0 else part for n, part in enumerate(rules)]
     if len(rules) == 1 and rules[0].kind is None and (lead is None or lead.kind is None):
-        rules = [_fragment(rules[0])]
+        rules = [_fragment(rules[0], alone=lead is None)]
     main = _main(rules)
     allowed = [p.action or p.text for p in rules if p.kind == "permit" and p is not main]
     without: tuple[str, ...] = ()
@@ -305,6 +334,7 @@ def _combined(parts: list[_Part], lead: Lead | None, short: bool = False) -> Rea
         condition=main.condition or scope,
         exceptions=tuple(dict.fromkeys((*main.exceptions, *exceptions, *without))),
         permitted=(*main.permitted, *allowed),
+        demand=demand_of(main.text) if main.kind in ("require", None) else None,
         forbids=main.kind == "prohibit",
         examples=(*main.examples, *examples),
         doubts=tuple(main.doubts),
@@ -350,17 +380,18 @@ def _within(part: _Part, lead: Lead | None) -> _Part:
     if own is not None or lead.kind is None or (part.kind is None and _is_statement(part.text)):
         return part
     if lead.kind in ("prohibit", "permit"):
-        negative = re.match(r"not (?:to )?(.+)", part.text)
+        negative = re.match(r"not (?:to )?(.+)", part.text, re.IGNORECASE)
         if negative and lead.kind == "permit":
             return replace(part, kind="prohibit", action=action_of(negative[1]))
-        return replace(part, kind=lead.kind, action=_noted(_leaf_action(part.text, lead)))
-    if re.match(r"not (?:to )?\w", part.text):
-        return replace(part, kind="prohibit", action=action_of(part.text[4:]))
+        return replace(part, kind=lead.kind, action=_noted(leaf_action(part.text, lead)))
+    negated = re.match(r"not (?:to )?(\w.*)", part.text, re.IGNORECASE)
+    if negated:
+        return replace(part, kind="prohibit", action=action_of(negated[1]))
     return replace(part, kind=lead.kind)
 
 
 _GRAVE = re.compile(
-    r"\b(?:weapons?|firearms?|bombs?|explosives?|malware|fraud\w*|scams?|phishing|hate|harass\w+"
+    r"\b(?:non-?consensual|weapons?|firearms?|bombs?|explosives?|malware|fraud\w*|scams?|phishing|hate|harass\w+"
     r"|abus\w+|violen\w+|terror\w*|exploit\w*"
     r"|harm\w*|illegal|illicit|unlawful|stalk\w+|bully\w*|discriminat\w+|disinformation"
     r"|misinformation|plagiari\w+|impersonat\w+|defam\w+"
@@ -372,10 +403,16 @@ _GRAVE = re.compile(
 )
 
 
-def _fragment(part: _Part) -> _Part:
-    """A rule without a verb that tells its kind: it names an act, or something grave, to forbid."""
+def _fragment(part: _Part, alone: bool) -> _Part:
+    """A rule without a verb that tells its kind: it names an act, or something grave, to forbid.
+
+    alone: no line stands above it. Below a line that tells no kind ("Good manners include:"), an
+    act is forbidden only where it is grave.
+    """
     first = part.text.split(" ", 1)[0].strip(",")
-    if not w.is_gerund(first) and not (_GRAVE.search(part.text) and not _has_verb(part.text)):
+    gerund = w.is_gerund(first) and not re.search(r" (?:is|are) \w+ed\b", part.text)
+    gerund = gerund and (alone or bool(_GRAVE.search(part.text)))
+    if not gerund and not (_GRAVE.search(part.text) and not _has_verb(part.text)):
         return part
     said = "it is a fragment that is read as a prohibition: write 'Never ...' or a line above it"
     return replace(part, kind="prohibit", action=_noted(action_of(part.text)), doubts=[said])
@@ -383,26 +420,6 @@ def _fragment(part: _Part) -> _Part:
 
 def _has_verb(text: str) -> bool:
     return bool(re.search(r"\b(?:is|are|was|were|has|have|will|can|does)\b", text))
-
-
-def _leaf_action(text: str, lead: Lead) -> str | None:
-    if lead.template:
-        return lead.template.replace(SLOT, text[:1].lower() + text[1:])
-    third = _third_person(text)
-    first = third.split(" ", 1)[0]
-    if lead.kind == "permit" and not (w.is_gerund(first) or w.starts_as_verb(third) or lead.verb):
-        return third[:1].lower() + third[1:]
-    return action_of(third, lead.verb)
-
-
-def _third_person(text: str) -> str:
-    """ "Asks for a weapon" as "ask for a weapon": a leaf below "Refuse requests that:"."""
-    first, _, rest = text.partition(" ")
-    low = first.lower()
-    verb = w.base_form(low)
-    if low.endswith("s") and verb != low and rest and w.is_base_verb(verb) and not w.is_plural(low):
-        return f"{verb} {rest}"
-    return text
 
 
 def _is_statement(text: str) -> bool:
@@ -413,7 +430,7 @@ def _is_statement(text: str) -> bool:
 def _says_duty(text: str) -> bool:
     return bool(
         re.match(
-            r"(?:[\w'-]+ ){0,6}?(?:must|shall|should|always|has to|have to|needs? to)\b",
+            r"(?:[\w'-]+ ){0,12}?(?:must|shall|should|always|has to|have to|needs? to)\b",
             text,
             re.IGNORECASE,
         )
@@ -431,6 +448,12 @@ def _kind(part: _Part) -> RuleKind:
 def _doubts(reading: Reading, main: _Part, rules: list[_Part], short: bool) -> list[str]:
     """What the reader is not sure of, as words for the rule's author."""
     said = []
+    bans = [part for part in rules if part.kind == "prohibit"]
+    if len(bans) > 1 and reading.forbids:
+        said.append(
+            f"it holds {len(bans)} prohibitions, and only the first is trained and measured:"
+            " give each a rule of its own"
+        )
     if main.kind is None:
         said.append("no word tells whether it forbids or requires, so it is read as a duty")
     if reading.kind in ("require", "condition") and not reading.forbids:

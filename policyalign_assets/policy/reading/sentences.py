@@ -44,6 +44,9 @@ _EXAMPLES = re.compile(
     r"|namely),? +(?P<examples>.+?)\)?$",
     re.IGNORECASE,
 )  # fmt: skip
+_GOES_ON = re.compile(
+    r"\)?,? (?=(?:is|are|was|were|must|shall|should|may|can|cannot|will|do|does|has|have|needs?)\b)"
+)
 _PARENTHESES = re.compile(r" *\((?:[^()]|\([^()]*\))*\)")
 _TAIL = re.compile(
     r",? +(?:even (?:if|when|though|where|for|in|to|as|with|while|after)|regardless|irrespective"
@@ -109,6 +112,12 @@ def cut_examples(text: str) -> tuple[str, tuple[str, ...]]:
     found = _EXAMPLES.search(text)
     if found is None or not text[: found.start()].strip():
         return text, ()
+    goes_on = _GOES_ON.search(found["examples"])
+    if goes_on:  # "All staff, including contractors, must ..."
+        return (
+            f"{text[: found.start()]} {found['examples'][goes_on.end() :]}",
+            (found["examples"][: goes_on.start()],),
+        )
     return text[: found.start()].rstrip(" ,(–—"), (found["examples"].rstrip(" .)"),)
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from policyalign_assets.policy.reading import clauses, frames
 from policyalign_assets.policy.reading import words as w
+from policyalign_assets.policy.reading.actions import may_be_noun
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Lead:
     leaf_is_exception: bool = False  # "Never share records, except:"
     heading: bool = False
     imperative: bool = False  # "Disclose any of these:", which a heading may turn into a ban
+    nominal: bool = False  # "You may not use it for:", whose leaves are no verbs
     template: str | None = None  # "enter SLOT into an AI tool", where the rule fills the slot
 
 
@@ -65,6 +67,14 @@ _FOLLOWING = re.compile(
     r"|the below)(?: (?:[\w-]+ )?(?:things|ways|purposes?|activities|uses|actions|topics"
     r"|content|details?|types of [\w ]+|items?|cases|categories|kinds of [\w ]+|requests?"
     r"|information|data|tasks))?(?: below)?$",
+    re.IGNORECASE,
+)
+# "Content that:", but not "Requests that:", whose leaves name what is asked for
+_RELATIVE_END = re.compile(
+    r"(?P<main>.*?\b(?:content|materials?|activit(?:y|ies)|outputs?|texts?|images?|media|videos?"
+    r"|information|messages?|products?|services?|software|code|data|files?|advice|answers?"
+    r"|responses?|speech|language|statements?|claims?|posts?)(?: [\w'-]+){0,5}?)"
+    r" (?P<who>that|which)(?: (?P<be>is|are))?",
     re.IGNORECASE,
 )
 _MIDDLE = re.compile(
@@ -134,9 +144,48 @@ def label_kind(label: str) -> frames.FrameKind | Literal["lead", "example"] | No
     return "lead" if lead.kind is not None and open_end and len(label.split()) > 1 else None
 
 
+def binding(lead_ins: tuple[str, ...], leaf: str) -> tuple[str, ...]:
+    """The lead-ins that a leaf inherits from.
+
+    A parent that is a whole sentence ("Never share data.") binds fragments below it ("Names"), and
+    no sentence of its own ("Staff who share it will be dismissed.").
+    """
+    if not any(_is_sentence(lead) for lead in lead_ins):
+        return lead_ins
+    words = re.sub(r"[*_`]", "", leaf).strip()
+    alone = _is_clause(words)
+    return tuple(lead for lead in lead_ins if not (alone and _is_sentence(lead)))
+
+
+def _is_clause(text: str) -> bool:
+    """Whether a text says something by itself, as "Phone numbers" does not."""
+    if w.starts_as_verb(text) and not may_be_noun(text):
+        return True
+    later = [token.strip(",").lower() for token in text.split(" ")[1:]]
+    return bool(_MODAL.search(text)) or any(
+        token in clauses.FINITE or ("VERB" in w.lemmas(token) and not w.is_noun(token))
+        for token in later
+        if not token.endswith("ing") and "ADJ" not in w.lemmas(token)
+    )
+
+
+_MODAL = re.compile(r"\b(?:must|shall|should|may|can|cannot|will|never|not|is|are)\b", re.I)
+
+
+def _is_sentence(lead: str) -> bool:
+    ended = lead.rstrip(" *_").endswith((".", "!"))
+    return ended and not re.search(
+        r"\b(?:following|these|below|any of (?:these|those|this|the)|this list)\b", lead, re.I
+    )
+
+
 def read_lead(text: str) -> Lead:
     """Reads a line that introduces a list: "You may not use the service for:"."""
     line = re.sub(r"\s+", " ", text).strip(" *_:.;–—-").replace("’", "'")
+    line = re.sub(r",? (?:but|and)(?: is| are)? not limited to(?: the following)?$", "", line)
+    merged = _merged_lead(line)
+    whole_sentence = _is_sentence(text) or line.startswith(f"{merged}.")
+    line = merged
     if _EXCEPTION_END.search(line):
         inner = (
             read_lead(_EXCEPTION_END.sub("", line))
@@ -163,6 +212,17 @@ def read_lead(text: str) -> Lead:
         frame = _frame(f"{cut.main[: middle.start()]} {SLOT} {cut.main[middle.end() :]}")
         if frame and frame[1] and SLOT in frame[1]:
             return Lead(frame[0], condition=cut.condition, template=frame[1])
+    relative = _RELATIVE_END.fullmatch(cut.main)
+    if relative:
+        frame = _frame(relative["main"])
+        if frame and frame[1]:
+            be = f"{relative['be']} " if relative["be"] else ""
+            template = f"{frame[1]} {relative['who']} {be}{SLOT}"
+            return Lead(frame[0], condition=cut.condition, template=template)
+    if whole_sentence and (whole := _frame(cut.main)):
+        # "Never share a guest's data." above "Phone numbers": its verb is theirs
+        verb = (whole[1] or "").split(" ", 1)[0]
+        return Lead(whole[0], verb if w.is_base_verb(verb) else None, cut.condition)
     main = _FOLLOWING.sub("", cut.main).strip(" ,:") or cut.main
     found = _frame(main) or _frame(f"{main} x")
     if found is None and _FOLLOWING.search(cut.main) is None and main == cut.main:
@@ -178,7 +238,35 @@ def read_lead(text: str) -> Lead:
     if found is None:
         return Lead(heading_kind(cut.main), condition=cut.condition)
     plain = found[0] == "require" and not _DUTY.search(main)
-    return Lead(found[0], _last_verbs(main), cut.condition, imperative=plain)
+    nominal = bool(re.search(r"\b(?:for|of|about|with|involving|as)$", line))
+    return Lead(found[0], _last_verbs(main), cut.condition, imperative=plain, nominal=nominal)
+
+
+_INCLUDES = re.compile(
+    r"(?P<first>.+?[.!]) (?:this|that|these|those|it|examples|such \w+) (?:also )?includes?:?"
+    r"(?: (?P<rest>.+))?",
+    re.IGNORECASE,
+)
+
+
+def _merged_lead(line: str) -> str:
+    """ "Do not break the law. This includes making content that" as "Do not make content that"."""
+    found = _INCLUDES.fullmatch(line)
+    if found is None:
+        parts = re.split(r"(?<=[.!?]) +(?=[A-Z])", line)
+        return parts[-1] if len(parts) > 1 and heading_or_frame(parts[-1]) else line
+    frame = _frame(found["first"].rstrip(".!"))
+    if not found["rest"] or not w.is_gerund(found["rest"].split(" ")[0]):
+        return found["first"].rstrip(".!")
+    start = "Never" if frame and frame[0] == "prohibit" else "You may"
+    if frame is None or frame[0] not in ("prohibit", "permit"):
+        return line
+    return f"{start} {w.verb_list_to_base(found['rest'])}"
+
+
+def heading_or_frame(text: str) -> bool:
+    """Whether a line by itself tells a kind."""
+    return _frame(text.rstrip(" :.")) is not None or heading_kind(text) is not None
 
 
 def _frame(main: str) -> tuple[frames.FrameKind, str | None] | None:

@@ -210,6 +210,7 @@ def _takes_object(words: list[str], index: int, opened: bool) -> bool:
     return bare not in _NOT_COORDINATED and (
         following in PREPOSITIONS
         or following in CONJUNCTIONS
+        or is_gerund(following)
         or words[index].endswith(",")
         or is_plural(following)
         or "ADJ" in lemmas(following)

@@ -1,0 +1,121 @@
+"""The evidence on a deployed model: one report for each of its policies, and one page over them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from policyalign_assets.files import write_whole
+from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.records import Checkpoint, ReportRecord
+from policyalign_assets.report.chain import Chain
+from policyalign_assets.report.release import decide
+from policyalign_assets.report.templates import rendered
+from policyalign_assets.stages import benchmark_report, generations, judgements
+from policyalign_assets.stages.facts import Facts, markdown_table, path
+from policyalign_assets.stages.interface import StageContext, StageResult
+
+RELEASABLE = "RELEASABLE"
+
+
+@dataclass(frozen=True)
+class Member:
+    """What the report on one policy of the deployment says. `page` is relative to the data."""
+
+    policy: str
+    verdict: str
+    releasable: bool
+    page: str
+    metrics: dict[str, float]
+
+
+def make(
+    context: StageContext,
+    policy_document: dict[str, PolicyDocument],
+    violating_instructions: dict[str, pa.Table],
+    filtered_instructions: dict[str, pa.Table],
+    deployed_checkpoint: Checkpoint,
+) -> StageResult:
+    """Answers that do not depend on the deployed model are those of the policy's own partition."""
+    here = replace(context, deployment=deployed_checkpoint.provenance["deployment"])
+    members = []
+    for partition, policy in policy_document.items():
+        context.report(f"policy {policy.policy_id}")
+        members.append(
+            _member(
+                here,
+                policy,
+                violating_instructions[partition],
+                filtered_instructions[partition],
+                _as_member(deployed_checkpoint, partition),
+            )
+        )
+    releasable = all(member.releasable for member in members)
+    failing = [member.policy for member in members if not member.releasable]
+    verdict = (
+        f"{RELEASABLE}: under each of its {len(members)} policies"
+        if releasable
+        else f"NOT RELEASABLE: the gates fail under {', '.join(failing)}"
+    )
+    content: dict[str, Any] = {
+        "deployment": here.deployment,
+        "verdict": verdict,
+        "releasable": releasable,
+        "checkpoint": deployed_checkpoint.checkpoint_id,
+        "teacher": deployed_checkpoint.provenance["teacher"],
+        "policies": [asdict(member) for member in members],
+        "conflicts": deployed_checkpoint.provenance["conflicts"],
+        "rerouted": deployed_checkpoint.provenance["rerouted"],
+    }
+    text = json.dumps(content, indent=1, sort_keys=True)
+    page = rendered("deployment.html.jinja", **content, back="../" * 2)
+    folder = here.results
+    write_whole(folder / "deployment.html", page.encode())
+    write_whole(folder / "deployment.json", text.encode())
+    context.report(verdict)
+    metrics = {f"{m.policy}: {name}": v for m in members for name, v in m.metrics.items()}
+    version = hashlib.sha256(text.encode()).hexdigest()
+    facts: Facts = {
+        "verdict": verdict,
+        "report": path(folder / "deployment.html"),
+        "policies": markdown_table(
+            ("policy", "verdict", "report"), [(m.policy, m.verdict, m.page) for m in members]
+        ),
+        **metrics,
+    }
+    relative = str(folder)[len(str(context.data)) :].strip("/")
+    return StageResult(ReportRecord(relative, version, metrics), version, facts)
+
+
+def _as_member(checkpoint: Checkpoint, partition: str) -> Checkpoint:
+    """The checkpoint as one of the policy alone: the report compares its hashes with the tables."""
+    own = checkpoint.provenance["policies"][partition]
+    return replace(checkpoint, provenance={**checkpoint.provenance, **own})
+
+
+def _member(
+    context: StageContext,
+    policy: PolicyDocument,
+    instructions: pa.Table,
+    filtered: pa.Table,
+    checkpoint: Checkpoint,
+) -> Member:
+    answers = generations.make(context, policy, instructions, checkpoint).value
+    verdicts = judgements.make(context, policy, answers).value
+    record: ReportRecord = benchmark_report.make(
+        context, policy, instructions, filtered, checkpoint, answers, verdicts
+    ).value
+    chain = Chain(policy, instructions, filtered, checkpoint, answers, verdicts)
+    decision = decide(context.results, chain, context.settings.gates, context.data)
+    return Member(
+        policy.policy_id,
+        decision.verdict.line,
+        decision.verdict.releasable,
+        str(Path(record.path) / "report.html"),
+        record.metrics,
+    )

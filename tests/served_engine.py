@@ -1,0 +1,77 @@
+"""An OpenAI-compatible server over engines of ours: what `vllm serve` is to clients, in a thread.
+
+A request for a name that is not served gets HTTP 404, as vLLM answers it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from policyalign_assets.engine.base import Engine, Message, Sampling
+
+
+@dataclass
+class Server:
+    """`models`: engines by the name under which they are served; a test may exchange them."""
+
+    models: dict[str, Engine]
+    url: str = ""
+    asked: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def answer(self, request: dict) -> tuple[int, dict]:
+        engine = self.models.get(request["model"])
+        if engine is None:
+            message = f"The model `{request['model']}` does not exist."
+            return 404, {"error": {"message": message, "type": "NotFoundError", "code": 404}}
+        chat = tuple(Message(m["role"], m["content"]) for m in request["messages"])
+        with self.lock:  # one model, one thread
+            self.asked += 1
+            made = engine.generate([chat], Sampling(request["max_tokens"], request["temperature"]))
+        choice = {
+            "index": 0,
+            "finish_reason": made[0].finish,
+            "message": {"role": "assistant", "content": made[0].text},
+        }
+        return 200, {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": request["model"],
+            "choices": [choice],
+        }
+
+
+@contextmanager
+def serving(**models: Engine) -> Iterator[Server]:
+    """A server of these engines, by name."""
+    server = Server(dict(models))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            length = int(self.headers["Content-Length"])
+            status, reply = server.answer(json.loads(self.rfile.read(length)))
+            body = json.dumps(reply).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    server.url = f"http://127.0.0.1:{http.server_port}/v1"
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        http.server_close()
