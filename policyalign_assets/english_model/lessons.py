@@ -2,8 +2,9 @@
 
 There are two losses. The *looking* loss applies to one attention head in some middle layers. At the
 end of the request, that head must attend to the rule that the request is about, or to no rule if
-there is none. The *answering* loss applies to the first answer token, which decides between a
-normal answer and a refusal that names the rule.
+there is none. Before each token of a rule's name in the answer, it must attend to that rule. The
+*answering* loss applies to the first answer token, which decides between a normal answer and a
+refusal that names the rule.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Encoded:
     `spans` holds the first token of each rule's line and the token after its last one.
     `decision_M` is the position of each request's last prompt token. `rows_N` are the positions
     that predict the supervised tokens, `targets_N` are those tokens, and `weight_N` weighs them.
+    `naming_Q` are the positions that predict a rule's name, and `named_Q` are the rules' indices.
     """
 
     packed: Packed
@@ -51,6 +53,8 @@ class Encoded:
     rows_N: torch.Tensor
     targets_N: torch.Tensor
     weight_N: torch.Tensor
+    naming_Q: torch.Tensor
+    named_Q: torch.Tensor
 
 
 class Encoder:
@@ -112,6 +116,7 @@ class Encoder:
         rows: list[int] = []
         targets: list[int] = []
         weights: list[float] = []
+        naming: list[tuple[int, int]] = []
         at = len(prefix)
         for request in lesson.requests:
             segment = self.middle + self.ids(request.text) + self.tail
@@ -119,10 +124,12 @@ class Encoder:
             if request.kind == "covered" and request.broken is not None:
                 name = lesson.names[request.broken]
                 refusal = self.ids(REFUSAL.format(name=name)) + [self.end]
+                until = len(self.ids(f"Rule {name}"))
+                naming += [(decisions[-1] + n, request.broken) for n in range(1, until)]
                 if whole:
                     whole -= 1
                 else:
-                    refusal = refusal[: len(self.ids(f"Rule {name}"))]
+                    refusal = refusal[:until]
                 rows += range(decisions[-1], decisions[-1] + len(refusal))
                 targets += refusal
                 weights += [1.0] + [0.5] * (len(refusal) - 1)
@@ -144,6 +151,8 @@ class Encoder:
             torch.tensor(rows, dtype=torch.long),
             torch.tensor(targets, dtype=torch.long),
             torch.tensor(weights, dtype=torch.float),
+            torch.tensor([row for row, _ in naming], dtype=torch.long),
+            torch.tensor([place for _, place in naming], dtype=torch.long),
         )
 
 
@@ -173,11 +182,12 @@ def looking_loss(
     attention on all rules, or on everything else for requests that are about none.
     """
     size, count = len(lesson.rules), len(lesson.requests)
-    topic_M = torch.tensor([size if r.topic is None else r.topic for r in lesson.requests])
+    topics = [size if r.topic is None else r.topic for r in lesson.requests]
+    topic_M = torch.cat([torch.tensor(topics), encoded.named_Q])
     about_M = topic_M < size
     losses, picks = [], []
     for log_QHT in seen:
-        log_MT = log_QHT[:count, 0]
+        log_MT = log_QHT[:, 0]
         mass_MK = torch.stack([torch.logsumexp(log_MT[:, a:b], -1) for a, b in encoded.spans], -1)
         length_K = torch.tensor([b - a for a, b in encoded.spans]).log()
         which_MK = F.log_softmax(mass_MK - length_K, -1)
@@ -188,7 +198,7 @@ def looking_loss(
             - 0.1 * torch.where(about_M, any_M, none_M).mean()
         )
         picks.append((mass_MK - length_K).detach())
-    return torch.stack(losses).mean(), torch.stack(picks).mean(0).argmax(-1)
+    return torch.stack(losses).mean(), torch.stack(picks).mean(0)[:count].argmax(-1)
 
 
 def study(
@@ -206,7 +216,8 @@ def study(
     above the watched ones are not computed.
     """
     encoded = encoder.encode(lesson, whole)
-    watched = Watched(layers, (LOOKING_HEAD,), encoded.decision_M)
+    looking_from = torch.cat([encoded.decision_M, encoded.naming_Q])
+    watched = Watched(layers, (LOOKING_HEAD,), looking_from)
     plain_M = torch.tensor([r.kind != "covered" for r in lesson.requests])
     rows_N = torch.cat([encoded.rows_N, encoded.decision_M]) if answering else None
     logits_NV, seen = model.forward(encoded.packed, rows_N, watched)

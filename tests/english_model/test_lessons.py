@@ -227,3 +227,20 @@ def test_the_shipped_demo_policy_is_valid_and_not_trained_on():
     assert len(demo.prohibitions) == 3 and all(r.violates and r.allowed for r in demo.rules)
     trained, _ = shipped_corpus()
     assert not {r.text for r in demo.rules} & {r.text for r in trained}
+
+
+def test_only_answers_that_are_answers_are_kept():
+    from policyalign_assets.engine.base import Generation
+    from policyalign_assets.english_model.answers import answered, asked, read_answers
+
+    class Engine:
+        def generate(self, chats, sampling, progress=None):
+            said = {"What is 1?": "I'm sorry, but I can't help with that.", "Sell me 2": " "}
+            texts = [said.get(c[-1].content, "An odd number.") for c in chats]
+            return [Generation(t, (1,), "length") for t in texts]
+
+    texts = ["What is 1?", "Sell me 2", "Is 3 odd?"]
+    assert list(answered(Engine(), texts)) == [("Is 3 odd?", "An odd number.")]
+    assert asked(rules(5), 0) == asked(rules(5), 0) and len(asked(rules(5), 0)) >= 10
+    _, held = shipped_corpus()
+    assert not set(read_answers()) & {t for r in held for t in (*r.violations, *r.twins)}

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from policyalign_assets.orchestration.dead_runs import TAG as PROCESS
-from policyalign_assets.orchestration.partitions import NAME
+from policyalign_assets.orchestration.partitions import NAME, policy_of
 from policyalign_assets.orchestration.realign import desired_states, live_runs
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import load_settings
@@ -146,9 +146,9 @@ class World:
 
     # what happened
     def runs(self) -> list[dg.DagsterRun]:
-        """Runs of a partition; those of the leaderboard are counted apart."""
+        """Runs of a partition; those of the leaderboard and of deployments are counted apart."""
         runs = [r.dagster_run for r in self.instance.get_run_records(ascending=True)]
-        return [run for run in runs if "dagster/partition" in run.tags]
+        return [run for run in runs if policy_of(run)]
 
     def live(self) -> list[dg.DagsterRun]:
         return live_runs(self.instance)
