@@ -98,6 +98,8 @@ def attest(
 
 
 def _say(made: "Attestation", model: str, bundle: Path) -> None:
+    from policyalign_assets.releases.attestation import ANOTHER
+
     good = made.is_this_release
     click.secho(
         f"{'ATTESTED' if good else 'NOT THIS RELEASE'}: {model} answers as {made.verdict} "
@@ -107,7 +109,10 @@ def _say(made: "Attestation", model: str, bundle: Path) -> None:
     for name, (hits, of) in made.matches.items():
         click.echo(f"  {hits} of {of} answers are those of {name}")
     for name, rate in made.errors.items():
-        click.echo(
-            f"  such a look takes {name} for another one in {max(rate, 0.001):.1%} of cases"
-            f"{' or fewer' if rate < 0.001 else ''}"
+        mistake = (
+            "takes an unknown model for a known one"
+            if name == ANOTHER
+            else f"takes {name} for another one"
         )
+        rarely = "fewer than 0.1%" if rate < 0.001 else f"{rate:.1%}"
+        click.echo(f"  such a look {mistake} in {rarely} of cases")

@@ -16,14 +16,14 @@ from policyalign_assets.releases.manifest import SIGNATURE
 
 def sign_bundle(folder: Path, private_key: Path) -> None:
     """Writes `bundle.sig` into the bundle. Raises ReleaseError if model-signing is missing."""
-    library = _library()
+    library, folder = _library(), folder.absolute()
     config = library.signing.Config().use_elliptic_key_signer(private_key=private_key)
     config.set_hashing_config(_hashing(library, folder)).sign(folder, folder / SIGNATURE)
 
 
 def signature_fault(folder: Path, public_key: Path) -> str | None:
     """Why the signature does not hold, or None if it does. Raises ReleaseError as `sign_bundle`."""
-    library = _library()
+    library, folder = _library(), folder.absolute()
     if not (folder / SIGNATURE).is_file():
         return f"{SIGNATURE} is missing"
     config = library.verifying.Config().use_elliptic_key_verifier(public_key=public_key)
@@ -38,6 +38,7 @@ def signature_fault(folder: Path, public_key: Path) -> str | None:
 
 
 def _hashing(library: ModuleType, folder: Path) -> Any:
+    # the library takes a relative path to be below the folder, so it would not leave out the file
     config = library.hashing.Config()
     return config.set_ignored_paths(paths=[folder / SIGNATURE], ignore_git_paths=False)
 

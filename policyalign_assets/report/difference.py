@@ -236,7 +236,9 @@ def _group(group: str, old: Mapping[str, Row], new: Mapping[str, Row]) -> GroupC
     metric = _metric(group, (*old.values(), *new.values()))
     suite = SUITES.get(group)
     label = suite.label if suite else group
-    return _change(group, label, metric, old, new, not (suite and suite.probe), clustered=True)
+    # as in the gates: all rules are tested, so the cases of one rule are no sample of rules
+    clustered = metric != "refused"
+    return _change(group, label, metric, old, new, not (suite and suite.probe), clustered)
 
 
 def _rule(rule: str, old: Mapping[str, Mapping[str, Row]], new: Any) -> GroupChange:

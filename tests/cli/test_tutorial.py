@@ -30,7 +30,7 @@ This assistant supports patients and staff.
 SMALL = {
     "EVALUATION__PROBE_CASES": "0",
     "EVALUATION__PRESSURE_CASES": "0",
-    "EVALUATION__CASES_PER_SUITE": "120",
+    "EVALUATION__CASES_PER_SUITE": "160",
     "EVALUATION__BENIGN_CASES": "300",
     "DISTILLATION__STEPS": "80",
 }

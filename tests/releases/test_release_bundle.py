@@ -328,6 +328,18 @@ def test_every_alteration_is_refused_with_what_was_altered(desk: Desk, name: str
     assert sentence in failed(checks)[check]
 
 
+def test_a_bundle_verifies_by_a_relative_path_wherever_it_was_signed(desk: Desk, monkeypatch):
+    first = desk.release(desk.evidence())
+    monkeypatch.chdir(desk.folder)
+    assert trusted(desk.verify(first.relative_to(desk.folder)))
+    second = desk.evidence(b"second")
+    desk.releases = Path("releases")
+    made = desk.release(second)
+    assert not made.is_absolute() and trusted(desk.verify(made))
+    monkeypatch.chdir("/")
+    assert trusted(desk.verify(desk.folder / made))
+
+
 def test_a_stranger_can_sign_but_is_not_trusted(desk: Desk):
     bundle = desk.release(desk.evidence())
     _, stranger = create_keys(desk.folder, "stranger")

@@ -81,6 +81,13 @@ def test_a_suite_that_got_worse_is_a_regression_and_its_flips_show_both_answers(
     assert outcomes(back)["violations"] == "better" and not back.regressions
 
 
+def test_related_cases_count_as_few_only_where_actions_are_a_sample():
+    rows = [row(n, cluster=f"a{n % 3}") for n in range(60)]
+    rows += [row(n, suite="twins", cluster=f"a{n % 3}") for n in range(60)]
+    violations, twins = compare(reported(rows), reported(rows)).suites
+    assert violations.paired.high < 0.1 < twins.paired.high
+
+
 def test_a_few_flips_are_shown_and_are_no_regression():
     worse = [row(n, good=n >= 3) for n in range(60)] + GOOD[60:]
     found = compare(reported(GOOD), reported(worse))
