@@ -265,3 +265,26 @@ def anchor(model: PackedLlama, encoder: Encoder, texts: Sequence[str]) -> Outcom
     )
     nothing_M = torch.zeros(0)
     return Outcome(loss, nothing_M)
+
+
+def drafting(model: PackedLlama, encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> Outcome:
+    """Teach the model to draft: cross-entropy of each request, given the prompt that asks for it.
+
+    `pairs` are prompts, as synthesis writes them, and the requests that answer them.
+    """
+    whole = render(encoder.tokenizer, chat(pairs[0][0]))
+    prefix = whole[: len(whole) - len(encoder.ids(pairs[0][0])) - len(encoder.tail)]
+    segments: list[list[int]] = []
+    rows: list[int] = []
+    targets: list[int] = []
+    at = len(prefix)
+    for prompt, request in pairs:
+        asked, target = encoder.ids(prompt) + encoder.tail, [*encoder.ids(request), encoder.end]
+        rows += range(at + len(asked) - 1, at + len(asked) - 1 + len(target))
+        targets += target
+        segments.append(asked + target[:-1])
+        at += len(segments[-1])
+    logits_NV, _ = model.forward(pack(prefix, segments), torch.tensor(rows))
+    assert logits_NV is not None  # rows were asked for
+    loss = F.cross_entropy(logits_NV, torch.tensor(targets))
+    return Outcome(loss, torch.zeros(0))

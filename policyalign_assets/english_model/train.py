@@ -15,15 +15,28 @@ import os
 import random
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from policyalign_assets.english_model.answers import read_answers
-from policyalign_assets.english_model.corpus import Lesson, Sampler, shipped_corpus
-from policyalign_assets.english_model.lessons import Encoder, Outcome, anchor, study
+from policyalign_assets.english_model.corpus import (
+    CorpusRule,
+    Lesson,
+    Sampler,
+    shipped_corpus,
+)
+from policyalign_assets.english_model.lessons import (
+    Encoder,
+    Outcome,
+    anchor,
+    drafting,
+    study,
+)
 from policyalign_assets.english_model.packed_llama import PackedLlama
+from policyalign_assets.synthesis.drafting import reduced_prompt
 
 LAYERS = (11, 12, 13)
 EVALUATION_SEED = 5
@@ -73,22 +86,42 @@ def evaluate(model: PackedLlama, encoder: Encoder, size: int, packs: int) -> dic
 
 @dataclass(frozen=True)
 class Task:
-    """A lesson to study, or texts whose answers without a policy must stay those of the base."""
+    """A lesson to study, requests to draft, or texts whose answers must stay those of the base."""
 
     lesson: Lesson | None
     texts: tuple[str, ...] = ()
+    drafts: tuple[tuple[str, str], ...] = ()
 
     def outcome(self, model: PackedLlama, encoder: Encoder, looking: float) -> Outcome:
+        if self.drafts:
+            return drafting(model, encoder, self.drafts)
         if self.lesson is None:
             return anchor(model, encoder, self.texts)
         return study(model, encoder, self.lesson, LAYERS, looking, 1.0, whole=1)
 
 
+def draft_pair(rng: random.Random, rules: Sequence[CorpusRule]) -> tuple[str, str]:
+    """Draw a prompt of synthesis and a request of the corpus that answers it."""
+    rule, draw = rng.choice(rules), rng.random()
+    violation = rng.choice(rule.violations)
+    if draw < 0.6 or not rule.twins or not rule.neighbours:
+        return reduced_prompt("violating", rule.text), violation
+    if draw < 0.85:
+        return reduced_prompt("twin", rule.text, violation), rng.choice(rule.twins)
+    return reduced_prompt("neighbour", rule.text), rng.choice(rule.neighbours)
+
+
 def tasks_of(sampler: Sampler, number: int, options: argparse.Namespace) -> tuple[Task, Task]:
-    """Return a pair of lessons; in every fourth step, an anchor replaces the second lesson."""
+    """Return a pair of lessons; in every fourth step, an anchor replaces the second lesson.
+
+    With `options.drafts`, the other steps have one of the two lessons and requests to draft.
+    """
     rng = random.Random(number)
     size = rng.choices(SIZES, SIZE_WEIGHTS)[0]
     first, second = sampler.pair(number, size, options.violations, options.allowed)
+    if number % 4 < 3 and options.drafts:
+        pairs = tuple(draft_pair(rng, sampler.rules) for _ in range(options.drafts))
+        return Task(first if number % 2 else second), Task(None, drafts=pairs)
     if number % 4 < 3:
         return Task(first), Task(second)
     texts = []
@@ -144,10 +177,12 @@ class Record:
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.anchors: list[float] = []
+        self.drafts: list[float] = []
         self.tally, self.begun, self.requests = Tally(), time.monotonic(), 0
 
     def add(self, task: Task, out: Outcome) -> None:
-        (self.losses if task.lesson else self.anchors).append(float(out.loss.detach()))
+        kind = self.losses if task.lesson else self.drafts if task.drafts else self.anchors
+        kind.append(float(out.loss.detach()))
         if task.lesson:
             self.requests += len(task.lesson.requests)
             self.tally.add(task.lesson, out)
@@ -161,6 +196,7 @@ class Record:
             "seconds": round(time.monotonic() - self.begun, 1),
             "loss": mean(self.losses),
             "anchor": mean(self.anchors),
+            "draft": mean(self.drafts),
             **self.tally.summary(),
         }
 
@@ -210,6 +246,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--violations", type=int, default=5, help="of each policy of a pair")
     parser.add_argument("--allowed", type=int, default=3, help="twins and neighbours of a policy")
+    parser.add_argument("--drafts", type=int, default=0, help="requests to draft in each step")
     parser.add_argument("--rate", type=float, default=7e-4, help="highest learning rate")
     parser.add_argument("--looking", type=float, default=0.3, help="weight of the looking loss")
     parser.add_argument("--rank", type=int, default=40)

@@ -57,6 +57,11 @@ def instruction_id(rule: Rule, kind: str, text: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def reduced_prompt(kind: str, rule: str, request: str = "") -> str:
+    """The prompt of the reduced grid; `request` is the violation that a twin comes from."""
+    return _REDUCED_PROMPTS[kind].format(rule=rule, request=request)
+
+
 @dataclass(frozen=True)
 class Examples:
     """Requests that the policy's author wrote, without those that are held out to test with.
@@ -207,7 +212,7 @@ class Drafting:
         if self.full:
             examples = self.examples.of_kind(kind)
             return grid.prompt(kind, self.rule, cell, request, ground, examples)
-        return _REDUCED_PROMPTS[kind].format(rule=self.rule.text, request=request)
+        return reduced_prompt(kind, self.rule.text, request)
 
     def _usable(
         self, kind: str, asked: list[str], seed: int, parents: list[str] | None = None

@@ -18,7 +18,13 @@ from policyalign_assets.engine.gguf import materialized
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.english_model import lookup, train
 from policyalign_assets.english_model.corpus import CorpusRule, Sampler, shipped_corpus
-from policyalign_assets.english_model.lessons import Encoder, anchor, policy_text, study
+from policyalign_assets.english_model.lessons import (
+    Encoder,
+    anchor,
+    drafting,
+    policy_text,
+    study,
+)
 from policyalign_assets.english_model.packed_llama import PackedLlama
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import ModelSettings
@@ -244,3 +250,19 @@ def test_only_answers_that_are_answers_are_kept():
     assert asked(rules(5), 0) == asked(rules(5), 0) and len(asked(rules(5), 0)) >= 10
     _, held = shipped_corpus()
     assert not set(read_answers()) & {t for r in held for t in (*r.violations, *r.twins)}
+
+
+def test_drafting_is_taught_with_the_prompts_of_synthesis(encoder, model):
+    rng = random.Random(0)
+    pairs = [train.draft_pair(rng, rules(8)) for _ in range(12)]
+    wanted = {t for r in rules(8) for t in (*r.violations, *r.twins, *r.neighbours)}
+    assert len(set(pairs)) > 3 and {request for _, request in pairs} <= wanted
+    optimizer = torch.optim.Adam(model.lora.values(), lr=5e-3)
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = drafting(model, encoder, pairs[:2]).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
