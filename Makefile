@@ -29,14 +29,12 @@ demo-english: .venv/installed
 realign: .venv/installed
 	$(BIN)/python benchmarks/edit_to_report.py
 
-# Tests that start daemons measure waiting times, so they run alone, after the others.
 test: .venv/installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not daemon"
-	$(BIN)/python -m pytest -m daemon
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # For the inner loop: leaves out what starts daemons, trains for long or needs a server.
 test-fast: .venv/installed
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not daemon and not served and not gpu"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not daemon and not served and not gpu"
 
 # The vLLM engine on the bundled model, on a CPU, in an environment of its own.
 test-vllm: .venv-vllm/installed
