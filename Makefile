@@ -2,8 +2,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PARTITION ?= medical|general-conduct
 PIP_EXTRA ?=
-# Test processes side by side.
-WORKERS ?= 2
+# Test processes side by side. Many tests wait for a daemon or a server, so one more than two cores pays.
+WORKERS ?= 3
 # Hides the notice that Dagster prints about its own command line.
 # Where `make ui` shows the reports, and where Dagster's links to them lead.
 REPORTS_PORT ?= 3001
