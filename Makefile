@@ -2,8 +2,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PARTITION ?= medical|general-conduct
 PIP_EXTRA ?=
-# Test processes side by side.
-WORKERS ?= 2
+# Test processes side by side. Many tests wait for a daemon or a server, so one more than two cores pays.
+WORKERS ?= 3
 # Hides the notice that Dagster prints about its own command line.
 # Where `make ui` shows the reports, and where Dagster's links to them lead.
 REPORTS_PORT ?= 3001
@@ -29,14 +29,12 @@ demo-english: .venv/installed
 realign: .venv/installed
 	$(BIN)/python benchmarks/edit_to_report.py
 
-# Tests that start daemons measure waiting times, so they run alone, after the others.
 test: .venv/installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not daemon"
-	$(BIN)/python -m pytest -m daemon
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # For the inner loop: leaves out what starts daemons, trains for long or needs a server.
 test-fast: .venv/installed
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not daemon and not served and not gpu"
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not daemon and not served and not gpu"
 
 # The vLLM engine on the bundled model, on a CPU, in an environment of its own.
 test-vllm: .venv-vllm/installed

@@ -76,7 +76,7 @@ def look(desk: Desk, url: str, bundle: Path, *more: str, code: int) -> dict:
     arguments = ["attest", url, "--bundle", str(bundle), *keys, "--json", *more]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == code, result.output
-    return json.loads(result.output) if result.output.startswith("{") else {"said": result.output}
+    return json.loads(result.stdout) if result.stdout.startswith("{") else {"said": result.output}
 
 
 def test_each_model_is_known_by_its_answers(two):
