@@ -432,7 +432,7 @@ def test_a_killed_run_leaves_no_process_and_no_held_pool_and_is_tried_again(worl
     with world.told("stubborn-sensitivity_scores"):
         world.addendum("alpha", "medical", "seal")
         pids = [int(p) for p in world.wait_for(lambda: _two(world.control / "pids"))]
-    (run,) = world.live()
+    (run,) = (run for run in world.live() if policy_of(run))
     os.kill(int(run.tags[PROCESS].split(":")[1]), signal.SIGKILL)
     (world.control / "pids").unlink()
     world.wait_for(lambda: not any(map(alive, pids)), 10)
@@ -448,7 +448,7 @@ def test_a_terminated_run_leaves_no_process_and_is_not_started_again_by_itself(w
     with world.told("stubborn-sensitivity_scores"):
         world.addendum("alpha", "medical", "ticket")
         pids = [int(p) for p in world.wait_for(lambda: _two(world.control / "pids"))]
-        (run,) = world.live()
+        (run,) = (run for run in world.live() if policy_of(run))
         world.instance.run_launcher.terminate(run.run_id)
         (world.control / "pids").unlink()
         world.wait_for(lambda: not any(map(alive, pids)), 10)
