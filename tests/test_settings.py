@@ -1,10 +1,13 @@
 """Settings: what is read from where, what wins, and what is refused."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import policyalign_assets
 from policyalign_assets.settings import PROFILES, Settings, SettingsError, load_settings
 
 
@@ -262,3 +265,16 @@ def test_a_mapping_that_is_no_json_object_is_refused_without_repeating_it(text):
     with pytest.raises(SettingsError) as caught:
         load_settings(environ={"POLICYALIGN_JUDGE__EXTRA_PARAMETERS": text})
     assert "is no JSON object. Fix: write" in str(caught.value) and "sk-" not in str(caught.value)
+
+
+def test_a_variable_that_the_code_reads_itself_is_not_taken_for_a_wrong_setting():
+    package = Path(policyalign_assets.__file__).parent
+    read = {
+        name
+        for file in package.rglob("*.py")
+        for name in re.findall(
+            r"environ(?:\.get\(|\[)\s*\"(POLICYALIGN_[A-Z_]+)\"", file.read_text(encoding="utf-8")
+        )
+    }
+    assert {"POLICYALIGN_DEPLOYMENTS_DIR", "POLICYALIGN_DATA_DIR"} <= read
+    load_settings(environ=dict.fromkeys(read - {"POLICYALIGN_PROFILE"}, "there"))

@@ -6,8 +6,10 @@ process of their own, and share the pool `gpu`. The others run in the process of
 """
 
 import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
@@ -37,8 +39,9 @@ from policyalign_assets.orchestration.resources import (
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
 from policyalign_assets.stages import fingerprints
-from policyalign_assets.stages.interface import StageData
-from policyalign_assets.stages.registry import STAGES, Stage
+from policyalign_assets.stages.facts import Facts
+from policyalign_assets.stages.interface import StageData, StageResult
+from policyalign_assets.stages.registry import EVERY_STAGE, STAGES, Stage
 
 FINGERPRINT = b"policyalign.fingerprint"  # Parquet schema metadata, see `fingerprints`
 DEPLOYED = deployed_settings()
@@ -70,34 +73,35 @@ def policy_catalog(
     )
 
 
-def stage_asset(stage: Stage) -> dg.AssetsDefinition:
-    """The asset of one stage.
+def stage_asset(
+    stage: Stage, work: Callable[..., dg.MaterializeResult[Any]], **where: Any
+) -> dg.AssetsDefinition:
+    """The asset of one stage, which `work` makes.
 
-    Its code version changes with the settings, texts and code it reads.
+    `where`: what dg.asset needs beside the facts of the registry: partitions, deps, owners. The
+    code version changes with the settings, texts and code that the stage reads.
     """
 
     def run(
         context: dg.AssetExecutionContext,
         pipeline: Pipeline,
         launcher: dg.ResourceParam[Launcher],
-        **inputs: StageData,
+        **inputs: Any,
     ) -> dg.MaterializeResult[Any]:
-        return _run(stage, context, pipeline, launcher, inputs)
+        return work(stage, context, pipeline, launcher, inputs)
 
     run.__annotations__["return"] = dg.MaterializeResult[stage.result]  # type: ignore[name-defined]
     return dg.asset(
         name=stage.name,
         description=stage.description,
-        ins={name: dg.AssetIn(dagster_type=STAGES[name].result) for name in stage.upstream},
-        deps=[*stage.external, *depends_on_sources(stage.name)],
-        partitions_def=partitions,
+        ins={name: dg.AssetIn(dagster_type=EVERY_STAGE[name].result) for name in stage.upstream},
         group_name=stage.group,
         kinds=set(stage.kinds),
-        owners=OWNERS,
         io_manager_key=stage.storage,
         pool="gpu" if stage.loads_model else None,
         code_version=fingerprints.own_version(stage.name, DEPLOYED),
         metadata={"dagster/column_schema": table_schema(stage.schema)} if stage.schema else None,
+        **where,
     )(run)
 
 
@@ -109,7 +113,7 @@ def _run(
     inputs: dict[str, StageData],
 ) -> dg.MaterializeResult[Any]:
     if stage.needs_passed_checks:
-        _refuse_after_failed_checks(context)
+        refuse_after_failed_checks(context, [context.partition_key])
     begun = time.monotonic()
     make = launcher.make if stage.loads_model else launcher.make_here
     try:
@@ -117,7 +121,7 @@ def _run(
     except dg.Failure:
         report_refusal(context, pipeline)
         raise
-    facts = {**made.facts, "seconds": time.monotonic() - begun}
+    facts: Facts = {"seconds": time.monotonic() - begun}
     policy = made.value if stage.result is PolicyDocument else inputs.get("policy_document")
     if isinstance(policy, PolicyDocument):
         facts["owner"] = policy.owner
@@ -126,33 +130,51 @@ def _run(
         if stage.result is PolicyDocument
         else _made_from(stage.name, pipeline, inputs)
     )
-    tags = {
-        fingerprints.TAG: fingerprint,
-        POLICY_VERSION_TAG: _policy_hash(made.value, inputs)[:40],
-    }
+    tags = {POLICY_VERSION_TAG: _policy_hash(made.value, inputs)[:40]}
+    return recorded(stage, pipeline, made, fingerprint, facts, tags)
+
+
+def recorded(
+    stage: Stage,
+    pipeline: Pipeline,
+    made: StageResult,
+    fingerprint: str,
+    facts: Facts,
+    tags: Mapping[str, str] = MappingProxyType({}),
+) -> dg.MaterializeResult[Any]:
+    """What Dagster keeps of a result: the value, what it was made from, and what is shown.
+
+    `facts` and `tags` are added to those that every stage has.
+    """
+    shown_facts = {**made.facts, **facts}
+    all_tags = {fingerprints.TAG: fingerprint, **tags}
     if pipeline.experiment:
-        tags[EXPERIMENT] = pipeline.experiment
-        facts["experiment"] = (
+        all_tags[EXPERIMENT] = pipeline.experiment
+        shown_facts["experiment"] = (
             f"settings of this run alone; results in {pipeline.results}, not used by the deployment"
         )
     return dg.MaterializeResult(
-        value=stamped(made.value, fingerprint),
+        value=_stamped(made.value, fingerprint),
         data_version=dg.DataVersion(made.version),
         metadata={
-            **shown(facts),
+            **shown(shown_facts),
             RECIPE: dg.MetadataValue.json(fingerprints.recipe(stage.name, pipeline.settings)),
         },
-        tags=tags,
+        tags=all_tags,
     )
 
 
-def _refuse_after_failed_checks(context: dg.AssetExecutionContext) -> None:
-    if failed := failed_checks(context.instance, context.partition_key):
-        raise dg.Failure(
-            f"training is blocked for {context.partition_key}: {', '.join(failed)} failed. "
-            "Fix: what the check says in the UI, then materialize the data again.",
-            allow_retries=False,
-        )
+def refuse_after_failed_checks(
+    context: dg.AssetExecutionContext, partition_keys: Iterable[str]
+) -> None:
+    """Raises dg.Failure where a blocking check of a partition's data has failed."""
+    for key in partition_keys:
+        if failed := failed_checks(context.instance, key):
+            raise dg.Failure(
+                f"training is blocked for {key}: {', '.join(failed)} failed. "
+                "Fix: what the check says in the UI, then materialize the data again.",
+                allow_retries=False,
+            )
 
 
 def _made_from(stage: str, pipeline: Pipeline, inputs: dict[str, StageData]) -> str:
@@ -175,7 +197,7 @@ def fingerprint_of(data: StageData) -> str:
     raise TypeError(f"a {type(data).__name__} carries no fingerprint: no stage reads one")
 
 
-def stamped(value: StageData, fingerprint: str) -> StageData:
+def _stamped(value: StageData, fingerprint: str) -> StageData:
     """`value` with its fingerprint, where it has a place for it. No other stage reads a report."""
     if isinstance(value, pa.Table):
         return value.replace_schema_metadata(
@@ -196,4 +218,13 @@ def _policy_hash(value: StageData, inputs: dict[str, StageData]) -> str:
     return policy.content_hash
 
 
-stage_assets = [stage_asset(stage) for stage in STAGES.values()]
+stage_assets = [
+    stage_asset(
+        stage,
+        _run,
+        deps=[*stage.external, *depends_on_sources(stage.name)],
+        partitions_def=partitions,
+        owners=OWNERS,
+    )
+    for stage in STAGES.values()
+]

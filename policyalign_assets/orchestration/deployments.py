@@ -17,11 +17,12 @@ import pyarrow as pa
 from policyalign_assets.orchestration.assets import (
     DEPLOYED,
     fingerprint_of,
-    stamped,
+    recorded,
+    refuse_after_failed_checks,
+    stage_asset,
 )
 from policyalign_assets.orchestration.found_policies import FoundPolicies, find_policies
 from policyalign_assets.orchestration.launchers import Launcher
-from policyalign_assets.orchestration.metadata import RECIPE, shown
 from policyalign_assets.orchestration.partitions import PARTITION_TAG
 from policyalign_assets.orchestration.realign import (
     AUTOMATION,
@@ -32,7 +33,7 @@ from policyalign_assets.orchestration.realign import (
     latest_made,
     live_runs,
 )
-from policyalign_assets.orchestration.resources import EXPERIMENT, Pipeline
+from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.policy.deployments import Deployment, find_deployments
 from policyalign_assets.runtime.results import NoResult, stored_record, stored_table
 from policyalign_assets.settings import Settings
@@ -47,36 +48,6 @@ deployments = dg.DynamicPartitionsDefinition(name=NAME)
 MEMBER_STAGES = tuple(dict.fromkeys(m for s in DEPLOYMENT_STAGES.values() for m in s.members))
 
 
-def deployment_asset(stage: Stage) -> dg.AssetsDefinition:
-    """The asset of one stage of a deployment."""
-
-    def run(
-        context: dg.AssetExecutionContext,
-        pipeline: Pipeline,
-        launcher: dg.ResourceParam[Launcher],
-        **inputs: Any,
-    ) -> dg.MaterializeResult[Any]:
-        return _run(stage, context, pipeline, launcher, inputs)
-
-    run.__annotations__["return"] = dg.MaterializeResult[stage.result]  # type: ignore[name-defined]
-    return dg.asset(
-        name=stage.name,
-        description=stage.description,
-        ins={
-            name: dg.AssetIn(dagster_type=DEPLOYMENT_STAGES[name].result) for name in stage.upstream
-        },
-        deps=[
-            dg.AssetDep(name, partition_mapping=dg.AllPartitionMapping()) for name in stage.members
-        ],
-        partitions_def=deployments,
-        group_name=stage.group,
-        kinds=set(stage.kinds),
-        io_manager_key=stage.storage,
-        pool="gpu",
-        code_version=fingerprints.own_version(stage.name, DEPLOYED),
-    )(run)
-
-
 def _run(
     stage: Stage,
     context: dg.AssetExecutionContext,
@@ -86,6 +57,8 @@ def _run(
 ) -> dg.MaterializeResult[Any]:
     begun = time.monotonic()
     deployment = _deployment(context.partition_key, pipeline)
+    if stage.needs_passed_checks:
+        refuse_after_failed_checks(context, deployment.partitions)
     given = {
         m: {key: _stored(pipeline, m, key) for key in deployment.partitions} for m in stage.members
     }
@@ -98,18 +71,7 @@ def _run(
         for name, value in read.items()
     }
     fingerprint = fingerprints.consumed(stage.name, pipeline.settings, upstream)
-    tags = {fingerprints.TAG: fingerprint}
-    if pipeline.experiment:
-        tags[EXPERIMENT] = pipeline.experiment
-    return dg.MaterializeResult(
-        value=stamped(made.value, fingerprint),
-        data_version=dg.DataVersion(made.version),
-        metadata={
-            **shown({**made.facts, "seconds": time.monotonic() - begun}),
-            RECIPE: dg.MetadataValue.json(fingerprints.recipe(stage.name, pipeline.settings)),
-        },
-        tags=tags,
-    )
+    return recorded(stage, pipeline, made, fingerprint, {"seconds": time.monotonic() - begun})
 
 
 def _deployment(name: str, pipeline: Pipeline) -> Deployment:
@@ -132,7 +94,15 @@ def _stored(pipeline: Pipeline, stage: str, partition: str) -> Any:
         raise dg.Failure(f"the deployment reads it: {error}", allow_retries=False) from None
 
 
-deployment_assets = [deployment_asset(stage) for stage in DEPLOYMENT_STAGES.values()]
+deployment_assets = [
+    stage_asset(
+        stage,
+        _run,
+        deps=[dg.AssetDep(m, partition_mapping=dg.AllPartitionMapping()) for m in stage.members],
+        partitions_def=deployments,
+    )
+    for stage in DEPLOYMENT_STAGES.values()
+]
 deployment_job = dg.define_asset_job(
     "deployment_alignment",
     selection=dg.AssetSelection.assets(*DEPLOYMENT_STAGES),

@@ -271,6 +271,7 @@ _DEPLOYMENT = (
             "everyday requests": f"{_SHAPING}:everyday_requests",
         },
         loads_model=True,
+        needs_passed_checks=True,
     ),
     Stage(
         name="deployment_report",

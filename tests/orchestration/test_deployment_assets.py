@@ -9,10 +9,10 @@ import pytest
 from helpers import deployed
 from test_pipeline import QUICK, materialize
 
-from policyalign_assets.orchestration import assets, deployments
+from policyalign_assets.orchestration import assets, data_checks, deployments
 from policyalign_assets.orchestration.found_policies import find_policies
 from policyalign_assets.orchestration.launchers import InProcess
-from policyalign_assets.orchestration.partitions import NAME
+from policyalign_assets.orchestration.partitions import NAME, partitions
 from policyalign_assets.orchestration.realign import desired_states
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
@@ -151,6 +151,30 @@ def test_a_deployment_says_which_partition_is_not_made(instance, policies, tmp_p
     (failure,) = result.get_step_failure_events()
     said = failure.step_failure_data.error_display_string
     assert "policyalign align 'medical|data-privacy'" in said
+
+
+def test_a_deployment_does_not_train_on_data_whose_blocking_check_has_failed(
+    instance, policies, tmp_path
+):
+    @dg.asset(partitions_def=partitions)
+    def filtered_instructions() -> None: ...
+
+    @dg.asset_check(
+        asset="filtered_instructions",
+        name=data_checks.every_rule_has_its_minimum.check_key.name,
+        partitions_def=partitions,
+    )
+    def failing():
+        return dg.AssetCheckResult(passed=False)
+
+    instance.add_dynamic_partitions(NAME, find_policies(policies).keys)
+    instance.add_dynamic_partitions(deployments.NAME, ["medical"])
+    assert dg.materialize(
+        [filtered_instructions, failing], partition_key="medical|data-privacy", instance=instance
+    ).success
+    (failure,) = deploy(tmp_path, instance, "medical").get_step_failure_events()
+    said = failure.step_failure_data.error_display_string
+    assert "training is blocked for medical|data-privacy: every_rule_has_its_minimum" in said
 
 
 def test_one_model_is_trained_under_two_policies_and_reported_under_each(
