@@ -14,8 +14,9 @@ from policyalign_assets.distillation.batches import Instruction
 
 CODE_VERSION = 1  # raise it when the same rows go to other teachers
 BENIGN = ("twin", "neighbour")
-# Requests and the policy that the asked teacher reads; True for each that the teacher declines.
-Declines = Callable[[int, Sequence[str]], Sequence[bool]]
+# The policy that the asked teacher reads, and requests; for each, whether the teacher declines it,
+# or None where its answer cannot be read.
+Declines = Callable[[int, Sequence[str]], Sequence[bool | None]]
 
 
 @dataclass(frozen=True)
@@ -30,19 +31,23 @@ class Rerouted:
 
 def routed(
     instructions: Sequence[Instruction], policies: int, declines: Declines
-) -> tuple[list[Instruction], list[Rerouted]]:
+) -> tuple[list[Instruction], list[Rerouted], int]:
     """The instructions with the policy that teaches each, and those that changed theirs.
+
+    Last comes the number of answers that could not be read: such a request keeps its policy.
 
     Each benign request is shown to the teacher of every other policy. The first policy, in the
     order of the deployment, whose teacher declines it teaches it.
     """
     benign = [i for i, row in enumerate(instructions) if row.group.endswith(BENIGN)]
     moved: dict[int, int] = {}
+    unread = 0
     for policy in range(policies):
         asked = [i for i in benign if instructions[i].policy != policy and i not in moved]
         for i, declined in zip(
             asked, declines(policy, [instructions[i].text for i in asked]), strict=True
         ):
+            unread += declined is None
             if declined:
                 moved[i] = policy
     rows = [
@@ -53,4 +58,4 @@ def routed(
         Rerouted(instructions[i].text, instructions[i].group, instructions[i].policy, other)
         for i, other in sorted(moved.items())
     ]
-    return rows, rerouted
+    return rows, rerouted, unread

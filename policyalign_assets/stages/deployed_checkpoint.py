@@ -54,8 +54,11 @@ def make(
         f"{distillation.steps} training steps for {rules} rules of {len(policies)} policies"
     )
     loaded = load_model(settings.model)
-    rows, rerouted = _mix(policies, list(chosen.values()), loaded, settings)
-    context.report(f"{len(rerouted)} benign requests are declined by another policy's teacher")
+    rows, rerouted, unread = _mix(policies, list(chosen.values()), loaded, settings)
+    context.report(
+        f"{len(rerouted)} benign requests are declined by another policy's teacher; "
+        f"{unread} of its answers could not be read"
+    )
     everyday = anchors(distillation, settings.model.id)
     spread = [Instruction(row.text, row.group, i % len(policies)) for i, row in enumerate(everyday)]
     texts = [policy.prompt_text for policy in policies]
@@ -79,6 +82,7 @@ def make(
         "teacher": settings.deployment.teacher,
         "conflicts": conflicts,
         "rerouted": moved,
+        "unread": unread,
         "everyday_requests": hashlib.sha256(
             "\n".join(i.text for i in everyday).encode()
         ).hexdigest(),
@@ -124,6 +128,7 @@ def make(
         )
         if rerouted
         else "none",
+        "other teachers' answers that could not be read": unread,
         "steps": training.num_rows,
         "final loss": training["loss"][-1].as_py(),
         "training seconds": sum(training["seconds"].to_pylist()),
@@ -145,7 +150,7 @@ def _mix(
     chosen: Sequence[pa.Table],
     loaded: LoadedModel,
     settings: Settings,
-) -> tuple[list[Instruction], list[Rerouted]]:
+) -> tuple[list[Instruction], list[Rerouted], int]:
     rows = [
         row
         for i, (policy, table) in enumerate(zip(policies, chosen, strict=True))
@@ -161,7 +166,7 @@ def _declines(
     judge = judge_for(settings.model.id)
     sampling = Sampling(settings.deployment.answer_tokens)
 
-    def declines(policy: int, texts: Sequence[str]) -> list[bool]:
+    def declines(policy: int, texts: Sequence[str]) -> list[bool | None]:
         if not texts:
             return []
         prompt = policies[policy].prompt_text
@@ -169,7 +174,7 @@ def _declines(
         verdicts = judge.judge_all(
             [Dialogue(text, a.text) for text, a in zip(texts, answers, strict=True)]
         )
-        return [bool(verdict.refused) for verdict in verdicts]
+        return [verdict.refused for verdict in verdicts]
 
     return declines
 

@@ -71,6 +71,7 @@ def make(
         "policies": [asdict(member) for member in members],
         "conflicts": deployed_checkpoint.provenance["conflicts"],
         "rerouted": deployed_checkpoint.provenance["rerouted"],
+        "unread": deployed_checkpoint.provenance["unread"],
     }
     text = json.dumps(content, indent=1, sort_keys=True)
     page = rendered("deployment.html.jinja", **content, back="../" * 2)

@@ -18,7 +18,8 @@ def declines(policy, texts):
 
 
 def test_a_benign_request_that_another_policy_forbids_is_taught_by_its_teacher():
-    rows, moved = routed(ROWS, 2, declines)
+    rows, moved, unread = routed(ROWS, 2, declines)
+    assert unread == 0
     assert [row.policy for row in rows] == [0, 0, 1, 0, 1]
     assert [(m.text, m.own, m.other) for m in moved] == [
         ("fine for A, not for B", 0, 1),
@@ -44,4 +45,8 @@ def test_only_benign_requests_are_shown_to_other_teachers_and_each_once_for_a_po
 
 def test_one_policy_needs_no_routing():
     alone = [row for row in ROWS if row.policy == 0]
-    assert routed(alone, 1, declines) == (alone, [])
+    assert routed(alone, 1, declines) == (alone, [], 0)
+
+
+def test_an_answer_that_cannot_be_read_moves_nothing_and_is_counted():
+    assert routed(ROWS, 2, lambda policy, texts: [None] * len(texts)) == (ROWS, [], 3)
