@@ -17,6 +17,7 @@ import dagster as dg
 from policyalign_assets.orchestration import assets
 from policyalign_assets.orchestration.dead_runs import bury_dead_runs
 from policyalign_assets.orchestration.found_policies import FoundPolicies, find_policies
+from policyalign_assets.orchestration.latest import latest_materializations
 from policyalign_assets.orchestration.metadata import RECIPE
 from policyalign_assets.orchestration.partitions import (
     NAME,
@@ -151,18 +152,10 @@ def _stopped_by_hand(instance: dg.DagsterInstance, partition: str, fingerprint: 
 
 
 def latest_made(instance: dg.DagsterInstance, stage: str) -> dict[str, Made]:
-    """The latest materialization of each partition, in two queries however many there are."""
+    """The latest materialization of each partition that is not an experiment's."""
     key = dg.AssetKey(stage)
-    ids = instance.event_log_storage.get_latest_storage_id_by_partition(
-        key, dg.DagsterEventType.ASSET_MATERIALIZATION
-    )
-    if not ids:
-        return {}
-    records = instance.fetch_materializations(
-        dg.AssetRecordsFilter(key, storage_ids=list(ids.values())), limit=len(ids)
-    ).records
     latest: dict[str, Made] = {}
-    for newest in records:
+    for newest in latest_materializations(instance, key):
         partition, made = newest.partition_key, _last_of_production(instance, key, newest)
         if partition is not None and made is not None:
             event = made.asset_materialization

@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 
+from policyalign_assets.orchestration.latest import latest_observations
 from policyalign_assets.orchestration.metadata import RECIPE
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import Settings
@@ -75,17 +76,9 @@ def _rules_changed(before: Mapping[str, str] | None, now: Mapping[str, str]) -> 
 def _latest(
     instance: dg.DagsterInstance, key: dg.AssetKey
 ) -> dict[str, tuple[str | None, dict[str, Any]]]:
-    """{partition: (data version, metadata)} of the latest observations, in two queries."""
-    ids = instance.event_log_storage.get_latest_storage_id_by_partition(
-        key, dg.DagsterEventType.ASSET_OBSERVATION
-    )
-    if not ids:
-        return {}
-    records = instance.fetch_observations(
-        dg.AssetRecordsFilter(key, storage_ids=list(ids.values())), limit=len(ids)
-    ).records
+    """{partition: (data version, metadata)} of the latest observations."""
     found = {}
-    for record in records:
+    for record in latest_observations(instance, key):
         if record.partition_key and (event := record.asset_observation):
             facts = {
                 name: value.value
