@@ -5,6 +5,7 @@ made from. Stages that load a model run where the resource `launcher` puts them,
 process of their own, and share the pool `gpu`. The others run in the process of the run.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -29,7 +30,7 @@ from policyalign_assets.orchestration.metadata import (
 )
 from policyalign_assets.orchestration.observed import depends_on_sources
 from policyalign_assets.orchestration.owners import asset_owners
-from policyalign_assets.orchestration.partitions import NAME, partitions
+from policyalign_assets.orchestration.partitions import DEPLOYMENTS, NAME, partitions
 from policyalign_assets.orchestration.resources import (
     EXPERIMENT,
     POLICIES_DIR,
@@ -37,6 +38,7 @@ from policyalign_assets.orchestration.resources import (
     deployed_settings,
 )
 from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.policy.deployments import find_deployments
 from policyalign_assets.records import Checkpoint
 from policyalign_assets.stages import fingerprints
 from policyalign_assets.stages.facts import Facts
@@ -52,7 +54,8 @@ OWNERS = asset_owners(Path(POLICIES_DIR))
 def policy_catalog(
     context: dg.AssetExecutionContext, pipeline: Pipeline
 ) -> dg.MaterializeResult[Any]:
-    """Registers every policy in `policies/`, with each of its domains, as a partition.
+    """Registers every policy in `policies/`, with each of its domains, as a partition, and the
+    deployments of these.
 
     Materialize this first. A policy with a mistake is left out, and the mistake is logged.
     """
@@ -62,12 +65,19 @@ def policy_catalog(
     found = find_policies(pipeline.policies, context.log.warning)
     known = set(context.instance.get_dynamic_partitions(NAME))
     context.instance.add_dynamic_partitions(NAME, [key for key in found.keys if key not in known])
+    folder = Path(os.environ.get("POLICYALIGN_DEPLOYMENTS_DIR", "deployments"))
+    deployed, wrong = find_deployments(found.keys, folder)
+    for name, why in wrong.items():
+        context.log.warning(f"skipped: deployment {name}: {why}")
+    there = set(context.instance.get_dynamic_partitions(DEPLOYMENTS))
+    context.instance.add_dynamic_partitions(DEPLOYMENTS, sorted(set(deployed) - there))
     context.log.info(f"policies: {', '.join(found.policies)}")
     return dg.MaterializeResult(
         metadata={
             "policies": sorted(found.policies),
             "partitions": found.keys,
-            "not read": sorted(found.broken) or "none",
+            "deployments": sorted(deployed),
+            "not read": sorted({*found.broken, *(f"deployment {w}" for w in wrong)}) or "none",
             "dagster/row_count": len(found.policies),
         }
     )

@@ -23,7 +23,7 @@ from policyalign_assets.orchestration.assets import (
 )
 from policyalign_assets.orchestration.found_policies import FoundPolicies, find_policies
 from policyalign_assets.orchestration.launchers import Launcher
-from policyalign_assets.orchestration.partitions import PARTITION_TAG
+from policyalign_assets.orchestration.partitions import DEPLOYMENTS, PARTITION_TAG
 from policyalign_assets.orchestration.realign import (
     AUTOMATION,
     SWITCH_ON,
@@ -42,7 +42,7 @@ from policyalign_assets.stages.interface import StageInput
 from policyalign_assets.stages.reasons import changes
 from policyalign_assets.stages.registry import DEPLOYMENT_STAGES, EVERY_STAGE, Stage
 
-NAME = "deployments"  # under which Dagster keeps the keys
+NAME = DEPLOYMENTS
 DEPLOYMENTS_DIR = os.environ.get("POLICYALIGN_DEPLOYMENTS_DIR", "deployments")
 deployments = dg.DynamicPartitionsDefinition(name=NAME)
 MEMBER_STAGES = tuple(dict.fromkeys(m for s in DEPLOYMENT_STAGES.values() for m in s.members))

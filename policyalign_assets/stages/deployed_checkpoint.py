@@ -30,6 +30,8 @@ from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.stages.interface import StageContext, StageResult
 from policyalign_assets.stages.unfinished import work_folder
 
+CODE_VERSION = 1  # raise it when new code trains otherwise, or keeps its record elsewhere
+
 
 class NotDeployable(ValueError):
     """Policies that cannot be trained together, or settings with which they cannot."""
