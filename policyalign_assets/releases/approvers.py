@@ -1,7 +1,7 @@
 """Who may approve a release: people whom the policy's front matter or the settings name.
 
-    approvers: [Bob Stone, "Eve Hall sha256:3f9c…"]     # front matter of a policy
-    POLICYALIGN_RELEASE__APPROVERS='["Bob Stone"]'      # settings
+    approvers: [Bob Stone, "Eve Hall sha256:3f9c2b1a"]     # front matter of a policy
+    POLICYALIGN_RELEASE__APPROVERS='Bob Stone, Eve Hall'   # settings
 
 A name may carry the beginning of the person's key id, as `policyalign keys new` prints it: then no
 other key counts as theirs. A bundle holds the policy and the settings, so its signature covers the

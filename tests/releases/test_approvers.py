@@ -161,10 +161,10 @@ def test_the_front_matter_names_approvers_and_an_addendum_has_its_own(tmp_path: 
 
 
 def test_settings_name_approvers_by_environment():
-    environ = {"POLICYALIGN_RELEASE__APPROVERS": json.dumps(["Bob", "Eve sha256:3f9c2b1a"])}
+    environ = {"POLICYALIGN_RELEASE__APPROVERS": "Bob, Eve sha256:3f9c2b1a"}
     assert load_settings(environ=environ).release.approvers == ("Bob", "Eve sha256:3f9c2b1a")
     with pytest.raises(SettingsError, match="names no approver"):
-        load_settings(environ={"POLICYALIGN_RELEASE__APPROVERS": '["sha256:3f9c2b1a"]'})
+        load_settings(environ={"POLICYALIGN_RELEASE__APPROVERS": "sha256:3f9c2b1a"})
 
 
 def test_an_import_of_a_newer_version_keeps_the_approvers(tmp_path: Path):
