@@ -192,24 +192,25 @@ def words_of(kept: dict[str, str], gap: float):
 
 
 def test_log_probabilities_tell_rounding_from_another_model(two):
-    """Half of the answers differ: by rounding if the kept word was nearly as likely."""
+    """More than half of the answers differ: by rounding if the kept word was nearly as likely."""
     desk, _, second = two
     kept = {r["prompt"]: r["response"] for r in NEWER if r["arm"] == ALIGNED}
     with serving() as server:
-        server.models[ALIAS] = engine(NEWER, slips=0.5)
-        alone = look(desk, server.url, second, code=1)
+        server.models[ALIAS] = engine(NEWER, slips=0.55)
+        every = ("--asked", "60")
+        alone = look(desk, server.url, second, *every, code=1)
         assert alone["verdict"] == ANOTHER and alone["with_log_probabilities"] == 0
         assert "the server gives no log-probabilities" in alone["decided_from"]
         server.strict = True  # a server that refuses the parameter is asked without it
-        refused = look(desk, server.url, second, code=1)
-        assert refused["verdict"] == ANOTHER and refused["asked"] == 30
+        refused = look(desk, server.url, second, *every, code=1)
+        assert refused["verdict"] == ANOTHER and refused["asked"] == 60
         server.likeliest = words_of(kept, 0.3)
-        rounding = look(desk, server.url, second, code=0)
-        assert rounding["verdict"] == THIS and rounding["with_log_probabilities"] == 30
+        rounding = look(desk, server.url, second, *every, code=0)
+        assert rounding["verdict"] == THIS and rounding["with_log_probabilities"] == 60
         hits, of = rounding["matches"][THIS]
         assert rounding["near"][THIS] == of - hits > 5
         server.likeliest = words_of(kept, 6.0)
-        other = look(desk, server.url, second, code=1)
+        other = look(desk, server.url, second, *every, code=1)
         assert other["verdict"] == ANOTHER and other["near"][THIS] == 0
 
 
