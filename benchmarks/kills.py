@@ -1,13 +1,14 @@
 """Kills parts of runs at random moments, and compares what is made in the end with an unkilled run.
 
-    python benchmarks/kills.py [--rounds 40] [--seed 0] [--keep folder]
+    python benchmarks/kills.py [--rounds 40] [--seed 0] [--patience 600] [--keep folder]
 
 Each round starts from the results of the stages before one stage, starts a run by hand or lets the
 daemon start it, waits for a random moment of that stage, and sends SIGKILL to the worker, its
 guard, the run or the daemon. A run that was started by hand is then started again if it failed; a
 killed daemon is started again; everything else must happen by itself. A round is passed if the
 tables and the checkpoint's id equal those of the unkilled run, nothing is left over (processes,
-unfinished files, live runs, held pool slots) and nothing took longer than PATIENCE seconds.
+unfinished files, live runs, held pool slots) and nothing took longer than --patience seconds. A
+machine that is busy with other work needs more patience than an idle one.
 
 The script prints one line for each round and n/40 at the end. Its exit code is 1 if a round failed.
 """
@@ -36,7 +37,7 @@ from throwaway import Hangs, Project  # noqa: E402
 
 from policyalign_assets.stages.registry import STAGES  # noqa: E402
 
-PATIENCE = 600.0  # seconds for one round on a busy machine; more counts as hanging
+PATIENCE = 600.0  # seconds for one round; more counts as hanging
 HOW = (
     [("by hand", target) for target in ("worker", "guard", "run")]
     + [("by daemon", target) for target in ("worker", "guard", "run", "daemon")]
@@ -91,13 +92,15 @@ def _by_hand(project: Project, selection: str, *partition: None) -> None:
         sys.exit(f"the unkilled run failed: {(project.folder / 'by_hand.log').read_text()[-3000:]}")
 
 
-def killed(project: Project, plan: Plan, seconds: float, expected: list[str]) -> list[str]:
+def killed(
+    project: Project, plan: Plan, seconds: float, expected: list[str], patience: float
+) -> list[str]:
     """Carries out one plan, and returns what went wrong."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + patience
     run = project.by_hand(f"{plan.stage}*") if plan.how == "by hand" else None
     if run is None:
         project.start_daemon()
-    project.wait(lambda: project.step() == plan.stage, PATIENCE, f"{plan.stage} has not started")
+    project.wait(lambda: project.step() == plan.stage, patience, f"{plan.stage} has not started")
     time.sleep(plan.moment * seconds)
     pid = None
     while pid is None:  # a worker has not started yet, or has just ended
@@ -141,7 +144,7 @@ def _ended(project: Project, run: subprocess.Popen[bytes], until: float) -> int:
     return run.returncode
 
 
-def measure(folder: Path, first: int, rounds: int, seed: int) -> bool:
+def measure(folder: Path, first: int, rounds: int, seed: int, patience: float) -> bool:
     begun = time.monotonic()
     expected, seconds = unkilled(folder)
     shown = ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
@@ -156,7 +159,7 @@ def measure(folder: Path, first: int, rounds: int, seed: int) -> bool:
         shutil.rmtree(folder / "round", ignore_errors=True)
         project = Project(folder / "round", folder / f"before-{plan.stage}")
         try:
-            problems = killed(project, plan, seconds[plan.stage], expected)
+            problems = killed(project, plan, seconds[plan.stage], expected, patience)
         except Hangs as error:
             problems = [f"hangs: {error}"]
         finally:
@@ -182,6 +185,9 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--first", type=int, default=1, help="begin with this round")
+    parser.add_argument(
+        "--patience", type=float, default=PATIENCE, help="seconds for one round; more is hanging"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the stages and moments")
     parser.add_argument(
         "--keep",
@@ -196,7 +202,7 @@ def main() -> None:
     ):
         folder = Path(name).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        sys.exit(0 if measure(folder, asked.first, asked.rounds, asked.seed) else 1)
+        sys.exit(0 if measure(folder, asked.first, asked.rounds, asked.seed, asked.patience) else 1)
 
 
 if __name__ == "__main__":
