@@ -32,6 +32,8 @@ from policyalign_assets.report.context import code_version
 from policyalign_assets.report.release import gate_results
 from policyalign_assets.settings import BUNDLED, load_settings
 
+pytestmark = pytest.mark.slow
+
 TARGET = "medical|general-conduct"
 EVALUATION = evaluation()
 WORSE = evaluation(capability=(299, 298, 200))  # the capability gate does not pass
