@@ -42,7 +42,8 @@ class ReportContext:
 
     `rules` items: rule_id, text, kind, measured, why_not. `made_from`: {data: its hash}.
     `bundled`: the model is the shipped test model. `calibration`: None where none is on file.
-    `effective_date` and `created_at` are ISO dates.
+    `effective_date` and `created_at` are ISO dates. `lineage`: where training started, with the
+    parent checkpoint's id, or None.
     """
 
     policy_id: str
@@ -67,6 +68,7 @@ class ReportContext:
     calibration: JudgeAgreement | None = None
     effective_date: str | None = None
     code_version: str = ""
+    lineage: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
