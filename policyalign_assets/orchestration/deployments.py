@@ -47,6 +47,7 @@ from policyalign_assets.stages.registry import DEPLOYMENT_STAGES, EVERY_STAGE, S
 NAME = "deployments"  # under which Dagster keeps the keys
 DEPLOYMENTS_DIR = os.environ.get("POLICYALIGN_DEPLOYMENTS_DIR", "deployments")
 deployments = dg.DynamicPartitionsDefinition(name=NAME)
+AFTER_PARTITIONS = {"dagster/priority": "-1"}  # in the queue
 MEMBER_STAGES = tuple(dict.fromkeys(m for s in DEPLOYMENT_STAGES.values() for m in s.members))
 
 
@@ -184,7 +185,7 @@ def out_of_date_deployments(
                 run_key=f"{name}@{stages['deployment_report']}#{last}",
                 partition_key=name,
                 asset_selection=[dg.AssetKey(s) for s in todo],
-                tags={fingerprints.TAG: stages["deployment_report"], WHY: why},
+                tags={fingerprints.TAG: stages["deployment_report"], WHY: why, **AFTER_PARTITIONS},
             )
 
 
