@@ -4,8 +4,11 @@ import json
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from helpers import medical_policy
+from safetensors.torch import load_file
 
 from policyalign_assets.records import parent_of
 from policyalign_assets.settings import load_settings
@@ -97,6 +100,25 @@ def test_an_edit_goes_on_from_the_last_release_and_names_it(released):
     base = trained(data, now, table).value
     assert parent_of(base) is None and base.checkpoint_id != made.checkpoint_id
     assert base.provenance["lineage"]["why"] == "warm_start.enabled is off"
+
+
+def test_it_begins_with_the_parents_weights_and_asks_what_the_old_rule_forbade(released):
+    data, _ = released
+    first = rows(BEFORE, "violating", ("C1", "M2"))
+    old = trained(data, BEFORE, first).value
+    release(data, BEFORE, old)
+    without = replace(BEFORE, rules=tuple(r for r in BEFORE.rules if r.rule_id != "M2"))
+    # A step too small to move anything
+    still = WARM | {"learning_rate_factor": 1e-9, "agreement": 0.8}
+    log: list[str] = []
+    table = rows(without, "twin", ("C1",))
+    made = trained(data, without, table, still, log=log).value
+    assert parent_of(made) == old.checkpoint_id
+    before, after = (load_file(data / c.path / "adapter_model.safetensors") for c in (old, made))
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    assert made.provenance["lineage"]["touched"] == 4  # of five that M2 forbade
+    kept = pq.read_table(data / REQUESTS_FOLDER / f"{made.checkpoint_id}.parquet")
+    assert [k for k in kept["kind"].to_pylist() if k == "former"] == ["former"] * 5
 
 
 def test_what_a_warm_start_does_not_reach_is_trained_from_base(released):
