@@ -73,7 +73,7 @@ def make(
     loaded = load_model(settings.model)
     everyday = anchors(distillation, settings.model.id)
     conflicts = [conflict.sentence for conflict in rule_conflicts(policies)]
-    provenance = {
+    provenance: dict[str, Any] = {
         "deployment": context.deployment,
         "policies": {
             key: {

@@ -118,7 +118,7 @@ def _one_run(
         settings.model.model_copy(update={"device": "cpu"}) if processes.sharded else settings.model
     )
     extra = anchors(distillation, settings.model.id)
-    provenance = {
+    provenance: dict[str, Any] = {
         "policy_id": policy.policy_id,
         "domain": policy.domain,
         "policy_hash": policy.content_hash,
