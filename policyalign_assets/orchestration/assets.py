@@ -37,12 +37,14 @@ from policyalign_assets.orchestration.resources import (
     deployed_settings,
 )
 from policyalign_assets.policy import PolicyDocument
-from policyalign_assets.records import Checkpoint
+from policyalign_assets.records import Checkpoint, ReportRecord, parent_of
 from policyalign_assets.stages import fingerprints
 from policyalign_assets.stages.facts import Facts
 from policyalign_assets.stages.interface import StageData, StageResult
 from policyalign_assets.stages.registry import EVERY_STAGE, STAGES, Stage
 
+# Of a report on a warm start that is not releasable: training must start from the base model.
+NOT_ACCEPTED = "policyalign/warm_start_not_accepted"
 FINGERPRINT = b"policyalign.fingerprint"  # Parquet schema metadata, see `fingerprints`
 DEPLOYED = deployed_settings()
 OWNERS = asset_owners(Path(POLICIES_DIR))
@@ -148,6 +150,11 @@ def recorded(
     """
     shown_facts = {**made.facts, **facts}
     all_tags = {fingerprints.TAG: fingerprint, **tags}
+    if isinstance(made.value, Checkpoint) and (parent := parent_of(made.value)):
+        fingerprint = fingerprints.descended(fingerprint, parent)
+        all_tags |= {fingerprints.TAG: fingerprint, fingerprints.PARENT_TAG: parent}
+    if isinstance(made.value, ReportRecord) and not made.value.may_stand:
+        all_tags[NOT_ACCEPTED] = "yes"
     if pipeline.experiment:
         all_tags[EXPERIMENT] = pipeline.experiment
         shown_facts["experiment"] = (

@@ -34,6 +34,7 @@ from policyalign_assets.orchestration.partitions import (
 from policyalign_assets.orchestration.realign import live_runs
 from policyalign_assets.orchestration.resources import EXPERIMENTS
 from policyalign_assets.policy import PolicyError, list_policies
+from policyalign_assets.stages.parents import REQUESTS_FOLDER
 
 CACHES = ("synthesis", "generations", "unfinished", EXPERIMENTS)
 
@@ -110,7 +111,11 @@ def _files(data: Location) -> Iterator[tuple[str, Location]]:
     for checkpoint in _below(data / "checkpoints"):
         card = checkpoint / "checkpoint.json"
         if card.exists():
-            yield json.loads(card.read_bytes())["provenance"].get("policy_id", ""), checkpoint
+            policy = json.loads(card.read_bytes())["provenance"].get("policy_id", "")
+            yield policy, checkpoint
+            requests = data / REQUESTS_FOLDER / f"{checkpoint.name}.parquet"
+            if requests.exists():
+                yield policy, requests
 
 
 def _below(folder: Location) -> list[Location]:

@@ -48,7 +48,11 @@ from policyalign_assets.settings.model import ModelSettings
 from policyalign_assets.settings.operation import AlertSettings, AutomationSettings
 from policyalign_assets.settings.pipeline import Settings
 from policyalign_assets.settings.profiles import PROFILES
-from policyalign_assets.settings.training import DeploymentSettings, DistillationSettings
+from policyalign_assets.settings.training import (
+    DeploymentSettings,
+    DistillationSettings,
+    WarmStartSettings,
+)
 
 __all__ = [
     "BARS",
@@ -81,6 +85,7 @@ __all__ = [
     "SettingsError",
     "SynthesisSettings",
     "WaivableGate",
+    "WarmStartSettings",
     "load_settings",
     "may_hold_a_key",
 ]
