@@ -347,7 +347,10 @@ def test_an_unknown_partition_is_answered_in_plain_words(workspace, key, words):
         materialize(tmp_path, instance, STAGES[:1], key=key)
 
 
-def test_the_command_line_says_how_to_register_a_policy(tmp_path):
+@pytest.mark.parametrize(
+    ("stage", "key"), [("policy_document", KEY), ("deployed_checkpoint", "medical")]
+)
+def test_the_command_line_says_how_to_register_a_partition(tmp_path, stage, key):
     done = run(
         "-m",
         "dagster",
@@ -356,9 +359,9 @@ def test_the_command_line_says_how_to_register_a_policy(tmp_path):
         "-m",
         "policyalign_assets.definitions",
         "--select",
-        "policy_document",
+        stage,
         "--partition",
-        KEY,
+        key,
         DAGSTER_HOME=str(tmp_path),
     )
     assert (
