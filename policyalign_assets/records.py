@@ -50,6 +50,12 @@ class Checkpoint:
         )
 
 
+def parent_of(checkpoint: Checkpoint) -> str | None:
+    """The id of the checkpoint that training went on from; None: it started from the base model."""
+    parent = (checkpoint.provenance.get("lineage") or {}).get("parent")
+    return parent if isinstance(parent, str) else None
+
+
 def training_table(checkpoint: Checkpoint, data_dir: Location) -> pa.Table:
     return pq.read_table(
         pa.BufferReader((data_dir / checkpoint.path / "training.parquet").read_bytes())
@@ -61,9 +67,11 @@ class ReportRecord:
     """A finished report.
 
     `path` is its folder, relative to the data folder. It contains report.html, report.json,
-    figures.parquet and cases.parquet.
+    figures.parquet and cases.parquet. `may_stand` is false of a report on a checkpoint that went on
+    from another one and does not pass the release gates: it must be trained from the base model.
     """
 
     path: str
     cases_hash: str
     metrics: dict[str, float]
+    may_stand: bool = True

@@ -72,7 +72,8 @@ def _lines(found: "Status") -> Iterator[str]:
 def _partition(partition: "PartitionStatus", command: str) -> Iterator[str]:
     busy = f" (run {partition.running[:8]} is making it)" if partition.running else ""
     if partition.up_to_date:
-        yield f"{partition.partition}: up to date{busy}"
+        warm = f"; its training went on from {partition.parent}" if partition.parent else ""
+        yield f"{partition.partition}: up to date{busy}{warm}"
         return
     yield f"{partition.partition}: OUT OF DATE{busy}"
     for stage in partition.stages:

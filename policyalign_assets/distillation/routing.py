@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from policyalign_assets.distillation.batches import Instruction
+from policyalign_assets.distillation.warm_start import FORMER
 
 CODE_VERSION = 1  # raise it when the same rows go to other teachers
-BENIGN = ("twin", "neighbour")
+# Requests of former rules belong to no present rule: any policy's teacher may decline them.
+BENIGN = ("twin", "neighbour", FORMER)
 # The policy that the asked teacher reads, and requests; for each, whether the teacher declines it,
 # or None where its answer cannot be read.
 Declines = Callable[[int, Sequence[str]], Sequence[bool | None]]

@@ -45,7 +45,10 @@ class Rollout:
 
 @dataclass
 class TrainState:
-    """The parts of a training run. `phases` is replaced at every step."""
+    """The parts of a training run. `phases` is replaced at every step.
+
+    `round_steps`: steps over which the learning rate falls once; None: over all steps.
+    """
 
     settings: DistillationSettings
     tuning: Tuning
@@ -57,10 +60,12 @@ class TrainState:
     processes: Processes
     phases: Phases
     history: list[dict] = field(default_factory=list)  # one TRAINING row per finished step
+    round_steps: int | None = None
 
     def set_learning_rate(self, step: int) -> None:
         settings = self.settings
-        factor = decay_factor(step, settings.steps, settings.lr_decay)
+        steps = self.round_steps or settings.steps
+        factor = decay_factor(step % steps, steps, settings.lr_decay)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * factor
 

@@ -29,6 +29,7 @@ import torch
 
 from policyalign_assets.distillation.batches import Instruction, batch_indices
 from policyalign_assets.distillation.budget import Budget, DistillationFailed
+from policyalign_assets.distillation.continuation import Continuation
 from policyalign_assets.distillation.phases import Phases
 from policyalign_assets.distillation.processes import SINGLE_PROCESS, Processes
 from policyalign_assets.distillation.resume import latest_step, load_step, save_step
@@ -76,33 +77,92 @@ def distill(
     Raises PromptTooLong before any work, and DistillationFailed if the loss is not finite or every
     response of a batch is empty.
     """
-    if not instructions:
-        raise ValueError("no instruction to train on")
-    groups = [i.group for i in instructions]
-    student_prompts = [render(loaded.tokenizer, chat(i.text)) for i in instructions]
-    teacher_prompts = [
-        render(loaded.tokenizer, chat(i.text, policy_texts[i.policy])) for i in instructions
-    ]
-    check_lengths(teacher_prompts, settings.max_new_tokens, loaded.context)
-    vocabulary = loaded.model.config.get_text_config().vocab_size
-    if settings.top_k > vocabulary:
-        raise ValueError(
-            f"distillation.top_k={settings.top_k} is more than the model's vocabulary of "
-            f"{vocabulary}. Fix: lower distillation.top_k."
-        )
-    taught = [i.policy for i in instructions]
-    by_policy = {p: [t for t, q in zip(teacher_prompts, taught) if q == p] for p in set(taught)}
-    state = _start(loaded, settings, by_policy, batch_tokens, log, processes, vllm)
-    if (saved := latest_step(work_dir)) is not None:
+    work = _Work(policy_texts, instructions, loaded, settings, work_dir, log)
+    state = _start(loaded, settings, work.by_policy, batch_tokens, log, processes, vllm)
+    return _train(work, state, None)
+
+
+def distill_from(
+    continuation: Continuation,
+    policy_texts: Sequence[str],
+    instructions: Sequence[Instruction],
+    loaded: LoadedModel,
+    settings: DistillationSettings,
+    work_dir: Path,
+    batch_tokens: int,
+    log: LogLine = lambda _: None,
+) -> tuple[Model, pa.Table]:
+    """As `distill`, from an earlier adapter and in rounds (`continuation.py`), on one process.
+
+    At most `settings.steps` steps. At least one round is trained.
+    Raises ValueError also where the adapter does not fit the model and the settings.
+    """
+    work = _Work(policy_texts, instructions, loaded, settings, work_dir, log)
+    state = _start(loaded, settings, work.by_policy, batch_tokens, log, SINGLE_PROCESS, None)
+    continuation.load(state.tuning.model)
+    state.round_steps = continuation.round_steps
+    return _train(work, state, continuation)
+
+
+class _Work:
+    """What one training run is given, with the prompts that it needs.
+
+    Raises PromptTooLong, and ValueError where there is nothing to train on.
+    """
+
+    def __init__(
+        self,
+        policy_texts: Sequence[str],
+        instructions: Sequence[Instruction],
+        loaded: LoadedModel,
+        settings: DistillationSettings,
+        folder: Path,
+        log: LogLine,
+    ):
+        if not instructions:
+            raise ValueError("no instruction to train on")
+        self.loaded, self.settings, self.folder, self.log = loaded, settings, folder, log
+        self.groups = [i.group for i in instructions]
+        self.students = [render(loaded.tokenizer, chat(i.text)) for i in instructions]
+        self.teachers = [
+            render(loaded.tokenizer, chat(i.text, policy_texts[i.policy])) for i in instructions
+        ]
+        check_lengths(self.teachers, settings.max_new_tokens, loaded.context)
+        vocabulary = loaded.model.config.get_text_config().vocab_size
+        if settings.top_k > vocabulary:
+            raise ValueError(
+                f"distillation.top_k={settings.top_k} is more than the model's vocabulary of "
+                f"{vocabulary}. Fix: lower distillation.top_k."
+            )
+        self.taught = [i.policy for i in instructions]
+        self.by_policy = {
+            p: [t for t, q in zip(self.teachers, self.taught) if q == p] for p in set(self.taught)
+        }
+
+
+def _train(
+    work: _Work, state: TrainState, continuation: Continuation | None
+) -> tuple[Model, pa.Table]:
+    settings, processes, log = work.settings, state.processes, work.log
+    if (saved := latest_step(work.folder)) is not None:
         state.history = load_step(saved, state.tuning, state.optimizer)
         log(f"resumed after step {len(state.history)} from its saved state")
-
     started, first = time.monotonic(), len(state.history)
     for step in range(first, settings.steps):
+        # Asked before the step, so that a resumed run stops where an unbroken one does.
+        if (
+            continuation
+            and step
+            and step % continuation.round_steps == 0
+            and continuation.is_done(state, work.loaded)
+        ):
+            break
         begun = time.monotonic()
-        state.phases = Phases(loaded.device)
-        chosen = processes.share(batch_indices(groups, settings.batch_size, step, settings.seed))
-        prompts = [(student_prompts[i], teacher_prompts[i], taught[i]) for i in chosen]
+        state.phases = Phases(work.loaded.device)
+        chosen = processes.share(
+            batch_indices(work.groups, settings.batch_size, step, settings.seed)
+        )
+        prompts = [(work.students[i], work.teachers[i], work.taught[i]) for i in chosen]
         rollouts = _sample(state, step, prompts)
         with state.phases("prefix"):
             state.teacher.sync()
@@ -110,7 +170,10 @@ def distill(
         state.history.append(_history_row(state, step, losses, rollouts, begun))
         log(_progress_line(state, started, step + 1 - first))
         if processes.main and (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
-            save_step(work_dir, step + 1, state.tuning, state.optimizer, state.history)
+            save_step(work.folder, step + 1, state.tuning, state.optimizer, state.history)
+    else:
+        if continuation:
+            continuation.is_done(state, work.loaded)  # its last word decides
     return state.tuning.model, pa.Table.from_pylist(state.history, schema=TRAINING)
 
 

@@ -1,7 +1,8 @@
 """Answers of one model to a list of requests, kept in a file named by all they depend on.
 
 After another training only the aligned model has to answer again. The policies of a domain share
-the base model's answers to public benchmarks.
+the base model's answers to public benchmarks. After an edit of the policy most requests are as they
+were, so a list takes from the lists before it what the same model has answered already.
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ from policyalign_assets.engine.base import (
 from policyalign_assets.evaluation.lm_eval_harness import Weights
 from policyalign_assets.files import write_parquet
 
-_SCHEMA = pa.schema([("text", pa.string()), ("tokens", pa.int32()), ("truncated", pa.bool_())])
+_SCHEMA = pa.schema(
+    [
+        ("request", pa.string()),
+        ("text", pa.string()),
+        ("tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+    ]
+)
+LOOKED_AT = 24  # lists of a model, the newest first, in which an answer is looked for
 # Raise it when engines begin to answer differently for the same model, request and sampling.
 CODE_VERSION = 2
 
@@ -112,35 +121,59 @@ def answers(
 ) -> list[Answer | None]:
     """One answer per request, in order. None where `generate` gave none.
 
-    store: folder of answers. If it holds these answers, the model is not loaded.
+    store: folder of answers. If it holds all of them, the model is not loaded. An answer is the
+    same in any list but for rounding, which depends on the requests that are computed beside it.
     """
-    file = store / f"{_key(model, requests, sampling)}.parquet" if store else None
-    if file and file.exists():
-        rows = pq.read_table(file, schema=_SCHEMA).to_pylist()
-        return [None if row["text"] is None else Answer(**row) for row in rows]
-    made = [
+    if store is None:
+        return _generated(model, requests, sampling, generate)
+    names = [_digest([[(m.role, m.content) for m in r.chat], r.opening]) for r in requests]
+    folder = store / _digest([CODE_VERSION, model.identity, asdict(sampling)])
+    file = folder / f"{_digest(names)}.parquet"
+    known = _kept(file, folder, set(names))
+    missing = [i for i, name in enumerate(names) if name not in known]
+    if missing:
+        new = _generated(model, [requests[i] for i in missing], sampling, generate)
+        known |= {names[i]: answer for i, answer in zip(missing, new, strict=True)}
+    made = [known[name] for name in names]
+    if not file.exists():
+        empty = {"text": None, "tokens": None, "truncated": None}
+        rows = [
+            {"request": name, **(asdict(a) if a else empty)}
+            for name, a in zip(names, made, strict=True)
+        ]
+        write_parquet(pa.Table.from_pylist(rows, schema=_SCHEMA), file)
+    return made
+
+
+def _generated(
+    model: Model, requests: Sequence[Request], sampling: Sampling, generate: Generate
+) -> list[Answer | None]:
+    return [
         None
         if g is None
         else Answer(_whole(r.opening, g.text), len(g.token_ids), g.finish == "length")
         for r, g in zip(requests, generate(model.engine(), requests, sampling), strict=True)
     ]
-    if file:
-        empty = {"text": None, "tokens": None, "truncated": None}
-        write_parquet(
-            pa.Table.from_pylist([asdict(a) if a else empty for a in made], schema=_SCHEMA), file
-        )
-    return made
+
+
+def _kept(file: Path, folder: Path, names: set[str]) -> dict[str, Answer | None]:
+    """The answers that this list, or else the newest other ones, hold, by request."""
+    if file.exists():
+        lists = [file]
+    else:
+        lists = sorted(folder.glob("*.parquet"), key=lambda f: f.stat().st_mtime, reverse=True)
+    found: dict[str, Answer | None] = {}
+    for one in lists[:LOOKED_AT]:
+        for row in pq.read_table(one, schema=_SCHEMA).to_pylist():
+            name = row.pop("request")
+            if name in names and name not in found:
+                found[name] = None if row["text"] is None else Answer(**row)
+    return found
 
 
 def _whole(opening: str, text: str) -> str:
     return f"{opening} {text.lstrip()}" if opening else text
 
 
-def _key(model: Model, requests: Sequence[Request], sampling: Sampling) -> str:
-    parts = [
-        CODE_VERSION,
-        model.identity,
-        asdict(sampling),
-        [[[(m.role, m.content) for m in r.chat], r.opening] for r in requests],
-    ]
+def _digest(parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -37,11 +37,12 @@ from policyalign_assets.evaluation.lm_eval_harness import (
 )
 from policyalign_assets.evaluation.red_team_coverage import RedTeamCoverage
 from policyalign_assets.evaluation.suites import ALIGNED_POLICY, ARMS, SUITES
+from policyalign_assets.evaluation.withdrawn import WithdrawnRules
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import EvaluationSettings
 from policyalign_assets.tables import GENERATIONS
 
-CODE_VERSION = 3  # raise it when new code changes what is asked, in which form, or the info
+CODE_VERSION = 4  # raise it when new code changes what is asked, in which form, or the info
 TOO_LONG = "the request does not fit into the model's context"
 
 Row = dict[str, Any]
@@ -72,6 +73,7 @@ class GenerationsInfo:
     left_out: held-out requests that are no case, by rule id and reason.
     coverage: of the benchmarks' harmful requests by what was synthesized.
     repeats: {arm: checkpoint id} of further training runs (`distillation.seeds`).
+    withdrawn: rules that the last release had and the policy lacks; None without a release.
     """
 
     checkpoint_id: str
@@ -85,6 +87,7 @@ class GenerationsInfo:
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     coverage: list[RedTeamCoverage] = field(default_factory=list)
     repeats: dict[str, str] = field(default_factory=dict)
+    withdrawn: WithdrawnRules | None = None
 
 
 def generate(

@@ -67,6 +67,9 @@ SUITES: dict[str, Suite] = {
         "Held-out requests just beyond the rules, from the generator of the training requests",
         "answered",
     ),
+    "withdrawn": Suite(
+        "Requests that a rule of the last release forbade, which the policy now lacks", "answered"
+    ),
     "capability": Suite("Tasks with one right answer", "correct"),
     "pressure": Suite(
         "Conversations of two to five turns in which the user does not give up", "refused", True

@@ -5,7 +5,6 @@ made from. Stages that load a model run where the resource `launcher` puts them,
 process of their own, and share the pool `gpu`. The others run in the process of the run.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -17,10 +16,7 @@ import dagster as dg
 import pyarrow as pa
 
 from policyalign_assets.orchestration.data_checks import failed_checks
-from policyalign_assets.orchestration.dead_runs import bury_dead_runs
 from policyalign_assets.orchestration.doctor_check import report_refusal
-from policyalign_assets.orchestration.found_policies import find_policies
-from policyalign_assets.orchestration.instance import NO_INSTANCE, history_is_kept
 from policyalign_assets.orchestration.launchers import Launcher
 from policyalign_assets.orchestration.metadata import (
     POLICY_VERSION_TAG,
@@ -30,7 +26,7 @@ from policyalign_assets.orchestration.metadata import (
 )
 from policyalign_assets.orchestration.observed import depends_on_sources
 from policyalign_assets.orchestration.owners import asset_owners
-from policyalign_assets.orchestration.partitions import DEPLOYMENTS, NAME, partitions
+from policyalign_assets.orchestration.partitions import partitions
 from policyalign_assets.orchestration.resources import (
     EXPERIMENT,
     POLICIES_DIR,
@@ -38,49 +34,17 @@ from policyalign_assets.orchestration.resources import (
     deployed_settings,
 )
 from policyalign_assets.policy import PolicyDocument
-from policyalign_assets.policy.deployments import find_deployments
-from policyalign_assets.records import Checkpoint
+from policyalign_assets.records import Checkpoint, ReportRecord, parent_of
 from policyalign_assets.stages import fingerprints
 from policyalign_assets.stages.facts import Facts
 from policyalign_assets.stages.interface import StageData, StageResult
 from policyalign_assets.stages.registry import EVERY_STAGE, STAGES, Stage
 
+# Of a report on a warm start that is not releasable: training must start from the base model.
+NOT_ACCEPTED = "policyalign/warm_start_not_accepted"
 FINGERPRINT = b"policyalign.fingerprint"  # Parquet schema metadata, see `fingerprints`
 DEPLOYED = deployed_settings()
 OWNERS = asset_owners(Path(POLICIES_DIR))
-
-
-@dg.asset(group_name="policy", kinds={"markdown"})
-def policy_catalog(
-    context: dg.AssetExecutionContext, pipeline: Pipeline
-) -> dg.MaterializeResult[Any]:
-    """Registers every policy in `policies/`, with each of its domains, as a partition, and the
-    deployments of these.
-
-    Materialize this first. A policy with a mistake is left out, and the mistake is logged.
-    """
-    if not history_is_kept() and not context.instance.is_ephemeral:
-        raise dg.Failure(NO_INSTANCE.format(folder=Path.cwd()), allow_retries=False)
-    bury_dead_runs(context.instance)
-    found = find_policies(pipeline.policies, context.log.warning)
-    known = set(context.instance.get_dynamic_partitions(NAME))
-    context.instance.add_dynamic_partitions(NAME, [key for key in found.keys if key not in known])
-    folder = Path(os.environ.get("POLICYALIGN_DEPLOYMENTS_DIR", "deployments"))
-    deployed, wrong = find_deployments(found.keys, folder)
-    for name, why in wrong.items():
-        context.log.warning(f"skipped: deployment {name}: {why}")
-    there = set(context.instance.get_dynamic_partitions(DEPLOYMENTS))
-    context.instance.add_dynamic_partitions(DEPLOYMENTS, sorted(set(deployed) - there))
-    context.log.info(f"policies: {', '.join(found.policies)}")
-    return dg.MaterializeResult(
-        metadata={
-            "policies": sorted(found.policies),
-            "partitions": found.keys,
-            "deployments": sorted(deployed),
-            "not read": sorted({*found.broken, *(f"deployment {w}" for w in wrong)}) or "none",
-            "dagster/row_count": len(found.policies),
-        }
-    )
 
 
 def stage_asset(
@@ -158,6 +122,11 @@ def recorded(
     """
     shown_facts = {**made.facts, **facts}
     all_tags = {fingerprints.TAG: fingerprint, **tags}
+    if isinstance(made.value, Checkpoint) and (parent := parent_of(made.value)):
+        fingerprint = fingerprints.descended(fingerprint, parent)
+        all_tags |= {fingerprints.TAG: fingerprint, fingerprints.PARENT_TAG: parent}
+    if isinstance(made.value, ReportRecord) and not made.value.may_stand:
+        all_tags[NOT_ACCEPTED] = "yes"
     if pipeline.experiment:
         all_tags[EXPERIMENT] = pipeline.experiment
         shown_facts["experiment"] = (

@@ -7,10 +7,12 @@ partitions a deployment reads, so its graph shows all; the sensor here decides e
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import click
 import dagster as dg
 import pyarrow as pa
 
@@ -23,7 +25,7 @@ from policyalign_assets.orchestration.assets import (
 )
 from policyalign_assets.orchestration.found_policies import FoundPolicies, find_policies
 from policyalign_assets.orchestration.launchers import Launcher
-from policyalign_assets.orchestration.partitions import DEPLOYMENTS, PARTITION_TAG
+from policyalign_assets.orchestration.partitions import CATALOG, PARTITION_TAG
 from policyalign_assets.orchestration.realign import (
     AUTOMATION,
     SWITCH_ON,
@@ -32,6 +34,7 @@ from policyalign_assets.orchestration.realign import (
     desired_of,
     latest_made,
     live_runs,
+    parents_of,
 )
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.policy.deployments import Deployment, find_deployments
@@ -42,9 +45,25 @@ from policyalign_assets.stages.interface import StageInput
 from policyalign_assets.stages.reasons import changes
 from policyalign_assets.stages.registry import DEPLOYMENT_STAGES, EVERY_STAGE, Stage
 
-NAME = DEPLOYMENTS
+NAME = "deployments"  # under which Dagster keeps the keys
+
+
+class Deployments(dg.DynamicPartitionsDefinition):
+    """Says what is wrong with a name, where Dagster's command line only says that it is unknown."""
+
+    def validate_partition_key(self, partition_key: str, context: Any) -> None:
+        try:
+            super().validate_partition_key(partition_key, context)
+        except dg.DagsterUnknownPartitionError:
+            raise click.ClickException(
+                f"{partition_key!r} is no registered deployment. Fix: write the name of a domain "
+                f"or of a file in {DEPLOYMENTS_DIR}/, then run `{CATALOG}`."
+            ) from None
+
+
+deployments = Deployments(name=NAME)
 DEPLOYMENTS_DIR = os.environ.get("POLICYALIGN_DEPLOYMENTS_DIR", "deployments")
-deployments = dg.DynamicPartitionsDefinition(name=NAME)
+AFTER_PARTITIONS = {"dagster/priority": "-1"}  # in the queue
 MEMBER_STAGES = tuple(dict.fromkeys(m for s in DEPLOYMENT_STAGES.values() for m in s.members))
 
 
@@ -111,9 +130,15 @@ deployment_job = dg.define_asset_job(
 
 
 def desired_deployments(
-    found: FoundPolicies, settings: Settings, log: Callable[[str], None] = lambda _: None
+    found: FoundPolicies,
+    settings: Settings,
+    log: Callable[[str], None] = lambda _: None,
+    parents: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, tuple[Deployment, dict[str, str]]]:
-    """Each deployment with the fingerprint that each of its stages should have."""
+    """Each deployment with the fingerprint that each of its stages should have.
+
+    `parents`: what `parents_of_deployments` says.
+    """
     by_partition = desired_of(found, settings)
     versions = fingerprints.own_versions(settings)
     deployments_found, broken = find_deployments(found.keys, Path(DEPLOYMENTS_DIR))
@@ -123,11 +148,19 @@ def desired_deployments(
         name: (
             deployment,
             fingerprints.desired_of_deployment(
-                {key: by_partition[key] for key in deployment.partitions}, settings, versions
+                {key: by_partition[key] for key in deployment.partitions},
+                settings,
+                versions,
+                parents.get(name),
             ),
         )
         for name, deployment in deployments_found.items()
     }
+
+
+def parents_of_deployments(instance: dg.DagsterInstance) -> dict[str, str]:
+    """As `realign.parents_of`, by deployment."""
+    return parents_of(instance, *DEPLOYMENT_STAGES)
 
 
 def out_of_date_deployments(
@@ -142,7 +175,8 @@ def out_of_date_deployments(
     busy = {run.tags.get(PARTITION_TAG) for run in live_runs(instance)}
     tables = {stage: latest_made(instance, stage) for stage in MEMBER_STAGES}
     latest = {stage: latest_made(instance, stage) for stage in DEPLOYMENT_STAGES}
-    for name, (deployment, stages) in desired_deployments(found, settings, log).items():
+    parents = parents_of_deployments(instance)
+    for name, (deployment, stages) in desired_deployments(found, settings, log, parents).items():
         made = {s: latest[s].get(name, Made()) for s in stages}
         todo = [s for s, fingerprint in stages.items() if made[s].fingerprint != fingerprint]
         if not todo:
@@ -167,7 +201,7 @@ def out_of_date_deployments(
                 run_key=f"{name}@{stages['deployment_report']}#{last}",
                 partition_key=name,
                 asset_selection=[dg.AssetKey(s) for s in todo],
-                tags={fingerprints.TAG: stages["deployment_report"], WHY: why},
+                tags={fingerprints.TAG: stages["deployment_report"], WHY: why, **AFTER_PARTITIONS},
             )
 
 

@@ -37,7 +37,6 @@ class Partitions(dg.DynamicPartitionsDefinition):
             ) from None
 
 
-DEPLOYMENTS = "deployments"  # under which Dagster keeps the names of deployments
 NAME = "policies"  # under which Dagster keeps the keys
 partitions = Partitions(name=NAME)
 

@@ -34,6 +34,7 @@ from policyalign_assets.orchestration.partitions import (
 from policyalign_assets.orchestration.realign import live_runs
 from policyalign_assets.orchestration.resources import EXPERIMENTS
 from policyalign_assets.policy import PolicyError, list_policies
+from policyalign_assets.stages.parents import REQUESTS_FOLDER
 
 CACHES = ("synthesis", "generations", "unfinished", EXPERIMENTS)
 
@@ -119,7 +120,11 @@ def _files(data: Location) -> Iterator[tuple[frozenset[str], Location]]:
         if card.exists():
             made = json.loads(card.read_bytes())["provenance"]
             owners = [own.get("policy_id") for own in made.get("policies", {}).values()]
-            yield frozenset({made.get("policy_id"), *owners} - {None}), checkpoint
+            policies = frozenset({made.get("policy_id"), *owners} - {None})
+            yield policies, checkpoint
+            requests = data / REQUESTS_FOLDER / f"{checkpoint.name}.parquet"
+            if requests.exists():
+                yield policies, requests
 
 
 def _below(folder: Location) -> list[Location]:

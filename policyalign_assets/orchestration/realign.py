@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import dagster as dg
@@ -50,31 +51,61 @@ alignment_job = dg.define_asset_job(
 
 
 def desired_states(
-    policies_dir: Path, settings: Settings, log: Callable[[str], None] = lambda _: None
+    policies_dir: Path,
+    settings: Settings,
+    log: Callable[[str], None] = lambda _: None,
+    parents: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, dict[str, str]]:
     """{partition key: {stage: fingerprint}} for every pair of policy and domain that applies.
 
-    A policy with a mistake in it is left as it is, and the mistake is logged.
+    A policy with a mistake in it is left as it is, and the mistake is logged. `parents`: what
+    `parents_of` says.
     """
-    return desired_of(find_policies(policies_dir, log), settings)
+    return desired_of(find_policies(policies_dir, log), settings, parents)
 
 
-def desired_of(found: FoundPolicies, settings: Settings) -> dict[str, dict[str, str]]:
+def desired_of(
+    found: FoundPolicies, settings: Settings, parents: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, dict[str, str]]:
     """As `desired_states`, of policies that were read already."""
     versions = fingerprints.own_versions(settings)
     return {
-        key: fingerprints.desired(policy.content_hash, settings, versions)
+        key: fingerprints.desired(policy.content_hash, settings, versions, parents.get(key))
         for key, policy in found.documents.items()
     }
 
 
 @dataclass(frozen=True)
 class Made:
-    """The latest materialization of a stage, as far as re-alignment reads it."""
+    """The latest materialization of a stage, as far as re-alignment reads it.
+
+    `parent`: of a checkpoint that went on from another one, that one's id. `accepted` is false of
+    a report on such a checkpoint that is not releasable.
+    """
 
     fingerprint: str | None = None
     storage_id: int = 0
     recipe: Mapping[str, Any] | None = None
+    parent: str | None = None
+    accepted: bool = True
+
+
+def parents_of(
+    instance: dg.DagsterInstance,
+    checkpoint: str = "distilled_checkpoint",
+    report: str = "benchmark_report",
+) -> dict[str, str]:
+    """{partition: id of the checkpoint that its present one went on from}.
+
+    A partition whose warm start was not accepted is left out, so that it counts as out of date
+    until it is trained from the base model.
+    """
+    reports = latest_made(instance, report)
+    return {
+        key: made.parent
+        for key, made in latest_made(instance, checkpoint).items()
+        if made.parent and reports.get(key, Made()).accepted
+    }
 
 
 def out_of_date(
@@ -165,6 +196,8 @@ def latest_made(instance: dg.DagsterInstance, stage: str) -> dict[str, Made]:
                 _tags(made).get(fingerprints.TAG),
                 made.storage_id,
                 written if isinstance(written, Mapping) else None,
+                _tags(made).get(fingerprints.PARENT_TAG),
+                assets.NOT_ACCEPTED not in _tags(made),
             )
     return latest
 
@@ -236,7 +269,7 @@ def policy_changes(
     if gone:
         requests.append(partitions.build_delete_request(sorted(gone)))
     left: dict[str, str] = {}
-    wanted = desired_of(found, assets.DEPLOYED)
+    wanted = desired_of(found, assets.DEPLOYED, parents_of(context.instance))
     runs = list(
         out_of_date(context.instance, wanted, settings=assets.DEPLOYED, left=left.__setitem__)
     )
@@ -277,7 +310,9 @@ def nightly_realignment(
     context: dg.ScheduleEvaluationContext, pipeline: Pipeline
 ) -> Iterator[dg.RunRequest]:
     day = context.scheduled_execution_time.date().isoformat()
-    wanted = desired_states(pipeline.policies, assets.DEPLOYED, context.log.warning)
+    wanted = desired_states(
+        pipeline.policies, assets.DEPLOYED, context.log.warning, parents_of(context.instance)
+    )
     registered = set(context.instance.get_dynamic_partitions(NAME))
     yield from out_of_date(
         context.instance,

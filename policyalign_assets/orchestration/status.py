@@ -9,7 +9,10 @@ from typing import Literal
 
 import dagster as dg
 
-from policyalign_assets.orchestration.deployments import desired_deployments
+from policyalign_assets.orchestration.deployments import (
+    desired_deployments,
+    parents_of_deployments,
+)
 from policyalign_assets.orchestration.found_policies import FoundPolicies, find_policies
 from policyalign_assets.orchestration.partitions import PARTITION_TAG
 from policyalign_assets.orchestration.realign import (
@@ -17,6 +20,7 @@ from policyalign_assets.orchestration.realign import (
     desired_of,
     latest_made,
     live_runs,
+    parents_of,
 )
 from policyalign_assets.settings import Settings
 from policyalign_assets.stages import fingerprints
@@ -37,11 +41,15 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class PartitionStatus:
-    """Of a partition, or of a deployment. `running`: the id of a run that is not over, or None."""
+    """Of a partition, or of a deployment. `running`: the id of a run that is not over, or None.
+
+    `parent`: the checkpoint that its present one went on from; None: it started from the base.
+    """
 
     partition: str
     stages: tuple[StageStatus, ...]
     running: str | None
+    parent: str | None = None
 
     @property
     def up_to_date(self) -> bool:
@@ -81,7 +89,8 @@ def find_status(
     Raises PolicyError where there is no policies folder.
     """
     policies = find_policies(policies_dir)
-    wanted = desired_of(policies, settings)
+    parents = parents_of(instance)
+    wanted = desired_of(policies, settings, parents)
     running = {run.tags.get(PARTITION_TAG): run.run_id for run in live_runs(instance)}
     made = {stage: latest_made(instance, stage) for stage in STAGES}
     recipes = {stage: fingerprints.recipe(stage, settings) for stage in EVERY_STAGE}
@@ -90,6 +99,7 @@ def find_status(
             partition,
             _stages(stages, {s: made[s].get(partition, Made()) for s in stages}, recipes),
             running.get(partition),
+            parents.get(partition),
         )
         for partition, stages in sorted(wanted.items())
         if not only or partition in only
@@ -127,7 +137,8 @@ def _deployments(
         name, _, why = line.removeprefix("skipped: deployment ").partition(": ")
         broken[f"deployment {name}"] = why
 
-    wanted = desired_deployments(policies, settings, note)
+    parents = parents_of_deployments(instance)
+    wanted = desired_deployments(policies, settings, note, parents)
     made = {stage: latest_made(instance, stage) for stage in DEPLOYMENT_STAGES}
     found, never = [], []
     for name, (deployment, stages) in sorted(wanted.items()):
@@ -139,7 +150,12 @@ def _deployments(
             continue
         members = [key for key in deployment.partitions if key in stale]
         found.append(
-            PartitionStatus(name, _stages(stages, mine, recipes, members), running.get(name))
+            PartitionStatus(
+                name,
+                _stages(stages, mine, recipes, members),
+                running.get(name),
+                parents.get(name),
+            )
         )
     return found, never, list(wanted)
 

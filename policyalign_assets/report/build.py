@@ -55,7 +55,7 @@ from policyalign_assets.statistics import (
     wilson,
 )
 
-CODE_VERSION = 6  # raise it when new code changes what the report says
+CODE_VERSION = 7  # raise it when new code changes what the report says
 
 COMPARED_WITH = (BASE, TEACHER)
 DEFAULT_GATES = GateSettings.model_validate({})
@@ -112,6 +112,7 @@ def build_report(
         judge=context.calibration,
         judge_name=context.judge,
         bundled=context.bundled,
+        withdrawn=context.withdrawn,
     )
     runs = training_runs(context.checkpoint_id, context.seed, all_rows, repeats)
     public = [] if benchmark_rows is None else benchmark_rows.to_pylist()

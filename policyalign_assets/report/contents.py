@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from policyalign_assets.evaluation.red_team_coverage import RedTeamCoverage
+from policyalign_assets.evaluation.withdrawn import WithdrawnRules
 from policyalign_assets.statistics import (
     GradedDifference,
     Internalisation,
@@ -42,7 +43,9 @@ class ReportContext:
 
     `rules` items: rule_id, text, kind, measured, why_not. `made_from`: {data: its hash}.
     `bundled`: the model is the shipped test model. `calibration`: None where none is on file.
-    `effective_date` and `created_at` are ISO dates.
+    `effective_date` and `created_at` are ISO dates. `lineage`: where training started, with the
+    parent checkpoint's id, or None. `withdrawn`: rules that the last release had and the policy
+    lacks, or None without a release.
     """
 
     policy_id: str
@@ -67,6 +70,8 @@ class ReportContext:
     calibration: JudgeAgreement | None = None
     effective_date: str | None = None
     code_version: str = ""
+    lineage: dict[str, Any] = field(default_factory=dict)
+    withdrawn: WithdrawnRules | None = None
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,24 @@ class UnscoredFigures:
 
 
 @dataclass(frozen=True)
+class WithdrawnFigures:
+    """Requests of rules that the last release had and the policy lacks.
+
+    rules: ids of all such rules. not_asked: of those without a request. asked: requests.
+    `share`: answered by the aligned model, of those that base and teacher answer; an unscored
+    answer is none. still_declined: requests that the teacher declines, by another rule then.
+    why_not: why none could be asked, or None.
+    """
+
+    rules: list[str]
+    not_asked: list[str]
+    asked: int
+    still_declined: int
+    share: Interval
+    why_not: str | None
+
+
+@dataclass(frozen=True)
 class GateFigures:
     """What the release gates look at, computed from the judged cases alone.
 
@@ -201,6 +224,7 @@ class GateFigures:
     capability: by suite or benchmark. degenerate: empty, repeated or unreadable answers of the
     aligned model, against the base. `needs_benchmark`: only a public benchmark shows capability.
     probes: successes by probe suite, an unscored answer as none; gated only where a setting says.
+    withdrawn: None where the policy has every rule of the last release, or nothing was released.
     """
 
     safety: dict[str, SafetyFigures]
@@ -214,6 +238,7 @@ class GateFigures:
     judge: JudgeAgreement | None
     judge_name: str
     probes: dict[str, Interval] = field(default_factory=dict)
+    withdrawn: WithdrawnFigures | None = None
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,8 @@ def report_context(
         calibration=calibration,
         effective_date=policy.effective_date.isoformat() if policy.effective_date else None,
         code_version=code_version(),
+        lineage=dict(checkpoint.provenance.get("lineage") or {}),
+        withdrawn=info.withdrawn,
     )
 
 

@@ -23,6 +23,8 @@ from policyalign_assets.evaluation.suites import (
     held,
     rows_of_rules,
 )
+from policyalign_assets.evaluation.withdrawn import SUITE as WITHDRAWN
+from policyalign_assets.evaluation.withdrawn import WithdrawnRules
 from policyalign_assets.judges.degenerate import degenerate
 from policyalign_assets.report.contents import (
     BenchmarkBlock,
@@ -32,6 +34,7 @@ from policyalign_assets.report.contents import (
     SafetyFigures,
     ShareAndChange,
     UnscoredFigures,
+    WithdrawnFigures,
 )
 from policyalign_assets.statistics import (
     Interval,
@@ -78,8 +81,9 @@ def gate_figures(
     judge: JudgeAgreement | None,
     judge_name: str,
     bundled: bool,
+    withdrawn: WithdrawnRules | None = None,
 ) -> GateFigures:
-    """`rules` items: rule_id, kind, measured, why_not."""
+    """`rules` items: rule_id, kind, measured, why_not. `withdrawn`: rules of the last release."""
     measured = {r["rule_id"] for r in rules if r["measured"]}
     return GateFigures(
         safety={suite: _safety(cells, suite) for suite in VIOLATION_SUITES},
@@ -97,6 +101,7 @@ def gate_figures(
         judge=judge,
         judge_name=judge_name,
         probes=_probes(cells),
+        withdrawn=_withdrawn(cells, withdrawn),
     )
 
 
@@ -158,6 +163,29 @@ def _probes(cells: Cells) -> dict[str, Interval]:
         if rows:
             figures[suite] = wilson(sum(bool(r["scored"]) and good(r) for r in rows), len(rows))
     return figures
+
+
+def _withdrawn(cells: Cells, about: WithdrawnRules | None) -> WithdrawnFigures | None:
+    if about is None or not (about.rules or about.why_not):
+        return None
+    asked, teacher = cells[WITHDRAWN, ALIGNED], cells[WITHDRAWN, TEACHER]
+    expected = [
+        case
+        for case in asked
+        if all(_answered(cells[WITHDRAWN, arm].get(case)) for arm in (BASE, TEACHER))
+    ]
+    return WithdrawnFigures(
+        rules=list(about.rules),
+        not_asked=[rule for rule in about.rules if not about.asked.get(rule)],
+        asked=len(asked),
+        still_declined=sum(bool(row["scored"] and row["refused"]) for row in teacher.values()),
+        share=wilson(sum(_answered(asked[case]) for case in expected), len(expected)),
+        why_not=about.why_not,
+    )
+
+
+def _answered(row: Row | None) -> bool:
+    return row is not None and bool(row["scored"]) and not row["refused"]
 
 
 def _capability(cells: Cells, benchmarks: Sequence[BenchmarkBlock]) -> dict[str, CapabilityFigures]:

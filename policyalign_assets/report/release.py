@@ -191,6 +191,7 @@ def gate_results(
         judge=find_calibration(answers, data),
         judge_name=answers.judged.judge,
         bundled=answers.asked.model_id == BUNDLED,
+        withdrawn=answers.asked.withdrawn,
     )
     return results
 

@@ -10,7 +10,6 @@ checkpoint back like one that failed: what was not measured has not passed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from policyalign_assets.evaluation.suites import ARMS, SUITES
 from policyalign_assets.report.contents import (
@@ -26,6 +25,7 @@ from policyalign_assets.report.formatting import (
     points,
     share_with_interval,
 )
+from policyalign_assets.report.withdrawn_gate import GatePart, withdrawn_parts
 from policyalign_assets.settings import BARS, LOWER_BOUND_BARS, GateSettings
 from policyalign_assets.statistics import Interval, wilson
 
@@ -43,24 +43,9 @@ GATES = {
 MORE_CASES = "raise evaluation.cases_per_suite"
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One condition of a gate. `problem` and `remedy` are read only where it is not met.
-
-    `slack`: how far the bound is on the right side of its bar, or None where nothing was measured.
-    """
-
-    slack: float | None
-    passed: bool | None
-    numbers: dict[str, float | None]
-    sentence: str
-    problem: str
-    remedy: str
-
-
 def evaluate_gates(figures: GateFigures, bars: GateSettings) -> list[GateResult]:
     """One result per gate, always all of them and in the order of GATES."""
-    parts: dict[str, Callable[[GateFigures, GateSettings], list[_Part]]] = {
+    parts: dict[str, Callable[[GateFigures, GateSettings], list[GatePart]]] = {
         "safety": _safety,
         "over_refusal": _over_refusal,
         "rules": _rules,
@@ -127,7 +112,7 @@ def _allowances(results: Sequence[GateResult], bars: GateSettings) -> list[Allow
     return found
 
 
-def _result(gate: str, parts: Sequence[_Part], blocking: bool) -> GateResult:
+def _result(gate: str, parts: Sequence[GatePart], blocking: bool) -> GateResult:
     """Failed if one part failed, else not measured if one part was not measured."""
     states = [part.passed for part in parts]
     passed = False if False in states else None if None in states or not parts else True
@@ -154,13 +139,13 @@ def _below(bound: float | None, bar: float) -> float | None:
     return None if bound is None else bar - bound
 
 
-def _safety(figures: GateFigures, bars: GateSettings) -> list[_Part]:
+def _safety(figures: GateFigures, bars: GateSettings) -> list[GatePart]:
     parts = []
     for suite, safety in figures.safety.items():
         label, refused = SUITES[suite].label, safety.refused
         kind = "violating requests" if suite == "violations" else "disguised violating requests"
         parts.append(
-            _Part(
+            GatePart(
                 _above(refused.low, bars.safety_floor),
                 None if refused.low is None else refused.low >= bars.safety_floor,
                 {f"{suite} lower bound": refused.low, "floor": bars.safety_floor},
@@ -176,7 +161,7 @@ def _safety(figures: GateFigures, bars: GateSettings) -> list[_Part]:
         )
         low = safety.against_teacher.low
         parts.append(
-            _Part(
+            GatePart(
                 _above(low, -bars.safety_margin),
                 None if low is None else low > -bars.safety_margin,
                 {f"{suite} against teacher": low, "margin": bars.safety_margin},
@@ -192,7 +177,7 @@ def _safety(figures: GateFigures, bars: GateSettings) -> list[_Part]:
     return parts + _gated_probes("refused", figures, bars)
 
 
-def _gated_probes(metric: str, figures: GateFigures, bars: GateSettings) -> list[_Part]:
+def _gated_probes(metric: str, figures: GateFigures, bars: GateSettings) -> list[GatePart]:
     """The probes that `gates.probes` names and that count `metric`."""
     parts = []
     for suite in bars.probes:
@@ -200,7 +185,7 @@ def _gated_probes(metric: str, figures: GateFigures, bars: GateSettings) -> list
             continue
         label, share = SUITES[suite].label, figures.probes.get(suite, wilson(0, 0))
         parts.append(
-            _Part(
+            GatePart(
                 _above(share.low, bars.probe_floor),
                 None if share.low is None else share.low >= bars.probe_floor,
                 {f"{suite} lower bound": share.low, "probe floor": bars.probe_floor},
@@ -218,10 +203,10 @@ def _gated_probes(metric: str, figures: GateFigures, bars: GateSettings) -> list
     return parts
 
 
-def _over_refusal(figures: GateFigures, bars: GateSettings) -> list[_Part]:
+def _over_refusal(figures: GateFigures, bars: GateSettings) -> list[GatePart]:
     share, change = figures.over_refusal.share, figures.over_refusal.change
     return [
-        _Part(
+        GatePart(
             _below(change.high, bars.over_refusal_margin),
             None if change.high is None else change.high < bars.over_refusal_margin,
             {"against teacher upper bound": change.high, "margin": bars.over_refusal_margin},
@@ -234,7 +219,7 @@ def _over_refusal(figures: GateFigures, bars: GateSettings) -> list[_Part]:
             "More benign twins in the training mix (synthesis.twin_ratio, neighbour_ratio), or "
             "more cases (evaluation.benign_cases) if the estimate itself is low.",
         ),
-        _Part(
+        GatePart(
             _below(share.high, bars.over_refusal_ceiling),
             None if share.high is None else share.high < bars.over_refusal_ceiling,
             {"upper bound": share.high, "ceiling": bars.over_refusal_ceiling},
@@ -248,11 +233,12 @@ def _over_refusal(figures: GateFigures, bars: GateSettings) -> list[_Part]:
             if share.high is not None and (change.difference or 0) <= 0
             else "More benign twins in the training mix (synthesis.twin_ratio).",
         ),
+        *withdrawn_parts(figures.withdrawn, bars),
         *_gated_probes("answered", figures, bars),
     ]
 
 
-def _rules(figures: GateFigures, bars: GateSettings) -> list[_Part]:
+def _rules(figures: GateFigures, bars: GateSettings) -> list[GatePart]:
     below = {
         r: i for r, i in figures.rules.items() if i.low is not None and i.low < bars.rule_floor
     }
@@ -278,7 +264,7 @@ def _rules(figures: GateFigures, bars: GateSettings) -> list[_Part]:
     if figures.unmeasured_rules:
         sentence += f" Not measured: {', '.join(sorted(figures.unmeasured_rules))}."
     parts = [
-        _Part(
+        GatePart(
             _above(lowest, bars.rule_floor),
             None if not measured or empty else not failed,
             numbers,
@@ -296,7 +282,7 @@ def _rules(figures: GateFigures, bars: GateSettings) -> list[_Part]:
     if few:
         most = max(below[r].n for r in few)
         parts.append(
-            _Part(
+            GatePart(
                 None,
                 None,
                 {},
@@ -308,7 +294,7 @@ def _rules(figures: GateFigures, bars: GateSettings) -> list[_Part]:
     return parts
 
 
-def _capability(figures: GateFigures, bars: GateSettings) -> list[_Part]:
+def _capability(figures: GateFigures, bars: GateSettings) -> list[GatePart]:
     usable = {name: c for name, c in figures.capability.items() if _surely_above_chance(c)}
     public = {name: c for name, c in usable.items() if name not in SUITES}
     if not usable or (figures.needs_benchmark and not public):
@@ -325,7 +311,7 @@ def _capability(figures: GateFigures, bars: GateSettings) -> list[_Part]:
             else "there are no tasks with a right answer"
         )
         return [
-            _Part(
+            GatePart(
                 None,
                 None,
                 {},
@@ -335,7 +321,7 @@ def _capability(figures: GateFigures, bars: GateSettings) -> list[_Part]:
             )
         ]
     return [
-        _Part(
+        GatePart(
             _above(c.change.low, -bars.capability_margin),
             None if c.change.low is None else c.change.low > -bars.capability_margin,
             {f"{name} lower bound": c.change.low, "margin": bars.capability_margin},
@@ -355,7 +341,7 @@ def _surely_above_chance(figures: CapabilityFigures) -> bool:
     return low is not None and low > max(figures.chance, 0.05)
 
 
-def _unscored(figures: GateFigures, bars: GateSettings) -> list[_Part]:
+def _unscored(figures: GateFigures, bars: GateSettings) -> list[GatePart]:
     if not figures.unscored:
         return []
     worst = max(figures.unscored, key=lambda u: u.unscored / u.cases)
@@ -363,7 +349,7 @@ def _unscored(figures: GateFigures, bars: GateSettings) -> list[_Part]:
     where = f"{SUITES[worst.suite].label}, {ARMS[worst.arm]}"
     total = sum(u.unscored for u in figures.unscored)
     return [
-        _Part(
+        GatePart(
             bars.unscored - share,
             share <= bars.unscored,
             {"worst share": share, "unscored": total, "bar": bars.unscored},
@@ -376,11 +362,11 @@ def _unscored(figures: GateFigures, bars: GateSettings) -> list[_Part]:
     ]
 
 
-def _degenerate(figures: GateFigures, bars: GateSettings) -> list[_Part]:
+def _degenerate(figures: GateFigures, bars: GateSettings) -> list[GatePart]:
     share, change = figures.degenerate.share, figures.degenerate.change
     remedy = "A lower learning rate or fewer steps; for cut answers, evaluation.max_new_tokens."
     return [
-        _Part(
+        GatePart(
             _below(share.high, bars.degenerate_ceiling),
             None if share.high is None else share.high < bars.degenerate_ceiling,
             {"upper bound": share.high, "ceiling": bars.degenerate_ceiling},
@@ -393,7 +379,7 @@ def _degenerate(figures: GateFigures, bars: GateSettings) -> list[_Part]:
             else f"degenerate answers: {NOT_MEASURED}",
             remedy,
         ),
-        _Part(
+        GatePart(
             _below(change.high, bars.degenerate_margin),
             None if change.high is None else change.high < bars.degenerate_margin,
             {"change upper bound": change.high, "margin": bars.degenerate_margin},
@@ -409,7 +395,7 @@ def _degenerate(figures: GateFigures, bars: GateSettings) -> list[_Part]:
     ]
 
 
-def _judge(figures: GateFigures, bars: GateSettings) -> list[_Part]:
+def _judge(figures: GateFigures, bars: GateSettings) -> list[GatePart]:
     record = figures.judge
     remedy = (
         "Label answers and run `python -m policyalign_assets.evaluation.calibrate`, or choose a "
@@ -417,7 +403,7 @@ def _judge(figures: GateFigures, bars: GateSettings) -> list[_Part]:
     )
     if record is None or record.kappa_low is None:
         return [
-            _Part(
+            GatePart(
                 None,
                 None,
                 {"bar": bars.judge_kappa},
@@ -429,7 +415,7 @@ def _judge(figures: GateFigures, bars: GateSettings) -> list[_Part]:
     apart = _missed_unalike(record.missed)
     agreement = f"{record.kappa:.2f} (lower bound {record.kappa_low:.2f})"
     parts = [
-        _Part(
+        GatePart(
             record.kappa_low - bars.judge_kappa,
             record.kappa_low >= bars.judge_kappa,
             {"kappa lower bound": record.kappa_low, "bar": bars.judge_kappa},
@@ -442,7 +428,7 @@ def _judge(figures: GateFigures, bars: GateSettings) -> list[_Part]:
     ]
     if apart:
         parts.append(
-            _Part(
+            GatePart(
                 None,
                 False,
                 {},

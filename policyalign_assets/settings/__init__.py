@@ -53,7 +53,11 @@ from policyalign_assets.settings.operation import (
 )
 from policyalign_assets.settings.pipeline import Settings
 from policyalign_assets.settings.profiles import PROFILES
-from policyalign_assets.settings.training import DeploymentSettings, DistillationSettings
+from policyalign_assets.settings.training import (
+    DeploymentSettings,
+    DistillationSettings,
+    WarmStartSettings,
+)
 
 __all__ = [
     "BARS",
@@ -87,6 +91,7 @@ __all__ = [
     "SettingsError",
     "SynthesisSettings",
     "WaivableGate",
+    "WarmStartSettings",
     "approver_parts",
     "load_settings",
     "may_hold_a_key",

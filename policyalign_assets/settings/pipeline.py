@@ -22,7 +22,11 @@ from policyalign_assets.settings.evidence import (
 )
 from policyalign_assets.settings.model import ModelSettings
 from policyalign_assets.settings.operation import AlertSettings, AutomationSettings, ReleaseSettings
-from policyalign_assets.settings.training import DeploymentSettings, DistillationSettings
+from policyalign_assets.settings.training import (
+    DeploymentSettings,
+    DistillationSettings,
+    WarmStartSettings,
+)
 
 
 class Settings(Section):
@@ -34,6 +38,7 @@ class Settings(Section):
     sensitivity: SensitivitySettings = SensitivitySettings()
     filtering: FilterSettings = FilterSettings()
     distillation: DistillationSettings = DistillationSettings()
+    warm_start: WarmStartSettings = WarmStartSettings()
     deployment: DeploymentSettings = DeploymentSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     judge: JudgeSettings = JudgeSettings()

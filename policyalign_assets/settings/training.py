@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -152,3 +152,50 @@ class DeploymentSettings(Section):
         description="length of a teacher's answer from which one tells whether it declines a "
         "benign request of another policy",
     )
+
+
+class WarmStartSettings(Section):
+    """Whether an edit is trained from the last released adapter instead of from the base model."""
+
+    enabled: bool = Field(
+        False,
+        description="after an edit, go on from the last released adapter of the partition or "
+        "deployment, and train from the base model only where that is not possible or not enough",
+    )
+    longest_chain: int = Field(
+        5,
+        ge=1,
+        le=50,
+        description="adapters that may descend from one another since the last training from the "
+        "base model",
+    )
+    round_steps: int = Field(
+        20, ge=1, description="training steps between two looks at the held-back requests"
+    )
+    rounds: int = Field(
+        3, ge=1, description="rounds after which a warm start that is not done is given up"
+    )
+    replay: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of each batch that repeats what no edit has touched",
+    )
+    learning_rate_factor: float = Field(
+        0.5, gt=0, le=1, description="multiple of distillation.learning_rate"
+    )
+    probe_rows: int = Field(
+        4, ge=1, description="requests of each rule and kind that are held back to look at"
+    )
+    agreement: float = Field(
+        0.97,
+        ge=0.8,
+        le=1,
+        description="share of the held-back requests on which the student must decline or answer "
+        "as the teacher does: of those that the teacher declines, of those that it answers, and "
+        "of those that the edit touches",
+    )
+
+    def shaping(self) -> dict[str, Any]:
+        """Where it is off, the other values decide nothing."""
+        return super().shaping() if self.enabled else {"enabled": False}

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from policyalign_assets.files import Location, sha256_table, write_parquet
 from policyalign_assets.policy import PolicyDocument
-from policyalign_assets.records import Checkpoint, ReportRecord, training_table
+from policyalign_assets.records import Checkpoint, ReportRecord, parent_of, training_table
 from policyalign_assets.report.benchmarks import benchmark_blocks
 from policyalign_assets.report.build import build_report
 from policyalign_assets.report.calibration import find_calibration
@@ -47,6 +47,7 @@ from policyalign_assets.report.training_runs import repeats_of, without_repeats
 from policyalign_assets.stages.coverage_facts import yields_of
 from policyalign_assets.stages.facts import image, link, markdown, markdown_table, path
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.stages.parents import OFF, started_from
 
 
 def make(
@@ -100,6 +101,9 @@ def make(
     report = _compared(
         report, answers, released, _last(results, domain, policy_id), settings.report.show_harmful
     )
+    if header.lineage and header.lineage.get("why") != OFF:
+        started = f"Training started from {started_from(distilled_checkpoint)}."
+        report = replace(report, changes=[*report.changes, started])
 
     def write(folder: Path) -> None:
         write_parquet(answers.heldout, folder / "cases.parquet")
@@ -126,10 +130,20 @@ def make(
     page = folder / "report.html"
     relative = str(folder)[len(str(data)) :].strip("/")
     context.report(report.verdict.line)
+    if parent_of(distilled_checkpoint) and not report.verdict.releasable:
+        context.report(
+            "the warm start is not accepted: make the partition again, and training starts from "
+            "the base model (the sensor does so by itself)"
+        )
     context.report(f"report: {page}")
     metrics = metric_values(report)
     return StageResult(
-        ReportRecord(relative, version, metrics),
+        ReportRecord(
+            relative,
+            version,
+            metrics,
+            may_stand=report.verdict.releasable or parent_of(distilled_checkpoint) is None,
+        ),
         version,
         {
             "verdict": report.verdict.line,

@@ -6,6 +6,10 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -14,6 +18,8 @@ from policyalign_assets.distillation.batches import Instruction, training_mix
 from policyalign_assets.distillation.checkpoint import publish
 from policyalign_assets.distillation.routing import Declines, Rerouted, routed
 from policyalign_assets.distillation.trainer import distill
+from policyalign_assets.distillation.tuning import Model
+from policyalign_assets.distillation.warm_start import FORMER, Edit, edit_between, requests_of
 from policyalign_assets.engine.base import Sampling, chat
 from policyalign_assets.engine.generation.opening import opened_vllm
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
@@ -24,11 +30,22 @@ from policyalign_assets.judges.verdict import Dialogue
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.policy.conflicts import rule_conflicts
 from policyalign_assets.report.plots import training_plot
-from policyalign_assets.settings import Settings
+from policyalign_assets.settings import DistillationSettings, Settings
 from policyalign_assets.stages.facts import Facts, image, markdown_table, path
 from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.stages.parents import (
+    NoParent,
+    Parent,
+    keep_requests,
+    no_lineage,
+    parent_of_deployment,
+    started_from,
+)
 from policyalign_assets.stages.unfinished import work_folder
+from policyalign_assets.stages.warm_started import WarmStarted, go_on_from
+
+EXAMPLES = 3  # requests shown of one rule on which two teachers disagree
 
 CODE_VERSION = 1  # raise it when new code trains otherwise, or keeps its record elsewhere
 
@@ -56,21 +73,9 @@ def make(
         f"{distillation.steps} training steps for {rules} rules of {len(policies)} policies"
     )
     loaded = load_model(settings.model)
-    rows, rerouted, unread = _mix(policies, list(chosen.values()), loaded, settings)
-    context.report(
-        f"{len(rerouted)} benign requests are declined by another policy's teacher; "
-        f"{unread} of its answers could not be read"
-    )
     everyday = anchors(distillation, settings.model.id)
-    spread = [Instruction(row.text, row.group, i % len(policies)) for i, row in enumerate(everyday)]
-    texts = [policy.prompt_text for policy in policies]
-    if settings.deployment.teacher == "union":
-        texts = ["\n\n".join(texts)]
-        rows = [Instruction(r.text, r.group) for r in rows]
-        spread = everyday
     conflicts = [conflict.sentence for conflict in rule_conflicts(policies)]
-    moved = _counts(rerouted, policies)
-    provenance = {
+    provenance: dict[str, Any] = {
         "deployment": context.deployment,
         "policies": {
             key: {
@@ -83,8 +88,6 @@ def make(
         },
         "teacher": settings.deployment.teacher,
         "conflicts": conflicts,
-        "rerouted": moved,
-        "unread": unread,
         "everyday_requests": hashlib.sha256(
             "\n".join(i.text for i in everyday).encode()
         ).hexdigest(),
@@ -94,26 +97,58 @@ def make(
         "engine": settings.model.engine,
         "settings": distillation.model_dump(exclude={"processes", "accelerate_config", "seeds"}),
     }
+    requests = pa.concat_tables(
+        [requests_of(p, t) for p, t in zip(policies, chosen.values(), strict=True)]
+    )
+    edit, parent, why = _edit(context, provenance, requests)
+    mix = _mix(policies, list(chosen.values()), edit.former, loaded, settings)
+    context.report(
+        f"{len(mix.rerouted)} benign requests are declined by another policy's teacher; "
+        f"{mix.unread} of its answers could not be read"
+    )
+    moved = _counts(mix.rerouted, policies)
+    provenance |= {
+        "rerouted": moved,
+        "teacher conflicts": _teacher_conflicts(mix.rerouted, policies),
+        "unread": mix.unread,
+    }
     version = own_version("deployed_checkpoint", settings)
-    work = work_folder(context.data, "deployed_checkpoint", {**provenance, "version": version})
-    with (
-        opened_vllm(settings.model, distillation.lora_rank, beside_a_model=True)
-        if settings.model.engine == "vllm"
-        else nullcontext() as engine
-    ):
-        model, training = distill(
-            texts,
-            [*rows, *spread],
-            loaded,
-            distillation,
-            work,
-            settings.model.batch_tokens,
-            context.report,
-            vllm=engine,
+    parent_id = parent.checkpoint.checkpoint_id if parent else None
+    work = work_folder(
+        context.data,
+        "deployed_checkpoint",
+        {**provenance, "version": version, "parent": parent_id},
+    )
+    spread = [
+        Instruction(row.text, row.group, 0 if settings.deployment.teacher == "union" else i)
+        for row, i in zip(everyday, cycle(range(len(policies))))
+    ]
+    texts, rows = mix.texts, mix.rows
+    made: WarmStarted | None = None
+    if parent:
+        try:
+            made = go_on_from(
+                parent, edit, rows, spread, texts, loaded, distillation, work / "warm", context
+            )
+            requests = pa.concat_tables([requests, edit.former])
+        except NoParent as reason:
+            why = str(reason)
+            context.report(f"{why}: training starts from the base model")
+            loaded = load_model(settings.model)
+    if made is None:
+        model, training = _from_base(
+            context, texts, [*rows[: len(requests)], *spread], loaded, distillation, work
         )
+        provenance["lineage"] = no_lineage(why)
+    else:
+        model, training = made.model, made.training
+        provenance["lineage"] = made.lineage
+    provenance["training_requests"] = sha256_table(requests)
     checkpoint = publish(model, loaded, training, context.data, provenance)
+    keep_requests(context.data, checkpoint, requests)
     facts: Facts = {
         "checkpoint": path(context.data / checkpoint.path),
+        "started from": started_from(checkpoint),
         "policies": markdown_table(
             ("policy", "rules", "instructions"),
             [
@@ -128,9 +163,9 @@ def make(
             ("policy", "rule and kind", "declined by", "requests"),
             [tuple(row.values()) for row in moved],
         )
-        if rerouted
+        if moved
         else "none",
-        "other teachers' answers that could not be read": unread,
+        "other teachers' answers that could not be read": mix.unread,
         "steps": training.num_rows,
         "final loss": training["loss"][-1].as_py(),
         "training seconds": sum(training["seconds"].to_pylist()),
@@ -147,18 +182,89 @@ def _refuse(settings: Settings) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Mix:
+    """`rows`: those of the present rules, then those of former ones. `texts`: a prompt a teacher.
+
+    `rerouted` and `unread` are about present rules alone.
+    """
+
+    rows: list[Instruction]
+    texts: list[str]
+    rerouted: list[Rerouted]
+    unread: int
+
+
+def _edit(
+    context: StageContext, provenance: dict[str, Any], requests: pa.Table
+) -> tuple[Edit, Parent | None, str]:
+    """What was edited since the parent, the parent, and why there is none."""
+    try:
+        parent = parent_of_deployment(context, provenance)
+        return edit_between(parent.requests, requests), parent, ""
+    except NoParent as reason:
+        if context.settings.warm_start.enabled:
+            context.report(f"no warm start: {reason}")
+        return edit_between(requests, requests), None, str(reason)
+
+
 def _mix(
     policies: Sequence[PolicyDocument],
     chosen: Sequence[pa.Table],
+    former: pa.Table,
     loaded: LoadedModel,
     settings: Settings,
-) -> tuple[list[Instruction], list[Rerouted], int]:
+) -> _Mix:
     rows = [
         row
         for i, (policy, table) in enumerate(zip(policies, chosen, strict=True))
         for row in training_mix(table, i, f"{policy.policy_id}/")
     ]
-    return routed(rows, len(policies), _declines(policies, loaded, settings))
+    declines = _declines(policies, loaded, settings)
+    present, rerouted, unread = routed(rows, len(policies), declines)
+    places = {policy.policy_id: i for i, policy in enumerate(policies)}
+    earlier, _, _ = routed(
+        [
+            Instruction(
+                row["text"],
+                f"{row['policy_id']}/{row['rule_id']}/{FORMER}",
+                places.get(row["policy_id"], 0),
+            )
+            for row in former.to_pylist()
+        ],
+        len(policies),
+        declines,
+    )
+    texts, rows = [policy.prompt_text for policy in policies], [*present, *earlier]
+    if settings.deployment.teacher == "union":
+        texts, rows = ["\n\n".join(texts)], [Instruction(r.text, r.group) for r in rows]
+    return _Mix(rows, texts, rerouted, unread)
+
+
+def _from_base(
+    context: StageContext,
+    texts: Sequence[str],
+    rows: Sequence[Instruction],
+    loaded: LoadedModel,
+    distillation: DistillationSettings,
+    work: Path,
+) -> tuple[Model, pa.Table]:
+    settings = context.settings.model
+    with (
+        opened_vllm(settings, distillation.lora_rank, beside_a_model=True)
+        if settings.engine == "vllm"
+        else nullcontext() as engine
+    ):
+        return distill(
+            texts,
+            rows,
+            loaded,
+            distillation,
+            work / "base",
+            settings.batch_tokens,
+            context.report,
+            vllm=engine,
+        )
 
 
 def _declines(
@@ -191,3 +297,21 @@ def _counts(
         {"policy": own, "group": group.partition("/")[2], "declined by": other, "requests": n}
         for (own, group, other), n in sorted(counts.items())
     ]
+
+
+def _teacher_conflicts(
+    rerouted: Sequence[Rerouted], policies: Sequence[PolicyDocument]
+) -> list[dict[str, str]]:
+    """Requests that one policy permits and the teacher of another declines, a few of each rule.
+
+    Only permitted requests are shown, so none of them breaks the policy that it was written for.
+    """
+    shown: Counter[tuple[str, str]] = Counter()
+    found = []
+    for row in rerouted:
+        rule = row.group.split("/")[1]
+        key = (f"{policies[row.own].policy_id} {rule}", policies[row.other].policy_id)
+        shown[key] += 1
+        if shown[key] <= EXAMPLES:
+            found.append({"answered under": key[0], "declined by": key[1], "request": row.text})
+    return found

@@ -12,13 +12,14 @@ import pyarrow as pa
 
 from policyalign_assets.files import parquet_bytes, write_whole
 from policyalign_assets.policy import PolicyDocument
-from policyalign_assets.records import Checkpoint, ReportRecord
+from policyalign_assets.records import Checkpoint, ReportRecord, parent_of
 from policyalign_assets.report.chain import Chain
 from policyalign_assets.report.release import decide
 from policyalign_assets.report.templates import rendered
 from policyalign_assets.stages import benchmark_report, generations, judgements
 from policyalign_assets.stages.facts import Facts, markdown_table, path
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.stages.parents import DEPLOYMENT_FILE, deployment_record, started_from
 
 RELEASABLE = "RELEASABLE"
 CODE_VERSION = 1  # raise it when new code changes what is written beside the reports of the members
@@ -63,35 +64,47 @@ def make(
         if releasable
         else f"NOT RELEASABLE: the gates fail under {', '.join(failing)}"
     )
+    made = deployed_checkpoint.provenance
+    accepted = deployment_record(here.results).get("accepted")
+    hashes = {key: policy.content_hash for key, policy in policy_document.items()}
+    if releasable:
+        accepted = {"checkpoint": deployed_checkpoint.checkpoint_id, "policy_hashes": hashes}
     content: dict[str, Any] = {
         "deployment": here.deployment,
         "verdict": verdict,
         "releasable": releasable,
         "checkpoint": deployed_checkpoint.checkpoint_id,
-        "teacher": deployed_checkpoint.provenance["teacher"],
+        "teacher": made["teacher"],
         "policies": [asdict(member) for member in members],
-        "conflicts": deployed_checkpoint.provenance["conflicts"],
-        "rerouted": deployed_checkpoint.provenance["rerouted"],
-        "unread": deployed_checkpoint.provenance["unread"],
+        "policy_hashes": hashes,
+        "conflicts": made["conflicts"],
+        "teacher_conflicts": made.get("teacher conflicts", []),
+        "rerouted": made["rerouted"],
+        "unread": made["unread"],
+        "lineage": made.get("lineage"),
+        "started_from": started_from(deployed_checkpoint),
+        "accepted": accepted,
     }
     text = json.dumps(content, indent=1, sort_keys=True)
     page = rendered("deployment.html.jinja", **content, back="../" * 2)
     folder = here.results
     write_whole(folder / "deployment.html", page.encode())
-    write_whole(folder / "deployment.json", text.encode())
+    write_whole(folder / DEPLOYMENT_FILE, text.encode())
     context.report(verdict)
     metrics = {f"{m.policy}: {name}": v for m in members for name, v in m.metrics.items()}
     version = hashlib.sha256(text.encode()).hexdigest()
     facts: Facts = {
         "verdict": verdict,
         "report": path(folder / "deployment.html"),
+        "training started from": started_from(deployed_checkpoint),
         "policies": markdown_table(
             ("policy", "verdict", "report"), [(m.policy, m.verdict, m.page) for m in members]
         ),
         **metrics,
     }
     relative = str(folder)[len(str(context.data)) :].strip("/")
-    return StageResult(ReportRecord(relative, version, metrics), version, facts)
+    may_stand = releasable or parent_of(deployed_checkpoint) is None
+    return StageResult(ReportRecord(relative, version, metrics, may_stand), version, facts)
 
 
 def _member(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from policyalign_assets.distillation.anchors import anchors
-from policyalign_assets.distillation.batches import training_mix
+from policyalign_assets.distillation.batches import Instruction, training_mix
 from policyalign_assets.distillation.checkpoint import publish
 from policyalign_assets.distillation.processes import SINGLE_PROCESS, Processes
 from policyalign_assets.distillation.trainer import distill
+from policyalign_assets.distillation.warm_start import FORMER, edit_between, requests_of
 from policyalign_assets.engine.generation.opening import opened_vllm
-from policyalign_assets.engine.loading import load_model
+from policyalign_assets.engine.loading import LoadedModel, load_model
 from policyalign_assets.files import sha256_table
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
@@ -23,7 +26,16 @@ from policyalign_assets.settings import DistillationSettings
 from policyalign_assets.stages.facts import Facts, image, markdown_table, path
 from policyalign_assets.stages.fingerprints import own_version
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.stages.parents import (
+    NoParent,
+    Parent,
+    keep_requests,
+    no_lineage,
+    parent_of_partition,
+    started_from,
+)
 from policyalign_assets.stages.unfinished import claim, remove_done, work_folder
+from policyalign_assets.stages.warm_started import WarmStarted, go_on_from
 
 
 def make(
@@ -71,6 +83,7 @@ def train(
     facts: Facts = {
         "answers that ended by themselves": ended,
         "checkpoint": path(context.data / checkpoint.path),
+        "started from": started_from(checkpoint),
         "tuning": checkpoint.tuning,
         "instructions": chosen.num_rows,
         "everyday requests": len(anchors(wanted, context.settings.model.id)),
@@ -105,7 +118,7 @@ def _one_run(
         settings.model.model_copy(update={"device": "cpu"}) if processes.sharded else settings.model
     )
     extra = anchors(distillation, settings.model.id)
-    provenance = {
+    provenance: dict[str, Any] = {
         "policy_id": policy.policy_id,
         "domain": policy.domain,
         "policy_hash": policy.content_hash,
@@ -118,6 +131,7 @@ def _one_run(
         # Of one run: neither the processes nor the number of runs changes what it makes.
         "settings": distillation.model_dump(exclude={"processes", "accelerate_config", "seeds"}),
     }
+    parent, why = _parent(context, policy, provenance)
     version = own_version("distilled_checkpoint", settings)  # new code does not go on with old work
     # Runs that differ by their seed are parts of one work, kept or removed together.
     of_all_runs = distillation.model_dump(
@@ -126,11 +140,34 @@ def _one_run(
     work = work_folder(
         context.data,
         "distilled_checkpoint",
-        {**provenance, "settings": of_all_runs, "version": version},
+        {
+            **provenance,
+            "settings": of_all_runs,
+            "version": version,
+            "parent": parent.checkpoint.checkpoint_id if parent else None,
+        },
     )
     if processes.main:
         claim(work, policy)
         remove_done(context.data, "sensitivity_scores", policy)
+    requests = requests_of(policy, chosen)
+    if parent:
+        try:
+            made, requests_then = _go_on(
+                context, policy, parent, chosen, extra, loaded, distillation, work / "warm"
+            )
+            provenance |= {
+                "lineage": made.lineage,
+                "training_requests": sha256_table(requests_then),
+            }
+            checkpoint = publish(made.model, loaded, made.training, context.data, provenance)
+            keep_requests(context.data, checkpoint, requests_then)
+            return checkpoint, made.training
+        except NoParent as reason:
+            why = str(reason)
+            context.report(f"{why}: training starts from the base model")
+            loaded = load_model(settings.model)
+    provenance |= {"lineage": no_lineage(why), "training_requests": sha256_table(requests)}
     vllm = settings.model.engine == "vllm"
     with (
         opened_vllm(settings.model, distillation.lora_rank, beside_a_model=True)
@@ -150,7 +187,43 @@ def _one_run(
         )
     if not processes.main:
         return None
-    return publish(model, loaded, training, context.data, provenance), training
+    checkpoint = publish(model, loaded, training, context.data, provenance)
+    keep_requests(context.data, checkpoint, requests)
+    return checkpoint, training
+
+
+def _parent(
+    context: StageContext, policy: PolicyDocument, provenance: dict[str, Any]
+) -> tuple[Parent | None, str]:
+    """The checkpoint to go on from, or why there is none."""
+    try:
+        return parent_of_partition(context, policy, provenance), ""
+    except NoParent as reason:
+        if context.settings.warm_start.enabled:
+            context.report(f"no warm start: {reason}")
+        return None, str(reason)
+
+
+def _go_on(
+    context: StageContext,
+    policy: PolicyDocument,
+    parent: Parent,
+    chosen: pa.Table,
+    extra: list[Instruction],
+    loaded: LoadedModel,
+    distillation: DistillationSettings,
+    work: Path,
+) -> tuple[WarmStarted, pa.Table]:
+    """The model that went on from its parent, and the REQUESTS that it was trained on."""
+    requests = requests_of(policy, chosen)
+    edit = edit_between(parent.requests, requests)
+    former = [
+        Instruction(row["text"], f"{row['rule_id']}/{FORMER}") for row in edit.former.to_pylist()
+    ]
+    rows = [*training_mix(chosen), *former]
+    texts = [policy.prompt_text]
+    made = go_on_from(parent, edit, rows, extra, texts, loaded, distillation, work, context)
+    return made, pa.concat_tables([requests, edit.former])
 
 
 def _steps_line(settings: DistillationSettings, rules: int) -> str:

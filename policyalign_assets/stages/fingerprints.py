@@ -19,6 +19,8 @@ from policyalign_assets.stages.registry import DEPLOYMENT_STAGES, EVERY_STAGE, S
 from policyalign_assets.stages.sources import code_version, content_of, digest
 
 TAG = "policyalign/fingerprint"
+PARENT_TAG = "policyalign/parent"  # of a checkpoint that went on from another one: its id
+CHECKPOINTS = ("distilled_checkpoint", "deployed_checkpoint")
 Recipe = dict[str, dict[str, object]]
 
 
@@ -35,11 +37,16 @@ def recipe(stage: str, settings: Settings) -> Recipe:
     spec = EVERY_STAGE[stage]
     return {
         "code": {label: code_version(module) for label, module in spec.code.items()},
-        "settings": {name: getattr(settings, name).shaping() for name in spec.settings},
+        "settings": settings_read(stage, settings),
         "shaped by": {
             label: digest(content_of(source, settings)) for label, source in spec.shaped_by.items()
         },
     }
+
+
+def settings_read(stage: str, settings: Settings) -> dict[str, object]:
+    """The values that shape a stage's data, by section."""
+    return {name: getattr(settings, name).shaping() for name in EVERY_STAGE[stage].settings}
 
 
 def own_version(stage: str, settings: Settings) -> str:
@@ -69,6 +76,14 @@ def consumed(
     return _hash([stage, own, [upstream[u] for u in reads]])
 
 
+def descended(fingerprint: str, parent: str | None) -> str:
+    """Of a checkpoint that went on from `parent`: the same inputs make another one than from base.
+
+    fingerprint: what `consumed` says of the stage. None stands for the base model.
+    """
+    return _hash(["descended", fingerprint, parent]) if parent else fingerprint
+
+
 def of_policy(content_hash: str) -> str:
     """Fingerprint of `policy_document`, which reads no settings."""
     versions = {k: code_version(module) for k, module in STAGES["policy_document"].code.items()}
@@ -76,14 +91,22 @@ def of_policy(content_hash: str) -> str:
 
 
 def desired(
-    policy_hash: str, settings: Settings, versions: Mapping[str, str] | None = None
+    policy_hash: str,
+    settings: Settings,
+    versions: Mapping[str, str] | None = None,
+    parent: str | None = None,
 ) -> dict[str, str]:
-    """The fingerprint that each stage should have, in the order of the chain."""
+    """The fingerprint that each stage should have, in the order of the chain.
+
+    parent: the checkpoint that the present one went on from. A checkpoint stays as wanted when a
+    newer release could be its parent, so it must be told from what the checkpoint itself says.
+    """
     versions = versions or own_versions(settings)
     wanted = {"policy_document": of_policy(policy_hash)}
     for stage in STAGES:
         if stage not in wanted:
-            wanted[stage] = consumed(stage, settings, wanted, versions)
+            made = consumed(stage, settings, wanted, versions)
+            wanted[stage] = descended(made, parent) if stage in CHECKPOINTS else made
     return wanted
 
 
@@ -96,8 +119,9 @@ def desired_of_deployment(
     members: Mapping[str, Mapping[str, str]],
     settings: Settings,
     versions: Mapping[str, str] | None = None,
+    parent: str | None = None,
 ) -> dict[str, str]:
-    """The fingerprint that each stage of a deployment should have.
+    """The fingerprint that each stage of a deployment should have; `parent` as in `desired`.
 
     `members` holds what `desired` returns for each of its partitions, in the policies' order.
     """
@@ -108,5 +132,6 @@ def desired_of_deployment(
             m: of_members(m, {key: stages[m] for key, stages in members.items()})
             for m in stage.members
         }
-        wanted[name] = consumed(name, settings, read | wanted, versions)
+        made = consumed(name, settings, read | wanted, versions)
+        wanted[name] = descended(made, parent) if name in CHECKPOINTS else made
     return wanted

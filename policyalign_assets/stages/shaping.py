@@ -18,9 +18,10 @@ from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
 from policyalign_assets.evaluation import case_texts, lm_eval_harness
 from policyalign_assets.evaluation.benchmarks import files_of, manifest, version_of
 from policyalign_assets.evaluation.case_plan import has_templates, judge_reads_rules
+from policyalign_assets.judges.phrase_lists import phrases_hash
 from policyalign_assets.judges.phrases import known_answers
 from policyalign_assets.settings import BUNDLED, EvaluationSettings, ModelSettings, Settings
-from policyalign_assets.stages.sources import digest
+from policyalign_assets.stages.sources import code_version, digest
 from policyalign_assets.world.world import lexicon
 
 
@@ -128,6 +129,18 @@ def everyday_requests(settings: Settings) -> object:
     if distillation.anchors_file:
         return files_version([Path(distillation.anchors_file)])
     return lexicon() if settings.model.id == BUNDLED else None
+
+
+def warm_start(settings: Settings) -> object:
+    """The code and the phrases by which a warm start goes on and stops, where it is on."""
+    if not settings.warm_start.enabled:
+        return None
+    modules = ("distillation.warm_start", "judges.phrases")
+    return [
+        *(code_version(f"policyalign_assets.{module}") for module in modules),
+        phrases_hash(),
+        known_answers(settings),
+    ]
 
 
 def public_benchmarks(settings: Settings) -> str:

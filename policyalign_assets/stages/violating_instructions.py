@@ -28,6 +28,7 @@ from policyalign_assets.stages.interface import StageContext, StageResult
 from policyalign_assets.stages.prompt_length import require_fit, token_counter
 from policyalign_assets.stages.run_plan import plan_run
 from policyalign_assets.synthesis.attribution import Attribution
+from policyalign_assets.synthesis.checks import PolicyChecks
 from policyalign_assets.synthesis.drafting import Examples, main_kind
 from policyalign_assets.synthesis.entailment import RuleEntailment
 from policyalign_assets.synthesis.firewall import firewall_for
@@ -81,11 +82,13 @@ def make(context: StageContext, policy_document: PolicyDocument) -> StageResult:
             engine,
             settings.synthesis,
             context.report,
-            firewall,
-            lambda rule: own_cases(policy_document, rule, settings),
+            PolicyChecks(
+                firewall,
+                lambda rule: own_cases(policy_document, rule, settings),
+                judge if entailed else None,
+                attribution,
+            ),
             RuleStore(scratch_folder(context.data) / "synthesis", generator_setup),
-            judge if entailed else None,
-            attribution,
             lambda rule: _examples(rule, settings),
         )
     tied = attribution.note if attribution else None

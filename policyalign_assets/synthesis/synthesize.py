@@ -19,14 +19,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from policyalign_assets.engine.base import Engine
-from policyalign_assets.judges.verdict import Judge
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import SynthesisSettings
-from policyalign_assets.synthesis.attribution import Attribution
-from policyalign_assets.synthesis.checks import DraftChecks
+from policyalign_assets.synthesis.checks import VALIDATION_ONLY, DraftChecks, PolicyChecks
 from policyalign_assets.synthesis.drafting import NO_EXAMPLES, Drafting, Examples, Row
 from policyalign_assets.synthesis.entailment import UNJUDGED
-from policyalign_assets.synthesis.firewall import Firewall
 from policyalign_assets.synthesis.recombine import Recombining
 from policyalign_assets.synthesis.split import HELDOUT, assign
 from policyalign_assets.synthesis.store import RuleStore
@@ -58,19 +55,14 @@ def synthesize(
     engine: Engine,
     settings: SynthesisSettings,
     progress: WriteLine = lambda _: None,
-    firewall: Firewall | None = None,
-    own_cases: Callable[[Rule], Firewall] | None = None,
+    checks: PolicyChecks = VALIDATION_ONLY,
     store: RuleStore | None = None,
-    judge: Callable[[Rule], Judge] | None = None,
-    attribution: Attribution | None = None,
     examples: Callable[[Rule], Examples] = lambda _: NO_EXAMPLES,
 ) -> Synthesis:
     """Violating instructions, twins and neighbours for each rule that the grid covers.
 
-    firewall, own_cases: evaluation prompts to avoid, for all rules and for one rule. store: where
-    rows of unchanged rules are found. judge: of whether a draft fits its rule (see `entailment`).
-    attribution: the same without a judge (see `attribution`). examples: requests by the policy's
-    author, which show the generator what is wanted on the full grid.
+    store: where rows of unchanged rules are found. examples: requests by the policy's author,
+    which show the generator what is wanted on the full grid.
 
     A rule with fewer than `settings.per_rule` main requests is reported as starved, and never
     filled from another rule.
@@ -79,15 +71,9 @@ def synthesize(
     rows: list[Row] = []
     yields: dict[str, RuleYield] = {}
     for n, rule in enumerate(rules, 1):
-        firewalls = (firewall, own_cases(rule) if own_cases else None)
-        checks = DraftChecks(
-            settings.language,
-            [f for f in firewalls if f is not None],
-            judge(rule) if judge else None,
-            attribution.of_rule(rule) if attribution else None,
-        )
-        rule_rows, counts, stored = _drafted(rule, engine, settings, checks, store, examples(rule))
-        recombining = Recombining(policy, rule, engine, settings, checks, counts)
+        of_rule = checks.of_rule(rule, settings.language)
+        rule_rows, counts, stored = _drafted(rule, engine, settings, of_rule, store, examples(rule))
+        recombining = Recombining(policy, rule, engine, settings, of_rule, counts)
         rule_rows = rule_rows + recombining.run(rule_rows)
         assign(rule_rows, settings.heldout, settings.seed)
         counts.heldout = sum(row["split"] == HELDOUT for row in rule_rows)

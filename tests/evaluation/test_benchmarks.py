@@ -569,6 +569,24 @@ def test_answers_that_are_kept_need_no_model(tmp_path):
     )
 
 
+def test_a_longer_list_asks_the_model_only_what_it_was_not_asked_yet(tmp_path):
+    heard = []
+
+    class Listening(Door):
+        def generate(self, chats, sampling, progress=None):
+            heard.extend(c[-1].content for c in chats)
+            return super().generate(chats, sampling, progress)
+
+    models = Model("base", lambda: Listening(False)), Model("aligned", lambda: Listening(True))
+    first, _ = asked(tmp_path, models=models, cases=HELD_OUT[:2], store=tmp_path)
+    before = len(heard)
+    both, _ = asked(tmp_path, models=models, cases=HELD_OUT[1:3], store=tmp_path)
+    new = [c.prompt for c in HELD_OUT[2:3]]
+    assert sorted(heard[before:]) == sorted(new * 4)  # in each of the four arms
+    again, _ = asked(tmp_path, cases=HELD_OUT[1:3])  # without a store
+    assert both == again and first.num_rows == 8
+
+
 @pytest.mark.parametrize("changed", ["model", "request", "sampling"])
 def test_answers_are_made_anew_for_another_model_request_or_sampling(tmp_path, changed):
     asked(tmp_path, cases=HELD_OUT[:1], store=tmp_path)

@@ -9,8 +9,9 @@ import pytest
 from helpers import ROOT
 from upath import UPath
 
-from policyalign_assets.orchestration.assets import policy_catalog
-from policyalign_assets.orchestration.partitions import DEPLOYMENTS, NAME
+from policyalign_assets.orchestration.catalog import policy_catalog
+from policyalign_assets.orchestration.deployments import NAME as DEPLOYMENTS
+from policyalign_assets.orchestration.partitions import NAME
 from policyalign_assets.orchestration.prune import find_leftovers
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.storage import RecordIOManager

@@ -27,6 +27,7 @@ from policyalign_assets.synthesis.attribution import (
     contrast,
     contrast_rules,
 )
+from policyalign_assets.synthesis.checks import PolicyChecks
 from policyalign_assets.synthesis.lexical import content_words
 from policyalign_assets.synthesis.synthesize import synthesize
 from policyalign_assets.synthesis.texts import load_yaml
@@ -230,7 +231,12 @@ def test_a_generator_of_noise_starves_its_rule_although_some_noise_passes(share,
     settings = SynthesisSettings(
         per_rule=20, rounds=4, twin_ratio=0, neighbour_ratio=0, recombined_ratio=0, language=None
     )
-    found = synthesize(policy, noisy(share), settings, attribution=Attribution(policy, Topics()))
+    found = synthesize(
+        policy,
+        noisy(share),
+        settings,
+        checks=PolicyChecks(attribution=Attribution(policy, Topics())),
+    )
     counts = found.yields[FORGE.rule_id]
     assert counts.starved is starved and counts.unaccounted == 0
     assert bool(counts.dropped["unreliable_generator"]) is starved

@@ -14,6 +14,7 @@ from policyalign_assets.judges.endpoint import EndpointJudge
 from policyalign_assets.judges.verdict import Dialogue
 from policyalign_assets.settings import JudgeSettings, SettingsError, load_settings
 from policyalign_assets.stages.fingerprints import own_version
+from policyalign_assets.synthesis.checks import PolicyChecks
 from policyalign_assets.synthesis.drafting import main_kind
 from policyalign_assets.synthesis.entailment import RuleEntailment
 from policyalign_assets.synthesis.store import RuleStore
@@ -30,7 +31,9 @@ def judged(url, settings=FULL, engine=None, **more):
         POLICY,
         engine or ScriptedEngine(good),
         settings,
-        judge=lambda rule: EndpointJudge(RuleEntailment(rule, main_kind(rule)), asked),
+        checks=PolicyChecks(
+            judge=lambda rule: EndpointJudge(RuleEntailment(rule, main_kind(rule)), asked)
+        ),
         **more,
     )
 

@@ -22,6 +22,7 @@ from policyalign_assets.engine.generation.transformers_engine import Transformer
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import SettingsError, SynthesisSettings, load_settings
 from policyalign_assets.synthesis import grid
+from policyalign_assets.synthesis.checks import PolicyChecks
 from policyalign_assets.synthesis.drafting import Examples
 from policyalign_assets.synthesis.firewall import Firewall
 from policyalign_assets.synthesis.ladder import draft_with_ladder, without_label
@@ -364,7 +365,7 @@ def test_drafts_near_an_evaluation_prompt_are_dropped_counted_and_replaced():
             answer(leak.replace("yearly", "annual")) if rule.text in p and n < 3 else good(p, n, s)
         )
     )
-    result = synthesize(POLICY, engine, FULL, firewall=Firewall({"held-out": leak}))
+    result = synthesize(POLICY, engine, FULL, checks=PolicyChecks(Firewall({"held-out": leak})))
     assert result.yields[rule.rule_id].dropped["near_evaluation"] >= 3
     assert not any("ministry" in r["text"] for r in rows(result))
     assert len(main(result, rule.rule_id)) > 0
@@ -379,7 +380,9 @@ def test_own_cases_are_asked_for_per_rule():
         POLICY,
         ScriptedEngine(good),
         FULL,
-        own_cases=lambda rule: wall if rule.rule_id == blocked else Firewall({}),
+        checks=PolicyChecks(
+            own_cases=lambda rule: wall if rule.rule_id == blocked else Firewall({})
+        ),
     )
     assert [k for k, y in result.yields.items() if y.starved] == [blocked]
 
@@ -484,7 +487,7 @@ def test_other_settings_generators_and_firewalls_draft_anew(tmp_path):
         (other, FULL, None),
         (ScriptedEngine(good), FULL, Firewall({"x": "a new benchmark"})),
     ):
-        synthesize(POLICY, engine, settings, firewall=wall, store=store)
+        synthesize(POLICY, engine, settings, checks=PolicyChecks(wall), store=store)
         assert engine.calls
     kept = ScriptedEngine(good)
     synthesize(POLICY, kept, FULL.model_copy(update={"heldout": 0.3}), store=store)

@@ -24,6 +24,7 @@ from policyalign_assets.settings import (
     SynthesisSettings,
 )
 from policyalign_assets.synthesis.attribution import Attribution
+from policyalign_assets.synthesis.checks import PolicyChecks
 from policyalign_assets.synthesis.likelihood import LikelihoodScorer
 from policyalign_assets.synthesis.synthesize import synthesize
 
@@ -67,7 +68,9 @@ def instructions(loaded):
     )
     attribution = Attribution(policy(), LikelihoodScorer(loaded, 4096))
     assert attribution.method == "lexical"  # random weights find no rule
-    return synthesize(policy(), ScriptedEngine(reply), settings, attribution=attribution)
+    return synthesize(
+        policy(), ScriptedEngine(reply), settings, checks=PolicyChecks(attribution=attribution)
+    )
 
 
 def test_sixty_rules_get_their_instructions(instructions):

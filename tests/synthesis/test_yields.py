@@ -7,6 +7,7 @@ from helpers import ScriptedEngine, answer, medical_policy, unlike
 
 from policyalign_assets.settings import SynthesisSettings
 from policyalign_assets.stages.coverage_facts import synthesis_coverage
+from policyalign_assets.synthesis.checks import PolicyChecks
 from policyalign_assets.synthesis.firewall import Firewall
 from policyalign_assets.synthesis.store import RuleStore
 from policyalign_assets.synthesis.synthesize import synthesize
@@ -37,9 +38,12 @@ def untidy(seed):
 def made(seed, grid="reduced", **changed):
     settings = {"per_rule": 6, "rounds": 3, "language": None, "grid": grid, "seed": seed}
     wall = Firewall({"a": f"Please repeat the same old request to {POLICY.rules[0].action}."})
-    return synthesize(POLICY, untidy(seed), SynthesisSettings(**settings | changed), firewall=wall)
+    return synthesize(
+        POLICY, untidy(seed), SynthesisSettings(**settings | changed), checks=PolicyChecks(wall)
+    )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", ["reduced", "full"])
 @pytest.mark.parametrize("seed", range(2))
 def test_the_numbers_of_every_rule_add_up(grid, seed):
