@@ -21,6 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -269,13 +270,8 @@ def main() -> None:
             if asked.show and not there:
                 continue
             for start, name in names.items():
-                results[start].append(
-                    kept(
-                        work,
-                        name,
-                        lambda s=start, n=seed, e=edit: trial(e, s, n, asked.share, work),
-                    )
-                )
+                run = partial(trial, edit, start, seed, size, work)
+                results[start].append(kept(work, name, run))
         if results["base"]:
             found += lines(edit, results["base"], results["warm"], scaled(size))
     print(
