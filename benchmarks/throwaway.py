@@ -23,13 +23,16 @@ import yaml
 
 from policyalign_assets.files import MARK
 from policyalign_assets.orchestration.dead_runs import TAG as PROCESS
+from policyalign_assets.orchestration.deployments import desired_deployments, parents_of_deployments
+from policyalign_assets.orchestration.found_policies import find_policies
 from policyalign_assets.orchestration.realign import desired_states, live_runs
 from policyalign_assets.settings import load_settings
 from policyalign_assets.stages import fingerprints
+from policyalign_assets.stages.registry import DEPLOYMENT_STAGES, STAGES
 from scripts.table_digests import digests
 
 ROOT = Path(__file__).parents[1]
-PARTITION = "medical|clinic"
+PARTITION, DEPLOYMENT = "medical|clinic", "medical"  # the deployment of all policies of a domain
 POLICY = """---
 title: Clinic
 owner: Safety office
@@ -48,6 +51,8 @@ This assistant gives honest and useful help.
 Decline in a calm and polite way, and name the rule that applies.
 """
 WORDING = "fake a test result"
+# stage -> the partition that it is made for
+PARTITIONS = dict.fromkeys(STAGES, PARTITION) | dict.fromkeys(DEPLOYMENT_STAGES, DEPLOYMENT)
 TINY = {
     "SYNTHESIS__PER_RULE": "4",
     "SYNTHESIS__ATTRIBUTION": "off",
@@ -72,7 +77,7 @@ TINY = {
     "EVALUATION__PRESSURE_CASES": "1",
     "MODEL__DEVICE": "cpu",
     "AUTOMATION__ENABLED": "true",
-    "AUTOMATION__SENSOR_SECONDS": "1",
+    "AUTOMATION__SENSOR_SECONDS": "2",
 }
 # The real daemon. Only its pause between two rounds, fixed at 5 seconds, is shorter.
 DAEMON = (
@@ -169,9 +174,10 @@ class Project:
 
     # ---- runs ------------------------------------------------------------------------------------
 
-    def by_hand(self, selection: str, partition: str | None = PARTITION) -> subprocess.Popen[bytes]:
-        """Starts a run by hand that makes the assets of `selection`."""
-        definitions = ["-m", "policyalign_assets.definitions", "--select", selection]
+    def by_hand(self, *assets: str) -> subprocess.Popen[bytes]:
+        """Starts a run by hand that makes `assets`: stages of one partition, or assets of none."""
+        definitions = ["-m", "policyalign_assets.definitions", "--select", ",".join(assets)]
+        partition = PARTITIONS.get(assets[0])
         with open(self.folder / "by_hand.log", "a") as log:
             return subprocess.Popen(
                 [
@@ -201,8 +207,9 @@ class Project:
             self.daemon = None
 
     def runs(self) -> list[dg.DagsterRun]:
-        """Unfinished runs of the partition."""
-        return [r for r in self.live() if r.tags.get("dagster/partition") == PARTITION]
+        """Unfinished runs of the partition or its deployment."""
+        ours = (PARTITION, DEPLOYMENT)
+        return [r for r in self.live() if r.tags.get("dagster/partition") in ours]
 
     def live(self) -> list[dg.DagsterRun]:
         """All unfinished runs, with those of the leaderboard."""
@@ -226,21 +233,29 @@ class Project:
 
     def seconds(self, stage: str) -> float:
         """How long the stage took when it was last made."""
-        step = dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[PARTITION])
+        step = dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[PARTITIONS[stage]])
         made = self.instance.fetch_materializations(step, limit=1).records[0].asset_materialization
         assert made is not None
         return float(str(made.metadata["seconds"].value))
 
-    def as_wanted(self) -> bool:
-        """Whether every stage was made from the policy and settings of now."""
-        wanted = desired_states(self.policies, self.settings).get(PARTITION, {})
+    def as_wanted(self, deployed: bool = True) -> bool:
+        """Whether every stage was made from the policy and settings of now.
+
+        deployed: the stages of the deployment, too.
+        """
+        wanted = dict(desired_states(self.policies, self.settings).get(PARTITION, {}))
+        if deployed:
+            found = find_policies(self.policies, lambda _: None)
+            parents = parents_of_deployments(self.instance)
+            by_name = desired_deployments(found, self.settings, lambda _: None, parents)
+            wanted |= by_name[DEPLOYMENT][1]
         return bool(wanted) and all(
             self._fingerprint(stage) == value for stage, value in wanted.items()
         )
 
     def _fingerprint(self, stage: str) -> str | None:
         records = self.instance.fetch_materializations(
-            dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[PARTITION]), limit=1
+            dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[PARTITIONS[stage]]), limit=1
         ).records
         made = records[0].asset_materialization if records else None
         return (made.tags or {}).get(fingerprints.TAG) if made else None
@@ -261,13 +276,15 @@ class Project:
             time.sleep(0.2)
 
     def _last_look(self) -> float:
-        """The time of the sensor's last finished tick, 0 if none."""
+        """When both sensors had begun their last finished tick, 0 if one has finished none."""
+        looks = []
         for state in self.instance.all_instigator_state():
-            if state.instigator_name == "policy_changes":
+            if state.instigator_name in ("policy_changes", "deployment_changes"):
                 origin, selector = state.instigator_origin_id, state.selector_id
                 ticks = self.instance.get_ticks(origin, selector, limit=2)
-                return max((t.timestamp for t in ticks if t.tick_data.end_timestamp), default=0.0)
-        return 0.0
+                ended = (t.timestamp for t in ticks if t.tick_data.end_timestamp)
+                looks.append(max(ended, default=0.0))
+        return min(looks) if len(looks) == 2 else 0.0
 
     def wait(self, until: Callable[[], object], seconds: float, what: str) -> None:
         """Raises Hangs if `until` is not true in time."""

@@ -8,6 +8,7 @@ import dagster as dg
 from policyalign_assets.orchestration import (
     alerts,
     assets,
+    catalog,
     data_checks,
     deployments,
     doctor_check,
@@ -27,7 +28,7 @@ from policyalign_assets.orchestration.storage import ParquetStorage, RecordStora
 
 defs = dg.Definitions(
     assets=[
-        *dg.load_assets_from_modules([assets, deployments, leaderboard]),
+        *dg.load_assets_from_modules([assets, catalog, deployments, leaderboard]),
         *external.external_assets,
         *observed.observed_assets,
     ],

@@ -93,6 +93,7 @@ def test_internalisation_by_hand():
     assert result.gain.difference == pytest.approx(0.8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [34, 330])
 @pytest.mark.parametrize("true", [0.999, 0.99, 0.95])
 def test_internalisations_interval_covers_the_truth_near_1(n, true):

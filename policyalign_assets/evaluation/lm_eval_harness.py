@@ -21,10 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from policyalign_assets.evaluation.benchmarks import LETTERS, BenchmarkCase
-from policyalign_assets.files import replacing_file, temporary_folder
+from policyalign_assets.files import parse_shipped_yaml, replacing_file, temporary_folder
 
 HOURS = 12
 _GRACE = 10  # seconds to wait for the output of a process that was killed
@@ -47,7 +45,7 @@ class Weights:
 
 def texts() -> object:
     """The task file, parsed, for fingerprints."""
-    return yaml.safe_load(_template())
+    return parse_shipped_yaml(_template())
 
 
 def installed() -> bool:

@@ -7,7 +7,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import yaml
+from policyalign_assets.files import parse_shipped_yaml
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def texts() -> dict[str, Any]:
     return {name: _yaml(name) for name in ("everyday.yaml", "probes.yaml")}
 
 
+@cache
 def _yaml(name: str) -> Any:
     text = resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+    return parse_shipped_yaml(text)

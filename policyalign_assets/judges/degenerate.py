@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
-import yaml
+from policyalign_assets.files import parse_shipped_yaml
 
 EMPTY = "empty response"
 REPEATS = "the response repeats itself"
@@ -191,7 +191,7 @@ def _salad(prose: str, words: Sequence[str]) -> bool:
 @lru_cache(maxsize=1)
 def function_words() -> dict[str, frozenset[str]]:
     """{language: its commonest small words}."""
-    data = yaml.safe_load(WORDS_FILE.read_text(encoding="utf-8"))
+    data = parse_shipped_yaml(WORDS_FILE.read_text(encoding="utf-8"))
     return {language: frozenset(words.split()) for language, words in data.items()}
 
 

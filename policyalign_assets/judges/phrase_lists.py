@@ -10,8 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
-import yaml
-
+from policyalign_assets.files import parse_shipped_yaml
 from policyalign_assets.judges.degenerate import languages
 
 Kind = Literal[
@@ -85,14 +84,14 @@ def phrases_for(text: str) -> Phrases:
 @lru_cache(maxsize=1)
 def phrases_hash() -> str:
     """Part of the judge's id: other phrases make another judge."""
-    phrases = yaml.safe_load(PHRASES_FILE.read_text(encoding="utf-8"))
+    phrases = parse_shipped_yaml(PHRASES_FILE.read_text(encoding="utf-8"))
     return hashlib.sha256(json.dumps(phrases).encode()).hexdigest()[:8]
 
 
 @lru_cache(maxsize=1)
 def _compiled() -> dict[str, dict[Kind, re.Pattern[str]]]:
     """{language: {kind: one pattern for all its phrases}}."""
-    data = yaml.safe_load(PHRASES_FILE.read_text(encoding="utf-8"))
+    data = parse_shipped_yaml(PHRASES_FILE.read_text(encoding="utf-8"))
     parts = {
         name: part if isinstance(part, str) else f"(?:{'|'.join(part)})"
         for name, part in data["parts"].items()

@@ -16,10 +16,7 @@ import dagster as dg
 import pyarrow as pa
 
 from policyalign_assets.orchestration.data_checks import failed_checks
-from policyalign_assets.orchestration.dead_runs import bury_dead_runs
 from policyalign_assets.orchestration.doctor_check import report_refusal
-from policyalign_assets.orchestration.found_policies import find_policies
-from policyalign_assets.orchestration.instance import NO_INSTANCE, history_is_kept
 from policyalign_assets.orchestration.launchers import Launcher
 from policyalign_assets.orchestration.metadata import (
     POLICY_VERSION_TAG,
@@ -29,7 +26,7 @@ from policyalign_assets.orchestration.metadata import (
 )
 from policyalign_assets.orchestration.observed import depends_on_sources
 from policyalign_assets.orchestration.owners import asset_owners
-from policyalign_assets.orchestration.partitions import NAME, partitions
+from policyalign_assets.orchestration.partitions import partitions
 from policyalign_assets.orchestration.resources import (
     EXPERIMENT,
     POLICIES_DIR,
@@ -48,31 +45,6 @@ NOT_ACCEPTED = "policyalign/warm_start_not_accepted"
 FINGERPRINT = b"policyalign.fingerprint"  # Parquet schema metadata, see `fingerprints`
 DEPLOYED = deployed_settings()
 OWNERS = asset_owners(Path(POLICIES_DIR))
-
-
-@dg.asset(group_name="policy", kinds={"markdown"})
-def policy_catalog(
-    context: dg.AssetExecutionContext, pipeline: Pipeline
-) -> dg.MaterializeResult[Any]:
-    """Registers every policy in `policies/`, with each of its domains, as a partition.
-
-    Materialize this first. A policy with a mistake is left out, and the mistake is logged.
-    """
-    if not history_is_kept() and not context.instance.is_ephemeral:
-        raise dg.Failure(NO_INSTANCE.format(folder=Path.cwd()), allow_retries=False)
-    bury_dead_runs(context.instance)
-    found = find_policies(pipeline.policies, context.log.warning)
-    known = set(context.instance.get_dynamic_partitions(NAME))
-    context.instance.add_dynamic_partitions(NAME, [key for key in found.keys if key not in known])
-    context.log.info(f"policies: {', '.join(found.policies)}")
-    return dg.MaterializeResult(
-        metadata={
-            "policies": sorted(found.policies),
-            "partitions": found.keys,
-            "not read": sorted(found.broken) or "none",
-            "dagster/row_count": len(found.policies),
-        }
-    )
 
 
 def stage_asset(

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import click
 import dagster as dg
 import pyarrow as pa
 
@@ -24,7 +25,7 @@ from policyalign_assets.orchestration.assets import (
 )
 from policyalign_assets.orchestration.found_policies import FoundPolicies, find_policies
 from policyalign_assets.orchestration.launchers import Launcher
-from policyalign_assets.orchestration.partitions import PARTITION_TAG
+from policyalign_assets.orchestration.partitions import CATALOG, PARTITION_TAG
 from policyalign_assets.orchestration.realign import (
     AUTOMATION,
     SWITCH_ON,
@@ -45,8 +46,23 @@ from policyalign_assets.stages.reasons import changes
 from policyalign_assets.stages.registry import DEPLOYMENT_STAGES, EVERY_STAGE, Stage
 
 NAME = "deployments"  # under which Dagster keeps the keys
+
+
+class Deployments(dg.DynamicPartitionsDefinition):
+    """Says what is wrong with a name, where Dagster's command line only says that it is unknown."""
+
+    def validate_partition_key(self, partition_key: str, context: Any) -> None:
+        try:
+            super().validate_partition_key(partition_key, context)
+        except dg.DagsterUnknownPartitionError:
+            raise click.ClickException(
+                f"{partition_key!r} is no registered deployment. Fix: write the name of a domain "
+                f"or of a file in {DEPLOYMENTS_DIR}/, then run `{CATALOG}`."
+            ) from None
+
+
+deployments = Deployments(name=NAME)
 DEPLOYMENTS_DIR = os.environ.get("POLICYALIGN_DEPLOYMENTS_DIR", "deployments")
-deployments = dg.DynamicPartitionsDefinition(name=NAME)
 AFTER_PARTITIONS = {"dagster/priority": "-1"}  # in the queue
 MEMBER_STAGES = tuple(dict.fromkeys(m for s in DEPLOYMENT_STAGES.values() for m in s.members))
 

@@ -37,11 +37,16 @@ def recipe(stage: str, settings: Settings) -> Recipe:
     spec = EVERY_STAGE[stage]
     return {
         "code": {label: code_version(module) for label, module in spec.code.items()},
-        "settings": {name: getattr(settings, name).shaping() for name in spec.settings},
+        "settings": settings_read(stage, settings),
         "shaped by": {
             label: digest(content_of(source, settings)) for label, source in spec.shaped_by.items()
         },
     }
+
+
+def settings_read(stage: str, settings: Settings) -> dict[str, object]:
+    """The values that shape a stage's data, by section."""
+    return {name: getattr(settings, name).shaping() for name in EVERY_STAGE[stage].settings}
 
 
 def own_version(stage: str, settings: Settings) -> str:

@@ -17,9 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import policyalign_assets
+from policyalign_assets.files import parse_shipped_yaml
 from policyalign_assets.settings import Settings
 
 PACKAGE = Path(policyalign_assets.__file__).parent
@@ -75,7 +74,7 @@ def parsed(suffix: str, text: str) -> object:
     """`text` of a data file as its meaning: what two spellings of the same content share."""
     match suffix:
         case ".yaml" | ".yml":
-            return yaml.safe_load(text)
+            return parse_shipped_yaml(text)
         case ".json":
             return json.loads(text)
         case ".sql":

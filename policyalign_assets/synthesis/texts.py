@@ -10,8 +10,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import yaml
-
+from policyalign_assets.files import parse_shipped_yaml
 from policyalign_assets.settings import Settings
 from policyalign_assets.world import prompts
 
@@ -20,7 +19,7 @@ from policyalign_assets.world import prompts
 def load_yaml(name: str) -> Any:
     """The content of a YAML file of this package."""
     text = resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+    return parse_shipped_yaml(text)
 
 
 def generator_texts(settings: Settings) -> object:

@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 
-import yaml
-
+from policyalign_assets.files import parse_shipped_yaml
 from policyalign_assets.world import prompts
 
 # The syllables that invented words are made of
@@ -106,7 +105,7 @@ class WorldPolicy:
 
 @cache
 def lexicon() -> dict:
-    raw = yaml.safe_load(
+    raw = parse_shipped_yaml(
         resources.files(__package__).joinpath("lexicon.yaml").read_text(encoding="utf-8")
     )
     # In the file, a string holds words separated by spaces. A list holds sentences.

@@ -18,7 +18,7 @@ from test_report import Page
 
 from policyalign_assets import definitions
 from policyalign_assets.files import location
-from policyalign_assets.orchestration import assets, launchers, owners
+from policyalign_assets.orchestration import assets, catalog, deployments, launchers, owners
 from policyalign_assets.orchestration.clusters import RayJobs
 from policyalign_assets.orchestration.found_policies import find_policies
 from policyalign_assets.orchestration.launchers import InProcess, Subprocess
@@ -79,7 +79,7 @@ def materialize(
     }
     with deployed(overrides):
         return dg.materialize(
-            [*STAGES, assets.policy_catalog],
+            [*STAGES, catalog.policy_catalog],
             selection=selection,
             partition_key=key,
             instance=instance,
@@ -347,7 +347,10 @@ def test_an_unknown_partition_is_answered_in_plain_words(workspace, key, words):
         materialize(tmp_path, instance, STAGES[:1], key=key)
 
 
-def test_the_command_line_says_how_to_register_a_policy(tmp_path):
+@pytest.mark.parametrize(
+    ("stage", "key"), [("policy_document", KEY), ("deployed_checkpoint", "medical")]
+)
+def test_the_command_line_says_how_to_register_a_partition(tmp_path, stage, key):
     done = run(
         "-m",
         "dagster",
@@ -356,9 +359,9 @@ def test_the_command_line_says_how_to_register_a_policy(tmp_path):
         "-m",
         "policyalign_assets.definitions",
         "--select",
-        "policy_document",
+        stage,
         "--partition",
-        KEY,
+        key,
         DAGSTER_HOME=str(tmp_path),
     )
     assert (
@@ -383,8 +386,10 @@ def test_the_catalog_registers_every_policy_folder(workspace):
     (tmp_path / "policies" / "new-policy" / "policy.md").write_text(
         (ROOT / "policies/computer-use-agent/policy.md").read_text()
     )
-    materialize(tmp_path, instance, [assets.policy_catalog], key=None)
+    materialize(tmp_path, instance, [catalog.policy_catalog], key=None)
     assert any("new-policy" in key for key in instance.get_dynamic_partitions(NAME))
+    # without them, a deployment could not be made by hand before its sensor has run
+    assert "medical" in instance.get_dynamic_partitions(deployments.NAME)
 
 
 def run(*args: str, **environ: str) -> subprocess.CompletedProcess:

@@ -32,6 +32,8 @@ from policyalign_assets.releases.serving import alias_of
 from policyalign_assets.report.folders import partition_folder
 from policyalign_assets.report.last_released import last_released
 
+pytestmark = pytest.mark.slow
+
 ALIAS = alias_of(TARGET)
 # the second release declines in other words
 NEWER = [

@@ -22,6 +22,8 @@ from policyalign_assets.releases.export import (
 )
 from policyalign_assets.settings import BUNDLED, ModelSettings
 
+pytestmark = pytest.mark.slow
+
 
 def distinct(row: dict) -> dict:
     """The row with a prompt of its suite's own and an answer that the judge can read."""

@@ -17,6 +17,8 @@ from policyalign_assets.releases.papers.model_card import model_card
 from policyalign_assets.releases.papers.oscal import assessment_results
 from policyalign_assets.releases.papers.write import PAPERS, write_papers
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("cyclonedx", reason="needs the extra `papers`")
 pytest.importorskip("trestle", reason="needs the extra `papers`")
 

@@ -20,6 +20,8 @@ from policyalign_assets.report.difference import (
 from policyalign_assets.report.difference_text import as_markdown, as_text
 from policyalign_assets.report.last_released import last_released, point_to
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<img src=x onerror=alert(1)> | \x1b[31m ](http://evil.example)"
 
 

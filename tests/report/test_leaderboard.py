@@ -24,6 +24,8 @@ from policyalign_assets.report.leaderboard import (
 )
 from policyalign_assets.report.render import write_report
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -18,6 +18,8 @@ from policyalign_assets.report.chain import NotOfOnePiece
 from policyalign_assets.report.show import show
 from policyalign_assets.tables import GENERATIONS_INFO, JUDGEMENTS_INFO
 
+pytestmark = pytest.mark.slow
+
 PARTITION = "medical|general-conduct"
 SEEDS = (14, 15)
 

@@ -79,6 +79,7 @@ def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", ["the run, hard", "the run, interrupted", "the launcher"])
 def test_nothing_is_left_ten_seconds_after(tree, killed):
     starter, guard, launcher, worker = tree
@@ -112,6 +113,7 @@ def test_a_killed_guard_takes_its_child_along_and_the_run_hears_of_it(tmp_path):
     assert gone_within(10, [int(pid.read_text())]) == []
 
 
+@pytest.mark.slow
 def test_a_polite_process_may_tidy_up(tmp_path):
     done = tmp_path / "tidied"
     polite = script(

@@ -55,6 +55,7 @@ def forget() -> None:
         benchmarks.shipped_benchmarks,
         probe_texts.probe_texts,
         probe_texts.everyday_actions,
+        probe_texts._yaml,
         sources.code_version,
         sources._files,
         shaping._version,
@@ -307,7 +308,7 @@ def test_each_setting_redoes_the_stages_that_read_it_unless_it_shapes_nothing(se
     marked = kind.model_fields[field].json_schema_extra == NO_EFFECT
     readers = {name for name, stage in EVERY_STAGE.items() if section in stage.settings}
     now, before = (
-        {stage: fingerprints.recipe(stage, s)["settings"] for stage in EVERY_STAGE}
+        {stage: fingerprints.settings_read(stage, s) for stage in EVERY_STAGE}
         for s in (changed, base)
     )
     assert {s for s in EVERY_STAGE if now[s] != before[s]} == (set() if marked else readers)

@@ -43,6 +43,7 @@ def made(seed, grid="reduced", **changed):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", ["reduced", "full"])
 @pytest.mark.parametrize("seed", range(2))
 def test_the_numbers_of_every_rule_add_up(grid, seed):
