@@ -30,6 +30,7 @@ from trials import (
     ROOT,
     SUITES,
     Result,
+    Size,
     arguments,
     cases_of,
     counted,
@@ -128,8 +129,8 @@ class Bench:
         return load_aligned(checkpoint, load_model(self.settings.model), self.context.data)
 
 
-def bench_of(policies: int, seed: int, share: float, work: Path) -> Bench:
-    settings = scaled(share, seed)
+def bench_of(policies: int, seed: int, size: Size, work: Path) -> Bench:
+    settings = scaled(size, seed)
     with tempfile.TemporaryDirectory() as folder:
         third = Path(folder) / "dealings"
         third.mkdir()
@@ -195,14 +196,14 @@ def in_turn(bench: Bench, first: Checkpoint, replay: bool) -> LoadedModel:
     return LoadedModel(model, base.tokenizer, base.model_id, f"{base.revision}+in turn")
 
 
-def trials(policies: int, seed: int, share: float, work: Path) -> Iterator[tuple[str, Any]]:
+def trials(policies: int, seed: int, size: Size, work: Path) -> Iterator[tuple[str, Any]]:
     """(name of the way, what makes its result), for one seed; nothing is made before it is asked
     for."""
     bench: list[Bench] = []
 
     def made() -> Bench:
         if not bench:
-            bench.append(bench_of(policies, seed, share, work))
+            bench.append(bench_of(policies, seed, size, work))
         return bench[0]
 
     def alone() -> list[Checkpoint]:
@@ -233,9 +234,10 @@ def trials(policies: int, seed: int, share: float, work: Path) -> Iterator[tuple
         )
 
 
-def table(results: dict[str, list[Result]], steps: int, share: float) -> Iterator[str]:
+def table(results: dict[str, list[Result]], size: Size) -> Iterator[str]:
     seeds = max((len(found) for found in results.values()), default=0)
-    yield f"{seeds} seed{'s' if seeds != 1 else ''}, {share:.0%} of the default steps ({steps})."
+    steps = scaled(size).distillation.steps
+    yield f"{seeds} seed{'s' if seeds != 1 else ''}, {size.described(steps)}."
     yield row("way", *SUITES, "seeds", "CPU seconds a seed")
     yield row(*["---"] * (len(SUITES) + 3))
     for way, found in results.items():
@@ -255,18 +257,18 @@ def main() -> None:
     parser.add_argument("--policies", type=int, choices=(2, 3), default=2)
     parser.add_argument("--way", action="append", choices=WAYS, help="may be repeated")
     asked = parser.parse_args()
-    work = asked.work / f"share-{asked.share:g}"
+    size = Size(asked.share, asked.steps)
+    work = asked.work / size.folder
     results: dict[str, list[Result]] = {}
     for seed in asked.seed or [13]:
-        for way, run in trials(asked.policies, seed, asked.share, work):
+        for way, run in trials(asked.policies, seed, size, work):
             if asked.way and way not in asked.way:
                 continue
             name = f"{asked.policies}-policies-{way.replace(' ', '-')}-{seed}"
             if asked.show and not (work / "results" / f"{name}.json").exists():
                 continue
             results.setdefault(way, []).append(kept(work, name, run))
-    steps = scaled(asked.share).distillation.steps
-    print("\n".join(table(results, steps, asked.share)))
+    print("\n".join(table(results, size)))
 
 
 if __name__ == "__main__":

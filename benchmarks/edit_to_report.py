@@ -102,7 +102,7 @@ def wait_for(what: Callable[[], object], instance: dg.DagsterInstance, folder: P
                 "The end of the daemon's log:\n"
                 f"{(folder / 'daemon.log').read_text()[-3000:]}"
             )
-        time.sleep(0.5)
+        time.sleep(2)
 
 
 def made(instance: dg.DagsterInstance, partition: str) -> dict[str, str | None]:
@@ -157,7 +157,7 @@ def measure(folder: Path, domains: list[str], cold: bool) -> None:
         "POLICYALIGN_DEPLOYMENTS_DIR": str(folder / "deployments"),
         "POLICYALIGN_AUTOMATION__ENABLED": "true",
         "POLICYALIGN_AUTOMATION__SENSOR_SECONDS": os.environ.get(
-            "POLICYALIGN_AUTOMATION__SENSOR_SECONDS", "5"
+            "POLICYALIGN_AUTOMATION__SENSOR_SECONDS", "10"
         ),
         "POLICYALIGN_WARM_START__ENABLED": "false" if cold else "true",
         "PYTHONWARNINGS": "ignore",
@@ -168,10 +168,10 @@ def measure(folder: Path, domains: list[str], cold: bool) -> None:
     settings = load_settings()
 
     def as_wanted() -> bool:
+        if live_runs(instance):  # the cheap question first: the rest reads every policy
+            return False
         wanted = desired_states(folder / "policies", settings, parents=parents_of(instance))
-        return all(
-            made(instance, partition) == stages for partition, stages in wanted.items()
-        ) and not live_runs(instance)
+        return all(made(instance, partition) == stages for partition, stages in wanted.items())
 
     with dg.DagsterInstance.from_config(str(folder)) as instance, daemon(folder, instance):
         begun, known = time.time(), {run.run_id for run in instance.get_runs()}

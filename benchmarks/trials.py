@@ -12,6 +12,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,31 @@ def arguments(description: str) -> argparse.ArgumentParser:
         default=1.0,
         help="share of the default training steps, rows of a rule and held-out cases",
     )
+    parser.add_argument(
+        "--steps", type=int, help="training steps, in place of a share of the default ones"
+    )
     parser.add_argument("--show", action="store_true", help="print what is there, and run nothing")
     return parser
 
 
-def scaled(share: float, seed: int = 13, **sections: dict[str, Any]) -> Settings:
-    """The default settings with that share of steps, rows and cases. Probes are left out."""
+@dataclass(frozen=True)
+class Size:
+    """`share`: of the default rows and cases, and of the steps unless `steps` says their number."""
+
+    share: float = 1.0
+    steps: int | None = None
+
+    @property
+    def folder(self) -> str:
+        return f"share-{self.share:g}" + (f"-steps-{self.steps}" if self.steps else "")
+
+    def described(self, steps: int) -> str:
+        return f"{self.share:.0%} of the default rows and cases, {steps} training steps"
+
+
+def scaled(size: Size, seed: int = 13) -> Settings:
+    """The default settings at that size. Probes are left out."""
+    share = size.share
     default = load_settings(environ={})
 
     def some(value: int, least: int) -> int:
@@ -63,7 +83,10 @@ def scaled(share: float, seed: int = 13, **sections: dict[str, Any]) -> Settings
     overrides: dict[str, dict[str, Any]] = {
         "synthesis": {"per_rule": rows},
         "filtering": {"per_rule": min(rows, default.filtering.per_rule)},
-        "distillation": {"steps": some(default.distillation.steps, 2), "seed": seed},
+        "distillation": {
+            "steps": size.steps or some(default.distillation.steps, 2),
+            "seed": seed,
+        },
         "evaluation": {
             "cases_per_suite": some(330, 40),
             "cases_per_rule": 2,
@@ -73,8 +96,6 @@ def scaled(share: float, seed: int = 13, **sections: dict[str, Any]) -> Settings
             "pressure_cases": 0,
         },
     }
-    for section, values in sections.items():
-        overrides[section] = overrides.get(section, {}) | values
     return load_settings(overrides=overrides, environ={})
 
 

@@ -21,6 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from trials import (
     ROOT,
     SUITES,
     Result,
+    Size,
     arguments,
     cases_of,
     counted,
@@ -208,8 +210,8 @@ def edits_of(
     return [first], [policy_of(POLICY, edit)], False
 
 
-def trial(edit: str, start: str, seed: int, share: float, work: Path) -> Result:
-    bench = Bench(scaled(share, seed), work)
+def trial(edit: str, start: str, seed: int, size: Size, work: Path) -> Result:
+    bench = Bench(scaled(size, seed), work)
     before, now, deployed = edits_of(edit)
     cases = bench.cases(before, now)
     if start == "warm":
@@ -256,7 +258,8 @@ def main() -> None:
         "--edit", action="append", choices=(*EDITS, *OF_DEPLOYMENTS), help="may be repeated"
     )
     asked = parser.parse_args()
-    work = asked.work / f"share-{asked.share:g}"
+    size = Size(asked.share, asked.steps)
+    work = asked.work / size.folder
     seeds = asked.seed or [13]
     found = []
     for edit in asked.edit or (*EDITS, *OF_DEPLOYMENTS):
@@ -267,18 +270,13 @@ def main() -> None:
             if asked.show and not there:
                 continue
             for start, name in names.items():
-                results[start].append(
-                    kept(
-                        work,
-                        name,
-                        lambda s=start, n=seed, e=edit: trial(e, s, n, asked.share, work),
-                    )
-                )
+                run = partial(trial, edit, start, seed, size, work)
+                results[start].append(kept(work, name, run))
         if results["base"]:
-            found += lines(edit, results["base"], results["warm"], scaled(asked.share))
+            found += lines(edit, results["base"], results["warm"], scaled(size))
     print(
-        f"{asked.share:.0%} of the default steps, rows and cases; seeds {seeds}. A cell: the warm "
-        "start's share in percent (95 %), then its paired difference from training from base."
+        f"{size.described(scaled(size).distillation.steps)}; seeds {seeds}. A cell: the share of "
+        "the warm start in percent (95 %), then its paired difference from training from base."
     )
     print(row("edit", *SUITES, WITHDRAWN, "steps", "equivalent within the gates' margins"))
     print(row(*["---"] * (len(SUITES) + 4)))

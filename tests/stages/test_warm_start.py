@@ -1,6 +1,7 @@
 """Training after an edit: from the last released adapter where that is possible and enough."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pyarrow as pa
@@ -119,6 +120,34 @@ def test_it_begins_with_the_parents_weights_and_asks_what_the_old_rule_forbade(r
     assert made.provenance["lineage"]["touched"] == 4  # of five that M2 forbade
     kept = pq.read_table(data / REQUESTS_FOLDER / f"{made.checkpoint_id}.parquet")
     assert [k for k in kept["kind"].to_pylist() if k == "former"] == ["former"] * 5
+
+
+class Killed(Exception):
+    pass
+
+
+class Killing(list):
+    """A log whose writer dies at the second step."""
+
+    def append(self, line):
+        super().append(line)
+        if line.startswith("step 2/"):
+            raise Killed
+
+
+def test_a_killed_warm_start_goes_on_to_the_same_result(released, tmp_path_factory):
+    data, _ = released
+    whole = tmp_path_factory.mktemp("whole")
+    shutil.copytree(data, whole, dirs_exist_ok=True)
+    now = edited("fake a test result")
+    table = rows(now, "twin")
+    quick, rounds = QUICK | {"save_every": 1}, WARM | {"round_steps": 3}
+    unbroken = trained(whole, now, table, rounds, quick).value
+    with pytest.raises(Killed):
+        trained(data, now, table, rounds, quick, Killing())
+    log: list[str] = []
+    assert trained(data, now, table, rounds, quick, log).value == unbroken
+    assert "resumed after step 1 from its saved state" in log and parent_of(unbroken)
 
 
 def test_what_a_warm_start_does_not_reach_is_trained_from_base(released):
