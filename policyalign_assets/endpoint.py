@@ -55,11 +55,22 @@ class NotACompletion(ValueError):
 @dataclass(frozen=True)
 class Completion:
     """`text` is None where there is none at all. `cut`: it reached the token limit. `declined`: a
-    filter of the provider took the place of an answer, or the provider's refusal field is set."""
+    filter of the provider took the place of an answer, or the provider's refusal field is set.
+    `tokens`: None where the server gives no log-probabilities, or none that can be read."""
 
     text: str | None
     cut: bool
     declined: bool
+    tokens: tuple[Token, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of an answer, with the likeliest tokens in its place: {text: log-probability}."""
+
+    text: str
+    log_probability: float
+    likeliest: dict[str, float]
 
 
 class Endpoint:
@@ -131,8 +142,12 @@ class Asker:
         max_tokens: int,
         temperature: float,
         seed: int | None = None,
+        top_logprobs: int | None = None,
     ) -> Completion:
-        """Raises EndpointDown, EndpointRefuses or NotACompletion, after all retries."""
+        """Raises EndpointDown, EndpointRefuses or NotACompletion, after all retries.
+
+        top_logprobs: also ask for log-probabilities, of so many tokens at each place.
+        """
         import openai
 
         who, settings = self._endpoint.who, self._endpoint.settings
@@ -140,6 +155,7 @@ class Asker:
             settings.token_parameter: max_tokens,
             "temperature": temperature,
             **({} if seed is None else {"seed": seed}),
+            **({} if top_logprobs is None else {"logprobs": True, "top_logprobs": top_logprobs}),
         }
         for name in settings.omit_parameters:
             parameters.pop(name, None)
@@ -190,7 +206,37 @@ def read_completion(body: bytes) -> Completion:
     declined = finish == "content_filter" or (not text and bool(refusal))
     if declined and not text and isinstance(refusal, str):
         text = refusal
-    return Completion(text, finish == "length", declined)
+    return Completion(text, finish == "length", declined, _tokens(choice.get("logprobs")))
+
+
+def _tokens(logprobs: object) -> tuple[Token, ...] | None:
+    """The tokens of a reply, or None where it has none or they are not as the API says."""
+    try:
+        found = tuple(
+            Token(
+                _token_text(one),
+                _log_probability(one),
+                {_token_text(t): _log_probability(t) for t in one.get("top_logprobs") or ()},
+            )
+            for one in logprobs["content"]  # type: ignore[index]
+        )
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None
+    return found or None
+
+
+def _token_text(token: Mapping[str, object]) -> str:
+    text = token["token"]
+    if not isinstance(text, str):
+        raise ValueError("a token is no text")
+    return text
+
+
+def _log_probability(token: Mapping[str, object]) -> float:
+    value = float(token["logprob"])  # type: ignore[arg-type]
+    if not value <= 1e-3:  # rounding may lift it above 0 a little; NaN is refused too
+        raise ValueError("a log-probability is above 0")
+    return value
 
 
 def loads(text: str, **options: Any) -> Any:

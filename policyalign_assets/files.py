@@ -244,6 +244,13 @@ def new_directory(path: Path, mode: int = OPEN) -> Iterator[Path]:
             os.rename(aside, path)
 
 
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as the content of a Parquet file, for places that only take bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
 def write_parquet(table: pa.Table, path: Path) -> None:
     with replacing_file(path) as aside:
         pq.write_table(table, aside, compression="zstd")

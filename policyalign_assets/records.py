@@ -5,7 +5,7 @@ This module does not import torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -38,6 +38,16 @@ class Checkpoint:
         """The seed of the training, or None where the provenance does not say."""
         seed = self.provenance.get("settings", {}).get("seed")
         return seed if isinstance(seed, int) else None
+
+    def under(self, partition: str) -> Checkpoint:
+        """A deployment's checkpoint as one of a single policy: with what it was made from of that
+        policy, as reports compare it. Raises KeyError if it was not trained for it.
+        """
+        if "policies" not in self.provenance:
+            return self
+        return replace(
+            self, provenance={**self.provenance, **self.provenance["policies"][partition]}
+        )
 
 
 def parent_of(checkpoint: Checkpoint) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,9 +17,16 @@ from policyalign_assets.engine.base import Engine, Message, Sampling
 
 @dataclass
 class Server:
-    """`models`: engines by the name under which they are served; a test may exchange them."""
+    """`models`: engines by the name under which they are served; a test may exchange them.
+
+    `likeliest`: makes the log-probabilities of an answer from request and answer, as [(token,
+    log-probability, {other token: log-probability})]. A server without it does not know the
+    parameter, and refuses it if `strict`.
+    """
 
     models: dict[str, Engine]
+    likeliest: Callable[[str, str], list[tuple[str, float, dict[str, float]]]] | None = None
+    strict: bool = False
     url: str = ""
     asked: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -29,6 +36,8 @@ class Server:
         if engine is None:
             message = f"The model `{request['model']}` does not exist."
             return 404, {"error": {"message": message, "type": "NotFoundError", "code": 404}}
+        if self.strict and self.likeliest is None and "logprobs" in request:
+            return 400, {"error": {"message": "Unknown parameter: logprobs", "code": 400}}
         chat = tuple(Message(m["role"], m["content"]) for m in request["messages"])
         with self.lock:  # one model, one thread
             self.asked += 1
@@ -38,6 +47,22 @@ class Server:
             "finish_reason": made[0].finish,
             "message": {"role": "assistant", "content": made[0].text},
         }
+        if self.likeliest is not None and request.get("logprobs"):
+            prompt = request["messages"][-1]["content"]
+            choice["logprobs"] = {
+                "content": [
+                    {
+                        "token": token,
+                        "logprob": value,
+                        "bytes": None,
+                        "top_logprobs": [
+                            {"token": t, "logprob": v, "bytes": None}
+                            for t, v in {token: value, **others}.items()
+                        ][: request["top_logprobs"]],
+                    }
+                    for token, value, others in self.likeliest(prompt, made[0].text)
+                ]
+            }
         return 200, {
             "id": "1",
             "object": "chat.completion",

@@ -16,28 +16,32 @@ DEFINITIONS = "policyalign_assets.definitions"
 
 
 @click.command()
-@click.argument("partitions", nargs=-1, required=True, metavar="PARTITION...")
+@click.argument("partitions", nargs=-1, required=True, metavar="PARTITION|DEPLOYMENT...")
 @click.option("--log", is_flag=True, help="Print Dagster's own log instead of progress.")
 @click.pass_context
 def align(context: click.Context, partitions: tuple[str, ...], log: bool) -> None:
     """Align the model with each PARTITION ('domain|policy'), from the policy's text to the report.
 
+    A DEPLOYMENT ('medical') is one model under several policies, which are aligned before.
     The run is a Dagster run like any other: the UI shows it, and what it made is up to date there.
     """
-    from policyalign_assets.stages.registry import STAGES
+    from policyalign_assets.policy.deployments import NAME
+    from policyalign_assets.stages.registry import DEPLOYMENT_STAGES, STAGES
 
     for partition in partitions:
-        split_partition(partition)
+        if not NAME.fullmatch(partition):
+            split_partition(partition)
     home = instance_folder()  # raises where there is none
     begun = time.monotonic()
     if code := _materialize(["--select", "policy_catalog"], (), log, home):
         context.exit(code)
-    # the assets of a partition, and the page of all partitions; deployments have other partitions
-    selection = ",".join([*STAGES, "leaderboard"])
     for partition in partitions:
         click.secho(f"aligning {partition}", bold=True)
-        arguments = ["--select", selection, "--partition", partition]
-        if code := _materialize(arguments, tuple(STAGES), log, home):
+        # the assets of a partition, and the page of all partitions, or those of a deployment
+        stages = tuple(STAGES) if "|" in partition else tuple(DEPLOYMENT_STAGES)
+        selection = [*stages, *(("leaderboard",) if "|" in partition else ())]
+        arguments = ["--select", ",".join(selection), "--partition", partition]
+        if code := _materialize(arguments, stages, log, home):
             context.exit(code)
     click.echo(f"done in {time.monotonic() - begun:.0f} s")
 

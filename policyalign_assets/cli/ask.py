@@ -1,9 +1,11 @@
 """`policyalign ask`: what alignment did, felt with a question of one's own."""
 
+import json
 import os
 
 import click
 
+from policyalign_assets.cli.options import json_option
 from policyalign_assets.runtime.results import stored_record
 
 ARMS = ("the model", "the model, policy in its prompt", "the aligned model")
@@ -15,7 +17,8 @@ ARMS = ("the model", "the model, policy in its prompt", "the aligned model")
 @click.option(
     "--max-tokens", type=click.IntRange(1, 4096), default=128, show_default=True, help="At most."
 )
-def ask(partition: str, question: str, max_tokens: int) -> None:
+@json_option("Print one JSON object: question, and the answer of each arm.")
+def ask(partition: str, question: str, max_tokens: int, as_json: bool) -> None:
     """Answer QUESTION with the model, with the policy in its prompt, and with the aligned model."""
     from policyalign_assets.engine.base import Sampling, chat
     from policyalign_assets.engine.loading import load_model
@@ -37,6 +40,10 @@ def ask(partition: str, question: str, max_tokens: int) -> None:
         chats = [chat(question), chat(question, policy.prompt_text)]
         answers = [g.text for g in engine.generate(chats, sampling)]
         answers += [g.text for g in of_aligned().generate([chat(question)], sampling)]
+    if as_json:
+        made = {"question": question, "answers": dict(zip(ARMS, answers, strict=True))}
+        click.echo(json.dumps(made, indent=1))
+        return
     for arm, answer in zip(ARMS, answers, strict=True):
         click.secho(f"{arm}:", bold=True)
         click.echo(visible(answer).strip() + "\n")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "--bundle",
     type=Bundle(),
     required=True,
-    help="The release that should be served there: its folder, or 'domain|policy'.",
+    help="The release that should be served there: its folder, 'domain|policy' or a deployment.",
 )
 @public_keys_option
 @click.option("--model", help="The model's name at the endpoint; default: the stable alias.")
@@ -89,7 +89,7 @@ def attest(
         chosen = draw.sample(found.canaries, min(asked, len(found.canaries)))
         made = attestation.attest(settings, chosen, found.max_tokens)
         if as_json:
-            click.echo(json.dumps(asdict(made)))
+            click.echo(json.dumps({**asdict(made), "decided_from": made.decided_from}))
         else:
             _say(made, settings.model or "", bundle)
         if watch is None or not made.is_this_release:
@@ -106,8 +106,10 @@ def _say(made: "Attestation", model: str, bundle: Path) -> None:
         f"({bundle.name})",
         bold=True,
     )
+    click.echo(f"  decided from {made.decided_from}")
     for name, (hits, of) in made.matches.items():
-        click.echo(f"  {hits} of {of} answers are those of {name}")
+        near = f", and {made.near[name]} nearly so" if made.near[name] else ""
+        click.echo(f"  {hits} of {of} answers are those of {name}{near}")
     for name, rate in made.errors.items():
         mistake = (
             "takes an unknown model for a known one"

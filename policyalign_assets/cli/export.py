@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from policyalign_assets.cli.options import bundle_argument, public_keys_option
+from policyalign_assets.cli.options import bundle_argument, json_option, public_keys_option
 
 
 @click.command()
@@ -28,6 +28,7 @@ from policyalign_assets.cli.options import bundle_argument, public_keys_option
     show_default=True,
     help="Share of the gated cases whose outcome may differ from that of the release.",
 )
+@json_option("Print what `export.json` says.")
 def export(
     bundle: Path,
     merged: Path | None,
@@ -35,6 +36,7 @@ def export(
     public_keys: tuple[Path, ...],
     base: Path | None,
     most_flipped: float,
+    as_json: bool,
 ) -> None:
     """Verify BUNDLE and export its model, if the export behaves as what was released.
 
@@ -42,9 +44,9 @@ def export(
     got worse, or too many cases have another outcome.
     """
     from policyalign_assets.engine.shipped_models import SHIPPED_MODELS
-    from policyalign_assets.releases.bundle import read_record
-    from policyalign_assets.releases.export import export_merged
+    from policyalign_assets.releases.export import RECORD, export_merged
     from policyalign_assets.releases.gguf_export import export_gguf
+    from policyalign_assets.releases.record import read_record
     from policyalign_assets.releases.verification import require_trusted
 
     if (merged is None) == (gguf is None):
@@ -60,12 +62,16 @@ def export(
     else:
         assert gguf is not None
         made = export_gguf(bundle, gguf, base, most_flipped, say)
-    again = made.again
+    if as_json:
+        click.echo((made.folder / RECORD).read_text(encoding="utf-8").rstrip())
+        return
     click.echo(f"exported {made.folder}")
-    click.echo(f"gates: {sum(g.passed is True for g in again.gates)} of {len(again.gates)} passed")
-    click.echo(
-        f"drift: {again.flipped:.2%} of {again.compared} cases have another outcome, "
-        f"{again.same_text:.1%} of the answers are the same to the letter"
-    )
-    for suite, count in again.not_asked.items():
-        click.echo(f"not asked again: {count} cases of {suite}")
+    for policy, again in made.again.items():
+        passed = sum(g.passed is True for g in again.gates)
+        click.echo(f"{policy}: {passed} of {len(again.gates)} gates passed")
+        click.echo(
+            f"  drift: {again.flipped:.2%} of {again.compared} cases have another outcome, "
+            f"{again.same_text:.1%} of the answers are the same to the letter"
+        )
+        for suite, count in again.not_asked.items():
+            click.echo(f"  not asked again: {count} cases of {suite}")

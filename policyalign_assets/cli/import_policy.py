@@ -1,13 +1,19 @@
 """`policyalign import`: a draft policy from a document."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from policyalign_assets.cli.options import policies_option
+from policyalign_assets.cli.options import json_option, policies_option
 from policyalign_assets.cli.reader_model import configured_reader
 from policyalign_assets.policy import known_domains
+
+if TYPE_CHECKING:
+    from policyalign_assets.policy.importing.draft import Imported
 
 
 @click.command("import")
@@ -30,6 +36,7 @@ from policyalign_assets.policy import known_domains
 )
 @click.option("--dry-run", is_flag=True, help="Print the draft instead of writing it.")
 @policies_option
+@json_option("Print one JSON object: path, rules, changes, proposals, notes, faults.")
 def import_policy(
     file: Path,
     policy_id: str,
@@ -39,6 +46,7 @@ def import_policy(
     reader: bool,
     dry_run: bool,
     policies_dir: Path,
+    as_json: bool,
 ) -> None:
     """Make a draft policy of FILE: Markdown, text, HTML, Word or PDF.
 
@@ -59,6 +67,9 @@ def import_policy(
         write=not dry_run,
         reader=asked,
     )
+    if as_json:
+        click.echo(json.dumps(_as_json(made, dry_run), indent=1, default=str))
+        return
     if dry_run:
         click.echo(made.text)
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(made.kinds.items()))
@@ -88,6 +99,21 @@ def import_policy(
             f"Draft: {made.path}. Check each rule with 'policyalign lint {policy_id}', then add"
             " 'reviewed: NAME, DATE' to its front matter."
         )
+
+
+def _as_json(made: "Imported", dry_run: bool) -> dict[str, Any]:
+    return {
+        "path": None if dry_run else str(made.path),
+        "text": made.text if dry_run else None,
+        "unchanged": made.unchanged,
+        "kinds": made.kinds,
+        "rules": [asdict(rule) for rule in made.rules],
+        "changes": [asdict(change) for change in made.changes if change.word != "same"],
+        "proposals": [asdict(proposal) for proposal in made.proposals],
+        "notes": made.notes,
+        "not placed": [{"place": place, "text": text} for text, place in made.unplaced],
+        "check": [str(fault) for fault in made.faults],
+    }
 
 
 def _remarks(notes: tuple[str, ...], unplaced: tuple[tuple[str, str], ...]) -> Iterator[str]:

@@ -6,7 +6,11 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
-FOLDERS = {"POLICYALIGN_DATA_DIR": "data", "POLICYALIGN_POLICIES_DIR": "policies"}
+FOLDERS = {
+    "POLICYALIGN_DATA_DIR": "data",
+    "POLICYALIGN_POLICIES_DIR": "policies",
+    "POLICYALIGN_DEPLOYMENTS_DIR": "deployments",
+}
 
 
 def project_above(folder: Path | None = None) -> Path | None:

@@ -55,11 +55,7 @@ def _lines(found: "Status") -> Iterator[str]:
         yield from _partition(partition, f"policyalign align '{partition.partition}'")
     for deployment in found.deployments:
         name = deployment.partition
-        yield from _partition(
-            deployment,
-            "dagster asset materialize -m policyalign_assets.definitions "
-            f"--select {','.join(s.stage for s in deployment.stages)} --partition {name}",
-        )
+        yield from _partition(deployment, f"policyalign align {name}")
     if found.never_made:
         yield f"deployments that were never made: {', '.join(found.never_made)}"
     for partition_key in found.unknown:

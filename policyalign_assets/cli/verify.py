@@ -33,7 +33,8 @@ def verify_command(
 ) -> None:
     """Check everything that BUNDLE claims. Needs no network and no settings.
 
-    BUNDLE is a folder, or 'domain|policy' for the release that the ledger calls current.
+    BUNDLE is a folder, or 'domain|policy' or a deployment for the release that the ledger calls
+    current.
     """
     checks = verify(bundle, list(public_keys), base, ledger)
     good = trusted(checks)

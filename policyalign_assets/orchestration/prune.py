@@ -64,10 +64,12 @@ def find_leftovers(instance: dg.DagsterInstance, policies_dir: Path, data: Locat
     """
     present = set(list_policies(policies_dir))
     live = {policy_of(run) for run in live_runs(instance)}
-    owned = [(policy, path) for policy, path in _files(data) if policy not in present | live]
+    # what several policies share, as a deployment does, stays while one of them is there
+    owned = [(p, path) for p, path in _files(data) if p and p.isdisjoint(present | live)]
     ran = {value for _, values in instance.get_run_tags([PARTITION_TAG]) for value in values}
     known = {domain_and_policy(key)[1] for key in {*instance.get_dynamic_partitions(NAME), *ran}}
-    retired = sorted({policy for policy, _ in owned} | known - present - live - {""})
+    gone = {policy for policies, _ in owned for policy in policies}
+    retired = sorted(gone | known - present - live - {""})
     runs = [
         run.run_id
         for key in sorted(ran)
@@ -99,23 +101,30 @@ def prune(instance: dg.DagsterInstance, leftovers: Leftovers) -> None:
             instance.delete_dynamic_partition(NAME, key)
 
 
-def _files(data: Location) -> Iterator[tuple[str, Location]]:
-    """(policy, path) of every result: tables and records, report folders, checkpoints."""
+def _files(data: Location) -> Iterator[tuple[frozenset[str], Location]]:
+    """(policies, path) of every result: tables and records, report folders, checkpoints.
+
+    What names no policy has no owner, and stays.
+    """
     for top in (data, *_below(data / EXPERIMENTS)):
         for stage in _below(top / "assets"):
             for domain in _below(stage):
-                yield from ((file.stem, file) for file in _below(domain))
+                yield from ((frozenset({file.stem}), file) for file in _below(domain))
     # beside the policies' folders lie the leaderboard's files, which belong to no policy
     for top in (data / "reports", *(e / "reports" for e in _below(data / EXPERIMENTS))):
-        yield from ((folder.name, folder) for folder in _below(top) if folder.is_dir())
+        yield from ((frozenset({f.name}), f) for f in _below(top) if f.is_dir())
+    for deployment in _below(data / "deployments"):
+        yield frozenset(f.name for f in _below(deployment / "reports")), deployment
     for checkpoint in _below(data / "checkpoints"):
         card = checkpoint / "checkpoint.json"
         if card.exists():
-            policy = json.loads(card.read_bytes())["provenance"].get("policy_id", "")
-            yield policy, checkpoint
+            made = json.loads(card.read_bytes())["provenance"]
+            owners = [own.get("policy_id") for own in made.get("policies", {}).values()]
+            policies = frozenset({made.get("policy_id"), *owners} - {None})
+            yield policies, checkpoint
             requests = data / REQUESTS_FOLDER / f"{checkpoint.name}.parquet"
             if requests.exists():
-                yield policy, requests
+                yield policies, requests
 
 
 def _below(folder: Location) -> list[Location]:

@@ -20,7 +20,8 @@ from policyalign_assets.settings import Settings
 ENDPOINTS = {"api_key_variable", "base_url", "extra_parameters"}
 # Dagster's config has no type for a mapping of mixed values.
 UNTYPED = {"template_arguments"}
-NOT_BY_RUN = {"profile", "automation", "alerts"}  # chosen beside the overrides, or read by no run
+# chosen beside the overrides, or read by no run
+NOT_BY_RUN = {"profile", "automation", "alerts", "release"}
 
 
 def _type(name: str, annotation: Any) -> Any:

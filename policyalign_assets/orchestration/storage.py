@@ -25,8 +25,9 @@ from policyalign_assets.runtime.exchange import decode, encode
 
 class _IOManager(dg.UPathIOManager):
     def make_safe_partition_path(self, base_path: UPath, partition: str) -> UPath:
-        """One folder for each domain, one file for each policy."""
-        return base_path.joinpath(*domain_and_policy(partition))
+        """One folder for each domain, one file for each policy. A deployment is one file."""
+        domain, policy = domain_and_policy(partition)
+        return base_path / domain / policy if policy else base_path / partition
 
     def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
         write_whole(path, encode(obj))

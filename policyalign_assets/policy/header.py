@@ -12,7 +12,7 @@ from policyalign_assets.policy.domains import domains_fix, known_domains
 from policyalign_assets.policy.errors import Fault
 from policyalign_assets.policy.model import collapse
 from policyalign_assets.policy.source import Source
-from policyalign_assets.settings import BARS, GateSettings
+from policyalign_assets.settings import BARS, GateSettings, approver_parts
 
 MAX_FRONT_MATTER = 16 * 1024  # characters; more slows every look at the policies
 _BOUNDARY = re.compile(r"-{3,}\s*")
@@ -31,6 +31,7 @@ KEYS = (
     "imported",
     "reviewed",
     "gates",
+    "approvers",
 )
 _REVIEWED = re.compile(r"(?P<name>.*\w.*), *(?P<date>\d{4}-\d{2}-\d{2})")
 
@@ -48,6 +49,7 @@ class Header:
     imported: str = ""  # the document that the policy was imported from
     reviewed: str = ""  # "NAME, DATE" of whoever checked an imported policy
     gates: tuple[tuple[str, float], ...] = ()  # bars of the release gates for this policy
+    approvers: tuple[str, ...] = ()  # who may approve its releases
     lines: dict[str, int] = field(default_factory=dict)
     found: bool = False  # whether there is front matter at all
     broken: bool = False  # whether it cannot be read as a whole
@@ -174,6 +176,7 @@ def _header(front: Source, values: dict[str, tuple[object, int]], faults: list[F
         imported=reader.text("imported"),
         reviewed=reader.reviewed(),
         gates=reader.gates("gates"),
+        approvers=reader.approvers(),
         lines={key: front.numbers[index] for key, (_, index) in values.items()},
         found=True,
     )
@@ -233,6 +236,17 @@ class _Values:
                 self._wrong(key, problem, fix)
                 return ()
         return tuple(found)
+
+    def approvers(self) -> tuple[str, ...]:
+        named = self.texts("approvers")
+        for one in named:
+            try:
+                approver_parts(one)
+            except ValueError as error:
+                problem, _, fix = str(error).partition(". Fix: ")
+                self._wrong("approvers", problem, f"{fix[:1].upper()}{fix[1:]}.")
+                return ()
+        return named
 
     def reviewed(self) -> str:
         value = self.text("reviewed")

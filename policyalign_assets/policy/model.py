@@ -91,6 +91,7 @@ class PolicyDocument:
     waive_starved: tuple[str, ...] = ()
     # bars of the release gates that hold for this policy in this domain, by its owner's word
     gates: tuple[tuple[str, float], ...] = ()
+    approvers: tuple[str, ...] = ()  # who may approve its releases
     warnings: tuple[str, ...] = ()  # what `policyalign lint` warns about, one line each
 
     @property
@@ -117,7 +118,7 @@ class PolicyDocument:
     def content_hash(self) -> str:
         """Changes exactly when the model's instructions or the typed rules change.
 
-        Owner, date, references, waivers, severity and sources do not count.
+        Owner, date, references, waivers, approvers, severity and sources do not count.
         """
         rules = [[r.rule_id, r.kind, r.text, *r._fields()] for r in self.rules]
         return _sha256(json.dumps([self.prompt_text, rules]))

@@ -204,6 +204,7 @@ def _document(
         waive_starved=tuple(dict.fromkeys(waived)),
         # an addendum's bar replaces the shared one
         gates=tuple({bar: v for header, _ in parts for bar, v in header.gates}.items()),
+        approvers=own.approvers or shared.approvers,
     )
 
 

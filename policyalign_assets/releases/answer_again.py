@@ -24,7 +24,9 @@ from policyalign_assets.evaluation.generate import TOO_LONG, replies_of
 from policyalign_assets.evaluation.judging import judge_answers
 from policyalign_assets.evaluation.suites import ALIGNED, ARMS, SUITES
 from policyalign_assets.judges.choose import make_correctness_judge, make_judge
+from policyalign_assets.records import Checkpoint
 from policyalign_assets.releases import answers as kept
+from policyalign_assets.releases.record import read_record
 from policyalign_assets.report.chain import JudgedAnswers, join, judged_answers
 from policyalign_assets.report.contents import GateResult
 from policyalign_assets.report.difference import Difference, Reported, compare
@@ -60,19 +62,43 @@ class _Case:
     conversation: Conversation
 
 
-def answer_again(bundle: Path, engine: Engine, report: Report = lambda _: None) -> Again:
-    """Asks `engine` every gated case of the bundle. Raises ValueError if no case can be asked."""
-    stored, checkpoint = kept.read_answers(bundle), kept.stored_checkpoint(bundle)
-    policy = kept.stored_policy(bundle)
+def answer_again(bundle: Path, engine: Engine, report: Report = lambda _: None) -> dict[str, Again]:
+    """Asks `engine` every gated case of the bundle. Returns what it answered, by policy.
+
+    Raises ValueError if no case of a policy can be asked.
+    """
+    record, checkpoint = read_record(bundle), kept.stored_checkpoint(bundle)
+    settings = kept.stored_settings(bundle)
+    return {
+        policy.policy_id: _under_policy(
+            record.place(bundle, policy),
+            checkpoint.under(record.partition(policy)),
+            settings,
+            engine,
+            report,
+        )
+        for policy in record.policies
+    }
+
+
+def _under_policy(
+    place: Path,
+    checkpoint: Checkpoint,
+    settings: Mapping[str, Any],
+    engine: Engine,
+    report: Report,
+) -> Again:
+    """place: the folder of the policy in the bundle."""
+    stored, policy = kept.read_answers(place), kept.stored_policy(place)
     before = judged_answers(stored.generations, stored.judgements, checkpoint.checkpoint_id)
     others = [a for a in ARMS if a != ALIGNED]
-    bars = kept.gate_bars(kept.stored_settings(bundle), policy)
+    bars = kept.gate_bars(settings, policy)
     cases, left = _cases(stored.generations.to_pylist(), bars.probes)
     if not cases:
-        raise ValueError("the bundle holds no case that can be asked again")
+        raise ValueError(f"the bundle holds no case of {policy.policy_id} that can be asked again")
     evaluation = before.asked.settings["evaluation"]
     sampling = Sampling(evaluation["max_new_tokens"], 0.0, evaluation["seed"])
-    report(f"{len(cases)} cases are answered again")
+    report(f"{len(cases)} cases of {policy.policy_id} are answered again")
     model = Model("another form", lambda: engine)
     made = replies_of(model, cases, None, policy.prompt_text, sampling, None, what_fits)
     rows = [_answered(case, replies) for case, replies in zip(cases, made, strict=True)]
@@ -86,7 +112,7 @@ def answer_again(bundle: Path, engine: Engine, report: Report = lambda _: None) 
     asked = replace(before.asked, repeats={})
     now = JudgedAnswers(heldout, benchmarks, asked, before.judged)
     alone = replace(checkpoint, repeats=())
-    gates = gate_results(policy, alone, now, bundle / kept.FOLDER, bars)
+    gates = gate_results(policy, alone, now, place / kept.FOLDER, bars)
     old = _reported("the released model", before, {(c.row["case_id"], _set(c.row)) for c in cases})
     drift = compare(old, _reported("the export", now, None))
     compared = sum(change.paired.n for change in drift.suites)

@@ -1,5 +1,7 @@
 """The answers and verdicts in a bundle, from which anybody can compute the gates again.
 
+Of each policy of the bundle, in its folder:
+
 answers/generations.parquet   every answer of every arm
 answers/judgements.parquet    the verdict on each
 answers/calibrations/         records of judges that were measured against labelled answers
@@ -29,6 +31,7 @@ from policyalign_assets.settings import GateSettings
 
 FOLDER = "answers"
 CHECKPOINT = "training/checkpoint.json"
+POLICY, SETTINGS = "policy/policy.json", "settings.json"
 TOLERANCE = 1e-9  # of a figure that is computed again: libraries sum in another order
 
 
@@ -41,9 +44,9 @@ class Answers:
     calibrations: Path | None = None
 
 
-def write_answers(answers: Answers, bundle: Path) -> None:
-    """Writes `answers/` into a bundle."""
-    folder = bundle / FOLDER
+def write_answers(answers: Answers, place: Path) -> None:
+    """Writes `answers/` into the folder of a policy."""
+    folder = place / FOLDER
     folder.mkdir()
     write_parquet(answers.generations, folder / "generations.parquet")
     write_parquet(answers.judgements, folder / "judgements.parquet")
@@ -53,16 +56,16 @@ def write_answers(answers: Answers, bundle: Path) -> None:
         )
 
 
-def read_answers(bundle: Path) -> Answers:
-    """The answers in a bundle. Raises FileNotFoundError and pyarrow's errors."""
-    folder = bundle / FOLDER
+def read_answers(place: Path) -> Answers:
+    """The answers in the folder of a policy. Raises FileNotFoundError and pyarrow's errors."""
+    folder = place / FOLDER
     tables = [pq.read_table(folder / f"{name}.parquet") for name in ("generations", "judgements")]
     return Answers(tables[0], tables[1], folder / "calibrations")
 
 
-def judged(bundle: Path, checkpoint_id: str) -> JudgedAnswers:
+def judged(place: Path, checkpoint_id: str) -> JudgedAnswers:
     """Each answer with its verdict. Raises NotOfOnePiece if they were not made from each other."""
-    answers = read_answers(bundle)
+    answers = read_answers(place)
     return judged_answers(answers.generations, answers.judgements, checkpoint_id)
 
 
@@ -73,11 +76,14 @@ def gate_bars(settings: Mapping[str, Any], policy: PolicyDocument) -> GateSettin
 
 
 def gates_again(
-    bundle: Path, policy: PolicyDocument, answers: JudgedAnswers, settings: Mapping[str, Any]
+    place: Path, checkpoint: Checkpoint, answers: JudgedAnswers, settings: Mapping[str, Any]
 ) -> list[GateResult]:
-    """The gates, computed from answers with the bundle's own bars and calibration records."""
-    bars = gate_bars(settings, policy)
-    return gate_results(policy, stored_checkpoint(bundle), answers, bundle / FOLDER, bars)
+    """The gates, computed from answers with the bundle's own bars and calibration records.
+
+    place: the folder of the policy.
+    """
+    policy = stored_policy(place)
+    return gate_results(policy, checkpoint, answers, place / FOLDER, gate_bars(settings, policy))
 
 
 def differing_gates(
@@ -109,13 +115,13 @@ def differing_gates(
 
 def stored_settings(bundle: Path) -> dict[str, Any]:
     """The settings that a bundle was made with."""
-    found: dict[str, Any] = json.loads((bundle / "settings.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((bundle / SETTINGS).read_text(encoding="utf-8"))
     return found
 
 
-def stored_policy(bundle: Path) -> PolicyDocument:
-    """The policy that a bundle is for."""
-    return TypeAdapter(PolicyDocument).validate_json((bundle / "policy/policy.json").read_bytes())
+def stored_policy(place: Path) -> PolicyDocument:
+    """The policy in its folder of a bundle."""
+    return TypeAdapter(PolicyDocument).validate_json((place / POLICY).read_bytes())
 
 
 def stored_checkpoint(bundle: Path) -> Checkpoint:
@@ -123,9 +129,9 @@ def stored_checkpoint(bundle: Path) -> Checkpoint:
     return TypeAdapter(Checkpoint).validate_json((bundle / CHECKPOINT).read_bytes())
 
 
-def same_cases(bundle: Path, answers: JudgedAnswers) -> bool:
-    """Whether the report's cases are the judged answers."""
-    table = pq.read_table(bundle / "report/cases.parquet")
+def same_cases(place: Path, answers: JudgedAnswers) -> bool:
+    """Whether the cases of a policy's report are the judged answers."""
+    table = pq.read_table(place / "report/cases.parquet")
     return sha256_table(table) == sha256_table(answers.heldout)
 
 

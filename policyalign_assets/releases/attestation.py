@@ -2,9 +2,10 @@
 
 Each known model gives its own answer to a canary, but for rounding: another engine, batch or number
 format turns a few. So a model that is served gives its kept answer with probability 1 - SLIP each
-time, and an unknown one gives a kept answer with probability LIKENESS. The likeliest of the known
-models and "another model" is the verdict. How often that errs follows from the canaries at hand,
-by simulation.
+time, and an unknown one gives a kept answer with probability LIKENESS. Where the server gives
+log-probabilities, another answer than the kept one says more: rounding turns what was nearly as
+likely (see `closeness`), and another model does so seldom. The likeliest of the known models and
+"another model" is the verdict. How often it errs follows from the canaries, by simulation.
 """
 
 from __future__ import annotations
@@ -18,32 +19,49 @@ import numpy as np
 
 from policyalign_assets.endpoint import (
     Asker,
+    Completion,
     Endpoint,
     EndpointDown,
     EndpointRefuses,
     NotACompletion,
+    Token,
 )
 from policyalign_assets.releases.canaries import THIS, Canary
+from policyalign_assets.releases.closeness import TOP, Closeness, closeness
 from policyalign_assets.releases.errors import ReleaseError
 from policyalign_assets.settings import EndpointSettings
 
 ANOTHER = "another model"
 SLIP = 0.1  # an answer of the served model that is not the kept one
 LIKENESS = 0.3  # a kept answer that an unknown model gives all the same
+NEAR_IN_SLIPS = 0.9  # of the slips of a served model: the kept answer was nearly as likely
+NEAR_BY_CHANCE = 0.2  # of the other answers of another model: the kept answer was nearly as likely
 DRAWS = 4000  # simulated looks for the error rates
 ASKED = 30
+
+
+@dataclass(frozen=True)
+class Given:
+    """An answer of the endpoint. `tokens`: with log-probabilities, where the server gives them."""
+
+    text: str
+    tokens: tuple[Token, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Attestation:
     """matches: how many canaries got the kept answer of each model, of how many it has one for.
 
+    near: of the others, how many were left where the kept answer was nearly as likely.
+    with_log_probabilities: how many answers came with them; with none, the greedy text decides.
     errors: by model, how often a look like this one would take it for another one.
     """
 
     verdict: str
     asked: int
     matches: dict[str, tuple[int, int]]
+    near: dict[str, int]
+    with_log_probabilities: int
     log_likelihoods: dict[str, float]
     errors: dict[str, float]
 
@@ -51,22 +69,42 @@ class Attestation:
     def is_this_release(self) -> bool:
         return self.verdict == THIS
 
+    @property
+    def decided_from(self) -> str:
+        """What the verdict was decided from, and what the server did not give."""
+        if self.with_log_probabilities == self.asked:
+            return "greedy answers with log-probabilities"
+        if not self.with_log_probabilities:
+            return "greedy answers alone, since the server gives no log-probabilities"
+        return (
+            f"greedy answers, {self.with_log_probabilities} of {self.asked} with log-probabilities"
+        )
 
-def ask(settings: EndpointSettings, canaries: Sequence[Canary], max_tokens: int) -> list[str]:
-    """The endpoint's greedy answers. Raises ReleaseError if one cannot be had."""
+
+def ask(settings: EndpointSettings, canaries: Sequence[Canary], max_tokens: int) -> list[Given]:
+    """The endpoint's greedy answers, with log-probabilities where it gives them.
+
+    A server that refuses to give them is asked without. Raises ReleaseError if an answer cannot be
+    had.
+    """
     endpoint = Endpoint(settings, "attest", f"the model {settings.model!r}")
 
-    async def all_of(asker: Asker) -> list[str]:
+    async def all_of(asker: Asker) -> list[Given]:
         free = asyncio.Semaphore(settings.concurrency)
 
-        async def one(canary: Canary) -> str:
+        async def one(canary: Canary, top: int | None) -> Completion:
             async with free:
-                said = await asker.ask(
-                    [{"role": "user", "content": canary.prompt}], max_tokens, 0.0, 0
-                )
-            return (said.text or "").strip()
+                message = {"role": "user", "content": canary.prompt}
+                return await asker.ask([message], max_tokens, 0.0, 0, top)
 
-        return list(await asyncio.gather(*map(one, canaries)))
+        top: int | None = TOP
+        try:
+            first = await one(canaries[0], top)
+        except EndpointRefuses:
+            top = None
+            first = await one(canaries[0], top)
+        rest = await asyncio.gather(*(one(canary, top) for canary in canaries[1:]))
+        return [Given((said.text or "").strip(), said.tokens) for said in (first, *rest)]
 
     try:
         return endpoint.run(all_of)
@@ -77,26 +115,24 @@ def ask(settings: EndpointSettings, canaries: Sequence[Canary], max_tokens: int)
         ) from None
 
 
-def judge(canaries: Sequence[Canary], answers: Sequence[str]) -> Attestation:
+def judge(canaries: Sequence[Canary], answers: Sequence[Given]) -> Attestation:
     """Which model gave these answers, one for each canary."""
     names = list(dict.fromkeys(name for canary in canaries for name in canary.answers))
-    hits = {
+    found = {
         name: [
-            None if name not in canary.answers else answer == canary.answers[name]
-            for canary, answer in zip(canaries, answers, strict=True)
+            closeness(canary.answers.get(name), given.text, given.tokens)
+            for canary, given in zip(canaries, answers, strict=True)
         ]
         for name in names
     }
-    likelihoods = {name: _of_known(found) for name, found in hits.items()}
-    known = [any(hits[name][i] for name in names) for i in range(len(canaries))]
-    likelihoods[ANOTHER] = _of_another(sum(known), len(known))
+    likelihoods = {name: sum(map(_of_known, those)) for name, those in found.items()}
+    likelihoods[ANOTHER] = sum(map(_of_another, zip(*found.values(), strict=True)))
     return Attestation(
         _likeliest(likelihoods),
         len(canaries),
-        {
-            n: (sum(h is True for h in found), sum(h is not None for h in found))
-            for n, found in hits.items()
-        },
+        {n: (f.count("same"), len(f) - f.count("unknown")) for n, f in found.items()},
+        {n: f.count("near") for n, f in found.items()},
+        sum(given.tokens is not None for given in answers),
         likelihoods,
         {},
     )
@@ -111,22 +147,19 @@ def attest(settings: EndpointSettings, canaries: Sequence[Canary], max_tokens: i
 def error_rates(canaries: Sequence[Canary], seed: int = 0) -> dict[str, float]:
     """How often each known model would be taken for another one, and an unknown one for a known.
 
-    A slip counts as an answer that no known model gives: on a real server it hardly is another's.
+    By the text of the answers alone; log-probabilities only help. A slip counts as an answer that
+    no known model gives: on a real server it hardly is another's.
     """
     draw = np.random.default_rng(seed)
     names = list(dict.fromkeys(name for canary in canaries for name in canary.answers))
-    errors = {}
-    for truth in [*names, ANOTHER]:
-        wrong = 0
-        for _ in range(DRAWS // 10 if len(canaries) > 100 else DRAWS):
-            wrong += _simulated(canaries, truth, names, draw) != truth
-        errors[truth] = wrong / (DRAWS // 10 if len(canaries) > 100 else DRAWS)
-    return errors
+    draws = DRAWS // 10 if len(canaries) > 100 else DRAWS
+    return {
+        truth: sum(_simulated(canaries, truth, draw) != truth for _ in range(draws)) / draws
+        for truth in [*names, ANOTHER]
+    }
 
 
-def _simulated(
-    canaries: Sequence[Canary], truth: str, names: Sequence[str], draw: np.random.Generator
-) -> str:
+def _simulated(canaries: Sequence[Canary], truth: str, draw: np.random.Generator) -> str:
     """The verdict on one simulated look at `truth`."""
     chance = draw.random(len(canaries))
     answers = []
@@ -138,18 +171,33 @@ def _simulated(
             answers.append(canary.answers[truth] if c >= SLIP else "")
         else:
             answers.append("")
-    return judge(canaries, answers).verdict
+    return judge(canaries, [Given(text) for text in answers]).verdict
 
 
-def _of_known(hits: Sequence[bool | None]) -> float:
-    """Log-likelihood. A canary without a kept answer of the model says nothing about it, and is
-    weighed like an answer of an unknown model."""
-    weights = {True: math.log(1 - SLIP), False: math.log(SLIP), None: math.log(1 - LIKENESS)}
-    return sum(weights[hit] for hit in hits)
+_KNOWN: dict[Closeness, float] = {
+    "same": math.log(1 - SLIP),
+    "near": math.log(SLIP * NEAR_IN_SLIPS),
+    "far": math.log(SLIP * (1 - NEAR_IN_SLIPS)),
+    "different": math.log(SLIP),
+    # no kept answer says nothing about the model, and is weighed like one of an unknown model
+    "unknown": math.log(1 - LIKENESS),
+}
 
 
-def _of_another(known: int, asked: int) -> float:
-    return known * math.log(LIKENESS) + (asked - known) * math.log(1 - LIKENESS)
+def _of_known(found: Closeness) -> float:
+    """Log-likelihood of an answer if the model is served whose kept answer it is compared with."""
+    return _KNOWN[found]
+
+
+def _of_another(found: Sequence[Closeness]) -> float:
+    """Log-likelihood of an answer of an unknown model. found: towards each known model."""
+    if "same" in found:
+        return math.log(LIKENESS)
+    if "near" in found:
+        return math.log((1 - LIKENESS) * NEAR_BY_CHANCE)
+    if "far" in found:
+        return math.log((1 - LIKENESS) * (1 - NEAR_BY_CHANCE))
+    return math.log(1 - LIKENESS)
 
 
 def _likeliest(likelihoods: Mapping[str, float]) -> str:

@@ -1,15 +1,19 @@
 """Writes a bundle: one folder that holds a checkpoint and everything that speaks for it.
 
-release.json            what it is: target, checkpoint, base model, policy, waivers, parent
+release.json            what it is: target, checkpoint, base model, policies, waivers, parent
 adapter/ or model/      the weights, as transformers and PEFT load them
 training/               the checkpoint's record, with the repeats of its training
+settings.json           the settings of the run
+deployment.json         of a deployment: the verdict over its policies, and their conflicts
+manifest.json           the SHA-256 of every file
+bundle.sig              the signature over all of it
+
+For its policy, and in a deployment for each policy in `policies/<policy>/`:
+
 policy/policy.json      the policy as typed rules; policy/policy.txt, as the model read it
 report/                 the report and its tables
 answers/                every answer of every arm, and the verdicts: the gates follow from them
-settings.json           the settings of the run
 statements/<gate>.json  an in-toto statement a gate
-manifest.json           the SHA-256 of every file
-bundle.sig              the signature over all of it
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,72 +31,61 @@ from pydantic import TypeAdapter
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
 from policyalign_assets.releases.adapter_config import complete
-from policyalign_assets.releases.answers import CHECKPOINT, Answers, write_answers
+from policyalign_assets.releases.answers import CHECKPOINT, POLICY, SETTINGS, Answers, write_answers
 from policyalign_assets.releases.errors import ReleaseError
 from policyalign_assets.releases.keys import load_private_key
 from policyalign_assets.releases.ledger import Ledger
-from policyalign_assets.releases.manifest import MANIFEST, describe, file_digest, write_manifest
+from policyalign_assets.releases.manifest import describe, file_digest, write_manifest
+from policyalign_assets.releases.record import (
+    OVERVIEW,
+    RECORD,
+    WEIGHTS,
+    BaseModel,
+    PolicyRecord,
+    ReleaseRecord,
+    is_deployment,
+    policy_folder,
+)
 from policyalign_assets.releases.signing import sign_bundle
 from policyalign_assets.releases.statements import gate_statement
 
-FORMAT = 2  # 1 held no answers, so that its gates cannot be computed again
-RECORD, POLICY, SETTINGS = "release.json", "policy/policy.json", "settings.json"
-WEIGHTS = {"lora": "adapter", "full": "model"}
-
 
 @dataclass(frozen=True)
-class BaseModel:
-    """The model below an adapter. `sha256`: of its files, or None if they were not hashed."""
+class PolicyEvidence:
+    """What speaks for a checkpoint under one policy.
 
-    model_id: str
-    revision: str
-    sha256: str | None
+    gates: the gate results, computed from the cases just now. waivers: who waived which, and why.
+    """
 
-
-@dataclass(frozen=True)
-class ReleaseRecord:
-    """What a bundle says of itself. `waivers`: {gate: {"by": who, "why": reason}}."""
-
-    target: str
-    checkpoint_id: str
-    tuning: str
-    base: BaseModel
-    policy_id: str
-    domain: str
-    policy_hash: str
-    cases_sha256: str
-    code_version: str
-    created_at: str
-    waivers: dict[str, dict[str, str]] = field(default_factory=dict)
-    parent: str | None = None
-    format: int = FORMAT
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a bundle is made from. `gates`: the gate results, computed from the cases just now."""
-
-    target: str
-    checkpoint: Checkpoint
-    checkpoint_folder: Path
-    base: BaseModel
     policy: PolicyDocument
     report_folder: Path
     answers: Answers
     gates: Sequence[Mapping[str, Any]]
     waivers: Mapping[str, Mapping[str, str]]
+
+    @property
+    def blocking_failures(self) -> list[str]:
+        """Gates that block, did not pass (or were not measured) and are not waived."""
+        return [
+            str(gate["gate"])
+            for gate in self.gates
+            if gate["blocking"] and gate["passed"] is not True and gate["gate"] not in self.waivers
+        ]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a bundle is made from. `overview`: of a deployment, what its `deployment.json` says."""
+
+    target: str
+    checkpoint: Checkpoint
+    checkpoint_folder: Path
+    base: BaseModel
+    policies: Sequence[PolicyEvidence]
     settings: Mapping[str, Any]
     code_version: str
     created_at: str
-
-
-def blocking_failures(evidence: Evidence) -> list[str]:
-    """Gates that block, did not pass and are not waived. What was not measured has not passed."""
-    return [
-        str(gate["gate"])
-        for gate in evidence.gates
-        if gate["blocking"] and gate["passed"] is not True and gate["gate"] not in evidence.waivers
-    ]
+    overview: Mapping[str, Any] | None = None
 
 
 def write_bundle(evidence: Evidence, releases: Path, private_key: Path, author: str) -> Path:
@@ -120,44 +113,54 @@ def write_bundle(evidence: Evidence, releases: Path, private_key: Path, author: 
     return final
 
 
-def read_record(folder: Path) -> ReleaseRecord:
-    """Raises ReleaseError if `folder` holds no readable `release.json`."""
-    try:
-        return TypeAdapter(ReleaseRecord).validate_json((folder / RECORD).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ReleaseError(
-            f"{folder} is no bundle: {RECORD} cannot be read ({str(error).splitlines()[0]}). "
-            "Fix: name the folder that `policyalign release` wrote."
-        ) from None
-
-
-def bundle_id(folder: Path) -> str:
-    """The SHA-256 of the bundle's manifest."""
-    return file_digest(folder / MANIFEST)
-
-
 def _refuse(evidence: Evidence) -> None:
-    if failed := blocking_failures(evidence):
-        sentences = [str(g["sentence"]) for g in evidence.gates if g["gate"] in failed]
+    if is_deployment(evidence.target) != (evidence.overview is not None):
         raise ReleaseError(
-            f"{evidence.target} is not releasable: {', '.join(failed)}. {' '.join(sentences)} "
+            f"{evidence.target} has {'a' if evidence.overview else 'no'} {OVERVIEW}. "
+            "Fix: materialize deployment_report."
+        )
+    for one in evidence.policies:
+        _refuse_policy(evidence, one)
+    trained = evidence.checkpoint.provenance.get("policies")
+    released = {f"{one.policy.domain}|{one.policy.policy_id}" for one in evidence.policies}
+    if trained is not None and set(trained) != released:
+        raise ReleaseError(
+            f"The checkpoint was trained for {', '.join(sorted(trained))}, and the release is for "
+            f"{', '.join(sorted(released))}. Fix: release all of its policies."
+        )
+
+
+def _refuse_policy(evidence: Evidence, one: PolicyEvidence) -> None:
+    under = f" under {one.policy.policy_id}" if is_deployment(evidence.target) else ""
+    if failed := one.blocking_failures:
+        sentences = [str(g["sentence"]) for g in one.gates if g["gate"] in failed]
+        raise ReleaseError(
+            f"{evidence.target} is not releasable{under}: {', '.join(failed)}. "
+            f"{' '.join(sentences)} "
             "Fix: what the report says of these gates, or waive one with a name and a reason."
         )
-    if not evidence.gates:
+    if not one.gates:
         raise ReleaseError(
-            f"{evidence.target} has no gate results. Fix: materialize benchmark_report."
+            f"{evidence.target} has no gate results{under}. Fix: materialize the report again."
         )
-    known = {g["gate"] for g in evidence.gates}
-    for gate, waiver in evidence.waivers.items():
+    known = {g["gate"] for g in one.gates}
+    for gate, waiver in one.waivers.items():
         if gate not in known:
             raise ReleaseError(f"{gate!r} is no gate. Fix: one of {', '.join(sorted(known))}.")
         if not waiver.get("by", "").strip() or not waiver.get("why", "").strip():
             raise ReleaseError(f"The waiver of {gate!r} needs a name and a reason.")
-    stated = evidence.checkpoint.provenance.get("policy_hash")
-    if stated != evidence.policy.content_hash:
+    try:
+        trained = evidence.checkpoint.under(f"{one.policy.domain}|{one.policy.policy_id}")
+    except KeyError:
         raise ReleaseError(
-            f"The checkpoint was trained for policy version {str(stated)[:12]}, and the policy is "
-            f"at {evidence.policy.content_hash[:12]}. Fix: materialize the partition again."
+            f"The checkpoint was not trained for {one.policy.policy_id}. "
+            "Fix: materialize the deployment again."
+        ) from None
+    stated = trained.provenance.get("policy_hash")
+    if stated != one.policy.content_hash:
+        raise ReleaseError(
+            f"The checkpoint was trained for policy version {str(stated)[:12]}{under}, and the "
+            f"policy is at {one.policy.content_hash[:12]}. Fix: materialize it again."
         )
 
 
@@ -167,40 +170,52 @@ def _fill(evidence: Evidence, folder: Path, parent: str | None) -> None:
     shutil.copytree(evidence.checkpoint_folder, weights, copy_function=shutil.copyfile)
     if checkpoint.tuning == "lora":
         complete(folder, checkpoint.model_id, checkpoint.model_revision)
-    shutil.copytree(evidence.report_folder, folder / "report", copy_function=shutil.copyfile)
-    write_answers(evidence.answers, folder)
     (folder / CHECKPOINT).parent.mkdir(exist_ok=True)
     _write_json(folder / CHECKPOINT, asdict(checkpoint))
-    (folder / "policy").mkdir()
-    (folder / POLICY).write_bytes(TypeAdapter(PolicyDocument).dump_json(evidence.policy, indent=1))
-    (folder / "policy/policy.txt").write_text(evidence.policy.prompt_text, encoding="utf-8")
     _write_json(folder / SETTINGS, evidence.settings)
-    cases = file_digest(folder / "report/cases.parquet")
+    if evidence.overview is not None:
+        _write_json(folder / OVERVIEW, evidence.overview)
+    subjects = {
+        f"{weights.name}/{name}": str(entry["sha256"]) for name, entry in describe(weights).items()
+    }
     record = ReleaseRecord(
         target=evidence.target,
         checkpoint_id=checkpoint.checkpoint_id,
         tuning=checkpoint.tuning,
         base=evidence.base,
-        policy_id=evidence.policy.policy_id,
-        domain=evidence.policy.domain,
-        policy_hash=evidence.policy.content_hash,
-        cases_sha256=cases,
+        domain=evidence.policies[0].policy.domain,
+        policies=tuple(
+            _fill_policy(
+                one, folder / policy_folder(evidence.target, one.policy.policy_id), subjects
+            )
+            for one in evidence.policies
+        ),
         code_version=evidence.code_version,
         created_at=evidence.created_at,
-        waivers={gate: dict(waiver) for gate, waiver in evidence.waivers.items()},
         parent=parent,
     )
     _write_json(folder / RECORD, asdict(record))
-    subjects = {
-        f"{weights.name}/{name}": str(entry["sha256"]) for name, entry in describe(weights).items()
-    }
-    datasets = {"cases.parquet": cases}
-    (folder / "statements").mkdir()
-    for gate in evidence.gates:
-        statement = gate_statement(gate, subjects, datasets, evidence.waivers.get(gate["gate"]))
-        _write_json(folder / f"statements/{gate['gate']}.json", statement)
     for path in folder.rglob("*"):  # the server's user must be able to read an adapter
         path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _fill_policy(one: PolicyEvidence, folder: Path, subjects: Mapping[str, str]) -> PolicyRecord:
+    """subjects: the SHA-256 of each file of the weights, which the statements speak of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(one.report_folder, folder / "report", copy_function=shutil.copyfile)
+    write_answers(one.answers, folder)
+    (folder / POLICY).parent.mkdir()
+    (folder / POLICY).write_bytes(TypeAdapter(PolicyDocument).dump_json(one.policy, indent=1))
+    (folder / "policy/policy.txt").write_text(one.policy.prompt_text, encoding="utf-8")
+    cases = file_digest(folder / "report/cases.parquet")
+    (folder / "statements").mkdir()
+    for gate in one.gates:
+        statement = gate_statement(
+            gate, subjects, {"cases.parquet": cases}, one.waivers.get(gate["gate"])
+        )
+        _write_json(folder / f"statements/{gate['gate']}.json", statement)
+    waivers = {gate: dict(waiver) for gate, waiver in one.waivers.items()}
+    return PolicyRecord(one.policy.policy_id, one.policy.content_hash, cases, waivers)
 
 
 def _write_json(path: Path, value: object) -> None:

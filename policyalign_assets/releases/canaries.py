@@ -21,7 +21,6 @@ from pydantic import TypeAdapter, ValidationError
 from policyalign_assets.evaluation.suites import ALIGNED, BASE, SUITES
 from policyalign_assets.files import write_whole
 from policyalign_assets.releases import answers as kept
-from policyalign_assets.releases.bundle import bundle_id, read_record
 from policyalign_assets.releases.errors import ReleaseError
 from policyalign_assets.releases.keys import (
     is_signed_by,
@@ -30,6 +29,7 @@ from policyalign_assets.releases.keys import (
     load_public_key,
     sign_text,
 )
+from policyalign_assets.releases.record import bundle_id, read_record
 
 POOL = 60  # kept; a look asks about 30 of them
 FEWEST = 10  # with fewer that tell this release from its base, no verdict would be worth much
@@ -67,13 +67,12 @@ def write_canaries(bundle: Path, previous: Path | None, private_key: Path) -> Pa
     previous: the bundle of the release before. None where too few answers differ from the base's.
     """
     record = read_record(bundle)
-    stored = kept.read_answers(bundle)
-    before = kept.read_answers(previous).generations.to_pylist() if previous else []
-    rows = stored.generations.to_pylist()
-    chosen = choose(rows, before, secrets.SystemRandom())
+    before = _stored(previous) if previous else []
+    chosen = choose(_stored(bundle), before, secrets.SystemRandom())
     if chosen is None:
         return None
-    limit = kept.judged(bundle, record.checkpoint_id).asked.settings["evaluation"]["max_new_tokens"]
+    place = record.place(bundle, record.policies[0])  # all policies are asked with one limit
+    limit = kept.judged(place, record.checkpoint_id).asked.settings["evaluation"]["max_new_tokens"]
     found = Canaries(
         bundle_id(bundle), record.target, bundle_id(previous) if previous else None, limit, chosen
     )
@@ -149,6 +148,16 @@ def choose(
     chosen = (first + rest)[:most]
     draw.shuffle(chosen)
     return tuple(chosen)
+
+
+def _stored(bundle: Path) -> list[dict[str, Any]]:
+    """The answers in a bundle, under all of its policies."""
+    record = read_record(bundle)
+    return [
+        row
+        for policy in record.policies
+        for row in kept.read_answers(record.place(bundle, policy)).generations.to_pylist()
+    ]
 
 
 def _answers(rows: Sequence[Mapping[str, Any]], arm: str) -> dict[str, str]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from policyalign_assets.releases.bundle import bundle_id
 from policyalign_assets.releases.ledger import Ledger
 from policyalign_assets.releases.manifest import MANIFEST
+from policyalign_assets.releases.record import (
+    bundle_id,
+    is_deployment,
+    policy_folder,
+    read_record,
+)
+from policyalign_assets.report.folders import reported_partitions
 from policyalign_assets.report.last_released import point_to
-from policyalign_assets.runtime.results import split_partition
+from policyalign_assets.runtime.results import deployment_folder, split_partition
 
 
 def current_bundle(releases: Path, target: str) -> Path | None:
@@ -26,11 +32,21 @@ def current_bundle(releases: Path, target: str) -> Path | None:
 
 
 def remember_released_report(releases: Path, target: str) -> None:
-    """Lets the partition's next report be compared with that of its current bundle.
+    """Lets the next report on each policy be compared with that of the target's current bundle.
 
     Where the releases do not lie in a data folder with reports, as on a server, nothing is written.
     """
-    domain, policy = split_partition(target)
-    bundle = current_bundle(releases, target)
-    name = f"{releases.name}/{bundle.name}/report" if bundle else None
-    point_to(releases.parent, domain, policy, name)
+    data, bundle = releases.parent, current_bundle(releases, target)
+    held = {}
+    if bundle is not None:
+        record = read_record(bundle)
+        for policy in record.policies:
+            place = f"{releases.name}/{bundle.name}/{policy_folder(target, policy.policy_id)}"
+            held[record.domain, policy.policy_id] = str(PurePosixPath(place) / "report")
+    if not is_deployment(target):
+        domain, policy_id = split_partition(target)
+        point_to(data, domain, policy_id, held.get((domain, policy_id)))
+        return
+    results = deployment_folder(data, target)
+    for domain, policy_id in reported_partitions(results):
+        point_to(results, domain, policy_id, held.get((domain, policy_id)))

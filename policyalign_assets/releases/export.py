@@ -16,9 +16,9 @@ from typing import Any
 from policyalign_assets.files import new_directory
 from policyalign_assets.releases import answers as kept
 from policyalign_assets.releases.answer_again import Again, Report, answer_again
-from policyalign_assets.releases.bundle import WEIGHTS, ReleaseRecord, bundle_id, read_record
 from policyalign_assets.releases.errors import ReleaseError
 from policyalign_assets.releases.manifest import describe
+from policyalign_assets.releases.record import WEIGHTS, ReleaseRecord, bundle_id, read_record
 from policyalign_assets.settings import ModelSettings
 
 RECORD = "export.json"
@@ -27,10 +27,10 @@ MOST_FLIPPED = 0.01  # share of the gated cases whose outcome may change
 
 @dataclass(frozen=True)
 class Exported:
-    """`folder` holds the export and `export.json`, which says what was measured."""
+    """`folder` holds the export and `export.json`, which says what was measured, by policy."""
 
     folder: Path
-    again: Again
+    again: dict[str, Again]
 
 
 def model_settings(bundle: Path, base: Path | None) -> ModelSettings:
@@ -79,7 +79,12 @@ def export(
         write_merged(bundle, settings, folder)
         made = converted(folder)
         again = answer_again(bundle, _engine(settings, made), report)
-        if faults := faults_of(again, most_flipped):
+        of_deployment = read_record(bundle).of_deployment
+        if faults := [
+            fault + (f" under {policy}" if of_deployment else "")
+            for policy, one in again.items()
+            for fault in faults_of(one, most_flipped)
+        ]:
             raise ReleaseError(
                 f"The export does not behave as the release: {'; '.join(faults)}. Fix: serve the "
                 "adapter itself, or release with settings that the export keeps (model.dtype)."
@@ -140,7 +145,7 @@ def _engine(settings: ModelSettings, folder: Path) -> Any:
     return TransformersEngine(loaded, settings.batch_tokens)
 
 
-def _record(bundle: Path, kind: str, again: Again, folder: Path) -> dict[str, Any]:
+def _record(bundle: Path, kind: str, again: dict[str, Again], folder: Path) -> dict[str, Any]:
     release: ReleaseRecord = read_record(bundle)
     return {
         "kind": kind,
@@ -149,6 +154,12 @@ def _record(bundle: Path, kind: str, again: Again, folder: Path) -> dict[str, An
         "checkpoint_id": release.checkpoint_id,
         "base": asdict(release.base),
         "files": describe(folder),
+        "policies": {policy: _measured(one) for policy, one in again.items()},
+    }
+
+
+def _measured(again: Again) -> dict[str, Any]:
+    return {
         "drift": {
             "cases": again.compared,
             "outcomes changed": again.flipped,

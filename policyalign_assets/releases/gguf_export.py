@@ -7,9 +7,9 @@ from pathlib import Path
 
 from policyalign_assets.engine.gguf_writer import CannotWriteGguf, write_gguf
 from policyalign_assets.releases.answer_again import Report
-from policyalign_assets.releases.bundle import read_record
 from policyalign_assets.releases.errors import ReleaseError
 from policyalign_assets.releases.export import MOST_FLIPPED, Exported, export
+from policyalign_assets.releases.record import read_record
 from policyalign_assets.releases.serving import alias_of
 
 

@@ -116,7 +116,8 @@ class Ledger:
     ) -> Entry:
         """Adds an event. Raises ReleaseError if it may not follow the bundle's last one.
 
-        Who drafted the bundle cannot approve it, and a revocation needs a reason.
+        Who drafted the bundle, and whose key signed the draft, cannot approve it. A revocation
+        needs a reason.
         """
         if not actor.strip():
             raise ReleaseError("An event needs a name. Fix: say who acts with --by NAME.")
@@ -136,6 +137,11 @@ class Ledger:
             if event == "approved" and _same_person(actor, mine[0].actor):
                 raise ReleaseError(
                     f"{actor!r} drafted bundle {bundle_id[:16]} and cannot approve it. "
+                    "Fix: another person approves it, with --by NAME and a key of their own."
+                )
+            if event == "approved" and key_id(key.public_key()) == mine[0].key_id:
+                raise ReleaseError(
+                    f"The key that signed the draft of bundle {bundle_id[:16]} cannot approve it. "
                     "Fix: another person approves it, with --by NAME and a key of their own."
                 )
             unsigned = Entry(
@@ -194,7 +200,7 @@ def faults(entries: Sequence[Entry], keys: Mapping[str, ec.EllipticCurvePublicKe
     keys: trusted public keys by their ids.
     """
     found: list[str] = []
-    states: dict[str, tuple[State, str]] = {}  # last event and drafter, by bundle
+    states: dict[str, tuple[State, Entry]] = {}  # last event and draft, by bundle
     previous = _FIRST
     for number, entry in enumerate(entries, 1):
         name = f"ledger line {number} ({entry.event} by {entry.actor})"
@@ -204,12 +210,14 @@ def faults(entries: Sequence[Entry], keys: Mapping[str, ec.EllipticCurvePublicKe
             found.append(f"{name} is signed by a key that is not trusted")
         elif not is_signed_by(keys[entry.key_id], entry.text, entry.signature):
             found.append(f"{name} was changed after it was signed")
-        state, drafter = states.get(entry.bundle_id, ("unknown", entry.actor))
+        state, draft = states.get(entry.bundle_id, ("unknown", entry))
         if state not in _BEFORE[entry.event]:
             found.append(f"{name} cannot follow the state {state!r}")
-        if entry.event == "approved" and _same_person(entry.actor, drafter):
+        if entry.event == "approved" and _same_person(entry.actor, draft.actor):
             found.append(f"{name} approves the actor's own draft")
-        states[entry.bundle_id] = (entry.event, drafter)
+        elif entry.event == "approved" and entry.key_id == draft.key_id:
+            found.append(f"{name} is signed by the key that signed the draft")
+        states[entry.bundle_id] = (entry.event, draft)
         previous = entry.digest
     return found
 

@@ -12,8 +12,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from policyalign_assets.releases.bundle import WEIGHTS, ReleaseRecord, bundle_id, read_record
+from policyalign_assets.releases.answers import stored_settings
 from policyalign_assets.releases.errors import ReleaseError
+from policyalign_assets.releases.record import WEIGHTS, ReleaseRecord, bundle_id, read_record
+from policyalign_assets.settings import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ def serve_plan(
     alias = alias_of(record.target)
     name = f"{alias}@{bundle_id(bundle)[:16]}"
     weights = (bundle / WEIGHTS[record.tuning]).resolve()
-    common = ("--host", host, "--port", str(port))
+    # the gates were measured in this format; vLLM's own choice may be a coarser one
+    dtype = ModelSettings.model_validate(stored_settings(bundle).get("model", {})).dtype
+    common = ("--dtype", dtype, "--host", host, "--port", str(port))
     if record.tuning == "full":
         served = ("--served-model-name", name, alias)
         return ServePlan(("vllm", "serve", str(weights), *served, *common), name, alias)

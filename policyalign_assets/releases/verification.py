@@ -9,22 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import TypeAdapter
 
 from policyalign_assets.files import sha256_files
-from policyalign_assets.policy import PolicyDocument
-from policyalign_assets.releases import adapter_config, answers
-from policyalign_assets.releases.bundle import (
-    POLICY,
-    WEIGHTS,
-    ReleaseRecord,
-    bundle_id,
-    read_record,
-)
+from policyalign_assets.releases import adapter_config, answers, approvers
 from policyalign_assets.releases.errors import ReleaseError
 from policyalign_assets.releases.keys import key_id, load_public_key
 from policyalign_assets.releases.ledger import Entry, Ledger, faults
 from policyalign_assets.releases.manifest import file_digest, manifest_faults
+from policyalign_assets.releases.record import (
+    OVERVIEW,
+    WEIGHTS,
+    PolicyRecord,
+    ReleaseRecord,
+    bundle_id,
+    read_record,
+)
 from policyalign_assets.releases.signing import signature_fault
 from policyalign_assets.releases.statements import gates_of
 from policyalign_assets.report.context import code_version
@@ -60,11 +59,7 @@ def verify(
         Check("signature", *_guarded(lambda: _signature(bundle, public_keys))),
         Check("weights", *_guarded(lambda: _weights(bundle, record))),
         Check("base model", *_guarded(lambda: _base(bundle, record, base))),
-        Check("policy", *_guarded(lambda: _policy(bundle, record))),
-        Check("cases", *_guarded(lambda: _cases(bundle, record))),
-        Check("gates", *_guarded(lambda: _gates(bundle, record))),
-        Check("gates computed again", *_guarded(lambda: _gates_again(bundle, record))),
-        Check("report", *_guarded(lambda: _report(bundle, record))),
+        *_checks_of_policies(bundle, record),
     ]
     return [
         *checks,
@@ -132,35 +127,71 @@ def _base(bundle: Path, record: ReleaseRecord, base: Path | None) -> tuple[bool 
     return same, f"the files in {base} are {'' if same else 'not '}those of {name}"
 
 
-def _policy(bundle: Path, record: ReleaseRecord) -> tuple[bool, str]:
-    policy = TypeAdapter(PolicyDocument).validate_json((bundle / POLICY).read_bytes())
+def _checks_of_policies(bundle: Path, record: ReleaseRecord) -> Iterator[Check]:
+    """What is checked for each policy. In a deployment the name of the check names the policy."""
+    if record.of_deployment:
+        yield Check("policies", *_guarded(lambda: _policies(bundle, record)))
+    for policy in record.policies:
+        for name, check in _CHECKS_OF_A_POLICY.items():
+            yield Check(
+                name + record.under(policy),
+                *_guarded(lambda check=check, policy=policy: check(bundle, record, policy)),  # type: ignore[misc]
+            )
+
+
+def _policies(bundle: Path, record: ReleaseRecord) -> tuple[bool, str]:
+    """Whether the release is for all policies that the deployment was trained for, no other."""
+    trained = list(answers.stored_checkpoint(bundle).provenance["policies"])
+    stated = [record.partition(policy) for policy in record.policies]
+    if set(trained) != set(stated):
+        return False, (
+            f"the checkpoint was trained for {', '.join(trained)}, and the release names "
+            f"{', '.join(stated)}"
+        )
+    overview = _json(bundle / OVERVIEW)
+    judged = [policy.get("policy") for policy in overview["policies"]]
+    about = (overview["deployment"], overview["checkpoint"], judged)
+    wanted = (record.target, record.checkpoint_id, [p.policy_id for p in record.policies])
+    if about != wanted:
+        return False, f"{OVERVIEW} speaks of another deployment, checkpoint or set of policies"
+    return True, f"the deployment {record.target} of {', '.join(p for p in judged)}"
+
+
+def _policy(bundle: Path, record: ReleaseRecord, of: PolicyRecord) -> tuple[bool, str]:
+    place = record.place(bundle, of)
+    policy = answers.stored_policy(place)
     trained = _json(bundle / WEIGHTS.get(record.tuning, "adapter") / "checkpoint.json")
+    provenance = trained.get("provenance", {})
+    if record.of_deployment:
+        provenance = provenance["policies"][record.partition(of)]
     hashes = {
         "policy.json": policy.content_hash,
-        "release.json": record.policy_hash,
-        "the checkpoint": trained.get("provenance", {}).get("policy_hash"),
+        "release.json": of.policy_hash,
+        "the checkpoint": provenance.get("policy_hash"),
     }
     if len(set(hashes.values())) > 1:
         said = ", ".join(f"{where} {str(value)[:12]}" for where, value in hashes.items())
         return False, f"the policy's version differs: {said}"
-    if policy.prompt_text != (bundle / "policy/policy.txt").read_text(encoding="utf-8"):
+    if (policy.policy_id, policy.domain) != (of.policy_id, record.domain):
+        return False, f"policy.json is {policy.policy_id} ({policy.domain})"
+    if policy.prompt_text != (place / "policy/policy.txt").read_text(encoding="utf-8"):
         return False, "policy.txt is not the text of policy.json"
-    return True, f"policy {record.policy_id} ({record.domain}), version {record.policy_hash[:12]}"
+    return True, f"policy {of.policy_id} ({record.domain}), version {of.policy_hash[:12]}"
 
 
-def _cases(bundle: Path, record: ReleaseRecord) -> tuple[bool, str]:
-    found = file_digest(bundle / "report/cases.parquet")
-    same = found == record.cases_sha256
+def _cases(bundle: Path, record: ReleaseRecord, of: PolicyRecord) -> tuple[bool, str]:
+    found = file_digest(record.place(bundle, of) / "report/cases.parquet")
+    same = found == of.cases_sha256
     return same, (
         f"the cases are the ones that were gated ({found[:12]})"
         if same
         else f"cases.parquet is {found[:12]}, and the gates were computed from "
-        f"{record.cases_sha256[:12]}"
+        f"{of.cases_sha256[:12]}"
     )
 
 
-def _gates(bundle: Path, record: ReleaseRecord) -> tuple[bool, str]:
-    statements = [_json(path) for path in sorted((bundle / "statements").glob("*.json"))]
+def _gates(bundle: Path, record: ReleaseRecord, of: PolicyRecord) -> tuple[bool, str]:
+    statements = _statements(record.place(bundle, of))
     if not statements:
         return False, "there is no statement of any gate"
     faults_found, waived = [], []
@@ -168,15 +199,15 @@ def _gates(bundle: Path, record: ReleaseRecord) -> tuple[bool, str]:
         predicate = statement.get("predicate", {})
         gate = predicate.get("metric")
         digests = [d["digest"]["sha256"] for d in predicate.get("datasets", [])]
-        if digests != [record.cases_sha256]:
+        if digests != [of.cases_sha256]:
             faults_found.append(f"{gate} speaks of other cases")
         for subject in statement.get("subject", []):
             path = bundle / WEIGHTS.get(record.tuning, "adapter") / Path(subject["name"]).name
             if not path.is_file() or file_digest(path) != subject["digest"]["sha256"]:
                 faults_found.append(f"{gate} speaks of other weights ({path.name})")
         if predicate.get("passed") is not True and predicate.get("blocking") is not False:
-            if gate in record.waivers and predicate.get("waiver") == record.waivers[gate]:
-                waiver = record.waivers[gate]
+            if gate in of.waivers and predicate.get("waiver") == of.waivers[gate]:
+                waiver = of.waivers[gate]
                 waived.append(f"{gate}, by {waiver.get('by')}: {waiver.get('why')}")
             else:
                 faults_found.append(f"{gate} did not pass and is not waived")
@@ -186,18 +217,25 @@ def _gates(bundle: Path, record: ReleaseRecord) -> tuple[bool, str]:
     return True, said + (f"; RELEASED WITH WAIVERS: {'; '.join(waived)}" if waived else "")
 
 
-def _gates_again(bundle: Path, record: ReleaseRecord) -> tuple[bool | None, str]:
+def _statements(place: Path) -> list[dict[str, Any]]:
+    return [_json(path) for path in sorted((place / "statements").glob("*.json"))]
+
+
+def _gates_again(bundle: Path, record: ReleaseRecord, of: PolicyRecord) -> tuple[bool | None, str]:
     """The gates from the answers, with the bundle's own bars: no summary is trusted."""
     if record.format < 2:
         return None, "the bundle holds no answers (format 1). Fix: release the partition again"
-    found = answers.judged(bundle, record.checkpoint_id)
-    if not answers.same_cases(bundle, found):
+    place = record.place(bundle, of)
+    found = answers.judged(place, record.checkpoint_id)
+    if not answers.same_cases(place, found):
         return False, "the report's cases are not the judged answers"
-    if answers.stored_checkpoint(bundle).checkpoint_id != record.checkpoint_id:
+    checkpoint = answers.stored_checkpoint(bundle)
+    if checkpoint.checkpoint_id != record.checkpoint_id:
         return False, f"{answers.CHECKPOINT} is the record of another checkpoint"
-    policy, settings = answers.stored_policy(bundle), answers.stored_settings(bundle)
-    results = answers.gates_again(bundle, policy, found, settings)
-    stated = gates_of([_json(path) for path in sorted((bundle / "statements").glob("*.json"))])
+    results = answers.gates_again(
+        place, checkpoint.under(record.partition(of)), found, answers.stored_settings(bundle)
+    )
+    stated = gates_of(_statements(place))
     same_code = record.code_version == code_version()
     wrong = answers.differing_gates(stated, results, same_code)
     note = "" if same_code else "; another version of the code, so only outcomes were compared"
@@ -206,11 +244,11 @@ def _gates_again(bundle: Path, record: ReleaseRecord) -> tuple[bool | None, str]
     )
 
 
-def _report(bundle: Path, record: ReleaseRecord) -> tuple[bool, str]:
-    header = _json(bundle / "report/report.json").get("header", {})
+def _report(bundle: Path, record: ReleaseRecord, of: PolicyRecord) -> tuple[bool, str]:
+    header = _json(record.place(bundle, of) / "report/report.json").get("header", {})
     pairs = {
         "checkpoint_id": record.checkpoint_id,
-        "policy_hash": record.policy_hash,
+        "policy_hash": of.policy_hash,
         "model_id": record.base.model_id,
         "model_revision": record.base.revision,
     }
@@ -219,6 +257,17 @@ def _report(bundle: Path, record: ReleaseRecord) -> tuple[bool, str]:
         [f"the report's {name} is {header.get(name)!r}" for name in wrong],
         "the report speaks of this checkpoint, policy and base model",
     )
+
+
+_CHECKS_OF_A_POLICY: dict[
+    str, Callable[[Path, ReleaseRecord, PolicyRecord], tuple[bool | None, str]]
+] = {
+    "policy": _policy,
+    "cases": _cases,
+    "gates": _gates,
+    "gates computed again": _gates_again,
+    "report": _report,
+}
 
 
 def _ledger_checks(
@@ -236,11 +285,11 @@ def _ledger_checks(
     found = faults(entries, keys) + ledger.head_faults(keys)
     yield Check("ledger", *_outcome(found, f"{len(entries)} signed lines, each after the last"))
     mine = [e for e in entries if e.bundle_id == bundle_id(bundle)]
-    yield Check("approval", *_approval(mine, record))
+    yield Check("approval", *_guarded(lambda: _approval(bundle, mine, record)))
     yield Check("not revoked", *_revocation(mine))
 
 
-def _approval(mine: list[Entry], record: ReleaseRecord) -> tuple[bool, str]:
+def _approval(bundle: Path, mine: list[Entry], record: ReleaseRecord) -> tuple[bool, str]:
     by = {entry.event: entry for entry in mine}
     if "drafted" not in by:
         return False, "the ledger does not know this bundle"
@@ -250,7 +299,11 @@ def _approval(mine: list[Entry], record: ReleaseRecord) -> tuple[bool, str]:
     if missing:
         return False, f"the bundle is not {' and not '.join(missing)} yet"
     approved = by["approved"]
-    return True, f"drafted by {by['drafted'].actor}, approved by {approved.actor}, {approved.time}"
+    if why := approvers.refusal(bundle, approved.actor, approved.key_id):
+        return False, why
+    detail = f"drafted by {by['drafted'].actor}, approved by {approved.actor}, {approved.time}"
+    unnamed = [a.where for a in approvers.approvers_of(bundle) if not a.named]
+    return True, detail + (f"; under {', '.join(unnamed)} {approvers.NOBODY}" if unnamed else "")
 
 
 def _revocation(mine: list[Entry]) -> tuple[bool, str]:

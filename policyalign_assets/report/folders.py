@@ -83,6 +83,18 @@ def all_reports(partition: Location) -> Iterator[Location]:
             yield folder
 
 
+def reported_partitions(data: Location) -> Iterator[tuple[str, str]]:
+    """(domain, policy) of everything that has a folder of reports below `data`."""
+    for policy in _folders(data / "reports"):
+        for domain in _folders(policy):
+            yield domain.name, policy.name
+
+
+def _folders(above: Location) -> list[Location]:
+    found: list[Location] = list(above.iterdir()) if above.is_dir() else []
+    return sorted((f for f in found if f.is_dir() and not f.name.startswith(".")), key=str)
+
+
 def withdraw_release(data: Location, domain: str, policy: str) -> None:
     """Deletes the partition's release. What lies beside each report stays, as evidence."""
     (partition_folder(data, domain, policy) / RELEASE).unlink(missing_ok=True)

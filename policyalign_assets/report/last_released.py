@@ -23,14 +23,19 @@ from policyalign_assets.report.folders import (
 POINTER = "released.json"
 
 
-def last_released(data: Location, domain: str, policy: str) -> tuple[Location, str] | None:
+def last_released(
+    data: Location, domain: str, policy: str, bundles: Location | None = None
+) -> tuple[Location, str] | None:
     """The folder of the report, and its name relative to `data`; None if there is none.
 
+    bundles: the folder above `releases/`, if it is another one, as for a deployment.
     Call it before the partition's release is removed.
     """
     for name in _names(data, domain, policy):
-        if _is_safe(name) and (data / name / LAST_FILE).exists():
-            return data / name, name
+        if _is_safe(name):
+            above = (bundles or data) if name.startswith("releases/") else data
+            if (above / name / LAST_FILE).exists():
+                return above / name, name
     return None
 
 

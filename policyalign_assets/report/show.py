@@ -38,6 +38,46 @@ def show(partition: str, data_dir: Location, brief: bool = False) -> str:
     return visible("\n".join(lines))
 
 
+def summary(partition: str, data_dir: Location) -> dict[str, Any]:
+    """The verdict and the gates as data. Raises FileNotFoundError where there is no report yet.
+
+    decided: whether the release checks ran on this very report.
+    """
+    domain, _, policy = partition.partition("|")
+    folder = current_report(data_dir, domain, policy)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    decision = _decision(data_dir, domain, policy, folder.name)
+    release = partition_folder(data_dir, domain, policy) / RELEASE
+    return {
+        "partition": partition,
+        "report": str(folder),
+        "checkpoint_id": report["header"]["checkpoint_id"],
+        "verdict": (decision or report)["verdict"],
+        "gates": (decision or report)["gates"] or report["gates"],
+        "figures": report["figures"],
+        "decided": decision is not None,
+        "release": str(release) if release.exists() else None,
+    }
+
+
+def show_deployment(name: str, folder: Location) -> str:
+    """The verdict on a deployment and on each of its policies. folder: of the deployment.
+
+    Raises FileNotFoundError where there is no report yet.
+    """
+    found = deployment_summary(folder)
+    lines = [found["verdict"], f"deployment {name}, checkpoint {found['checkpoint']}", ""]
+    lines += [f"  {p['policy']:24} {p['verdict']}" for p in found["policies"]]
+    lines += [f"  conflict: {sentence}" for sentence in found["conflicts"]]
+    return visible("\n".join([*lines, "", f"Report:  {folder / 'deployment.html'}"]))
+
+
+def deployment_summary(folder: Location) -> dict[str, Any]:
+    """What `deployment.json` says. Raises FileNotFoundError where there is none."""
+    found: dict[str, Any] = json.loads((folder / "deployment.json").read_text(encoding="utf-8"))
+    return found
+
+
 def _decision(data: Location, domain: str, policy: str, report: str) -> Mapping[str, Any] | None:
     """What the release checks decided on this very report, if they ran."""
     file = partition_folder(data, domain, policy) / "decision.json"

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from policyalign_assets.files import Location, location, write_whole
+from policyalign_assets.files import Location, location, parquet_bytes, write_whole
 from policyalign_assets.settings import Settings
 from policyalign_assets.stages.interface import StageContext, StageData, StageInput, StageResult
 from policyalign_assets.stages.registry import EVERY_STAGE
@@ -97,9 +97,7 @@ def encode(value: StageData) -> bytes:
     """Encode a table as Parquet, or a record (a frozen dataclass) as JSON."""
     if not isinstance(value, pa.Table):
         return TypeAdapter(type(value)).dump_json(value, indent=2)
-    sink = pa.BufferOutputStream()
-    pq.write_table(value, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
+    return parquet_bytes(value)
 
 
 def decode(data: bytes, kind: type[T]) -> T:

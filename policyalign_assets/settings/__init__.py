@@ -45,7 +45,12 @@ from policyalign_assets.settings.evidence import (
 )
 from policyalign_assets.settings.loading import load_settings
 from policyalign_assets.settings.model import ModelSettings
-from policyalign_assets.settings.operation import AlertSettings, AutomationSettings
+from policyalign_assets.settings.operation import (
+    AlertSettings,
+    AutomationSettings,
+    ReleaseSettings,
+    approver_parts,
+)
 from policyalign_assets.settings.pipeline import Settings
 from policyalign_assets.settings.profiles import PROFILES
 from policyalign_assets.settings.training import (
@@ -79,6 +84,7 @@ __all__ = [
     "JudgeSettings",
     "ModelSettings",
     "Probe",
+    "ReleaseSettings",
     "ReportSettings",
     "SensitivitySettings",
     "Settings",
@@ -86,6 +92,7 @@ __all__ = [
     "SynthesisSettings",
     "WaivableGate",
     "WarmStartSettings",
+    "approver_parts",
     "load_settings",
     "may_hold_a_key",
 ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import (
     Field,
+    field_validator,
     model_validator,
 )
 
@@ -22,6 +25,37 @@ class AutomationSettings(Section):
     nightly: str = Field(
         "0 2 * * *", description="cron of the schedule, which also retries what has failed"
     )
+
+
+def approver_parts(named: str) -> tuple[str, str]:
+    """Name of an approver, and the beginning of their key id: "Eve Hall sha256:3f9c2b1a".
+
+    The key is empty where none is named. Raises ValueError for a text that is no approver.
+    """
+    found = re.fullmatch(r"(?P<name>[^:]*\w[^:]*?)(?:\s+sha256:(?P<key>[0-9a-f]{8,64}))?", named)
+    if found is None:
+        raise ValueError(
+            f"{named[:80]!r} names no approver. Fix: write a name, or a name and a key id, such as "
+            "'Eve Hall sha256:3f9c2b1a'"
+        )
+    return found["name"].strip(), found["key"] or ""
+
+
+class ReleaseSettings(Section):
+    """Who may approve a release, beside those that a policy names itself. No stage reads this."""
+
+    approvers: tuple[str, ...] = Field(
+        (),
+        description="names, each with the beginning of a key id if wanted: 'Eve Hall "
+        "sha256:3f9c2b1a'; they may approve releases of every policy",
+    )
+
+    @field_validator("approvers")
+    @classmethod
+    def _each_is_a_person(cls, named: tuple[str, ...]) -> tuple[str, ...]:
+        for one in named:
+            approver_parts(one)
+        return named
 
 
 class AlertSettings(Section):

@@ -21,7 +21,7 @@ from policyalign_assets.settings.evidence import (
     ReportSettings,
 )
 from policyalign_assets.settings.model import ModelSettings
-from policyalign_assets.settings.operation import AlertSettings, AutomationSettings
+from policyalign_assets.settings.operation import AlertSettings, AutomationSettings, ReleaseSettings
 from policyalign_assets.settings.training import (
     DeploymentSettings,
     DistillationSettings,
@@ -44,6 +44,7 @@ class Settings(Section):
     judge: JudgeSettings = JudgeSettings()
     gates: GateSettings = GateSettings()
     report: ReportSettings = ReportSettings()
+    release: ReleaseSettings = ReleaseSettings()
     automation: AutomationSettings = AutomationSettings()
     alerts: AlertSettings = AlertSettings()
 

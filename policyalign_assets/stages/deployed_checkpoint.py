@@ -47,6 +47,8 @@ from policyalign_assets.stages.warm_started import WarmStarted, go_on_from
 
 EXAMPLES = 3  # requests shown of one rule on which two teachers disagree
 
+CODE_VERSION = 1  # raise it when new code trains otherwise, or keeps its record elsewhere
+
 
 class NotDeployable(ValueError):
     """Policies that cannot be trained together, or settings with which they cannot."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from policyalign_assets.files import write_whole
+from policyalign_assets.files import parquet_bytes, write_whole
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint, ReportRecord, parent_of
 from policyalign_assets.report.chain import Chain
@@ -23,6 +23,7 @@ from policyalign_assets.stages.parents import DEPLOYMENT_FILE, deployment_record
 from policyalign_assets.stages.unfinished import remove_done
 
 RELEASABLE = "RELEASABLE"
+CODE_VERSION = 1  # raise it when new code changes what is written beside the reports of the members
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def make(
                 policy,
                 violating_instructions[partition],
                 filtered_instructions[partition],
-                _as_member(deployed_checkpoint, partition),
+                deployed_checkpoint.under(partition),
             )
         )
     releasable = all(member.releasable for member in members)
@@ -108,12 +109,6 @@ def make(
     return StageResult(ReportRecord(relative, version, metrics, may_stand), version, facts)
 
 
-def _as_member(checkpoint: Checkpoint, partition: str) -> Checkpoint:
-    """The checkpoint as one of the policy alone: the report compares its hashes with the tables."""
-    own = checkpoint.provenance["policies"][partition]
-    return replace(checkpoint, provenance={**checkpoint.provenance, **own})
-
-
 def _member(
     context: StageContext,
     policy: PolicyDocument,
@@ -123,6 +118,11 @@ def _member(
 ) -> Member:
     answers = generations.make(context, policy, instructions, checkpoint).value
     verdicts = judgements.make(context, policy, answers).value
+    for name, table in (("generations", answers), ("judgements", verdicts)):  # for a release
+        write_whole(
+            context.results / "assets" / name / policy.domain / f"{policy.policy_id}.parquet",
+            parquet_bytes(table),
+        )
     record: ReportRecord = benchmark_report.make(
         context, policy, instructions, filtered, checkpoint, answers, verdicts
     ).value

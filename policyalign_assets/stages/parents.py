@@ -22,15 +22,19 @@ from policyalign_assets.records import Checkpoint
 from policyalign_assets.report.changes import read_report
 from policyalign_assets.report.folders import current_report
 from policyalign_assets.report.last_released import last_released
-from policyalign_assets.settings import Settings
+from policyalign_assets.settings import NO_EFFECT, DistillationSettings, Settings
 from policyalign_assets.stages.interface import StageContext
 
 OFF = "warm_start.enabled is off"
 REQUESTS_FOLDER = "training_requests"
 DEPLOYMENT_FILE = "deployment.json"
 _ID = re.compile(r"[0-9a-f]{16}")
-# Differences in these leave an adapter fit to go on from.
-_MAY_DIFFER = ("steps", "seed")
+# Differences in these leave an adapter fit to go on from: those, and what has no effect on results.
+_MAY_DIFFER = {"steps", "seed"} | {
+    name
+    for name, field in DistillationSettings.model_fields.items()
+    if field.json_schema_extra == NO_EFFECT
+}
 
 
 class NoParent(Exception):

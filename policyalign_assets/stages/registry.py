@@ -268,6 +268,7 @@ _DEPLOYMENT = (
             **_REFUSALS,
             "training": "policyalign_assets.distillation.version",
             "routing": "policyalign_assets.distillation.routing",
+            "deployment": "policyalign_assets.stages.deployed_checkpoint",
         },
         shaped_by={
             **_MODEL,
@@ -292,9 +293,12 @@ _DEPLOYMENT = (
         members=("policy_document", "violating_instructions", "filtered_instructions"),
         settings=("model", "evaluation", "judge", "report", "gates"),
         code={
-            stage.name + ": " + label: module
-            for stage in _ALL[-3:]
-            for label, module in stage.code.items()
+            **{
+                stage.name + ": " + label: module
+                for stage in _ALL[-3:]
+                for label, module in stage.code.items()
+            },
+            "deployment": "policyalign_assets.stages.deployment_report",
         },
         shaped_by={
             label: source for stage in _ALL[-3:] for label, source in stage.shaped_by.items()

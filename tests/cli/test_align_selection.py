@@ -24,3 +24,13 @@ def test_the_selected_assets_share_the_partitions_of_policies(tmp_path, monkeypa
     # everything that has these partitions is made: nothing of a partition is left out
     mine = {k for k in graph.materializable_asset_keys if graph.get(k).partitions_def == partitions}
     assert mine <= set(selected)
+
+
+def test_a_deployment_is_made_by_its_own_assets(tmp_path, monkeypatch):
+    (tmp_path / "dagster.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr(align, "_materialize", lambda arguments, *_: asked.append(arguments) or 0)
+    assert CliRunner().invoke(main, ["align", "ward"]).exit_code == 0
+    assert asked[1] == ["--select", "deployed_checkpoint,deployment_report", "--partition", "ward"]
+    assert CliRunner().invoke(main, ["align", "../ward"]).exit_code == 1

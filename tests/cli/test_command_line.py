@@ -1,6 +1,8 @@
 """The command line: its table of commands, its exit codes, and that help stays light."""
 
 import importlib
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,65 @@ def test_every_command_in_the_table_exists_and_has_help(name: str) -> None:
     assert isinstance(getattr(importlib.import_module(module), attribute), click.Command)
     result = CliRunner().invoke(main, [name, "--help"])
     assert result.exit_code == 0 and "Usage:" in result.output
+
+
+SHOWS_PROGRESS = {"align"}  # what it made is printed by `report --json`
+GROUPS = {"keys": "new"}
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() - SHOWS_PROGRESS))
+def test_every_command_that_prints_results_prints_them_as_json(name: str) -> None:
+    below = [GROUPS[name]] if name in GROUPS else []
+    result = CliRunner().invoke(main, [name, *below, "--help"])
+    assert "--json" in result.output
+
+
+def test_help_and_documents_say_the_exit_codes() -> None:
+    said = "0 all is well, 1 problems were found, 2 wrong usage"
+    assert said in CliRunner().invoke(main, ["--help"]).output
+    for page in ("docs/tutorial.md", "docs/releases.md"):
+        assert said in " ".join((ROOT / page).read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands_options_and_values(shell: str) -> None:
+    """As the shell asks: the program gets the line in variables and prints what may follow."""
+
+    def completed(line: str) -> set[str]:
+        words = line.split(" ")
+        asked = {
+            "_POLICYALIGN_COMPLETE": f"{shell}_complete",
+            "COMP_WORDS": line if shell != "fish" else " ".join(words[:-1]),
+            "COMP_CWORD": words[-1] if shell == "fish" else str(len(words) - 1),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", "from policyalign_assets.cli.main import main; "
+             "main(prog_name='policyalign')"],
+            env={**os.environ, **asked},
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+        )  # fmt: skip
+        lines = [entry for entry in re.split(r"[\n,]", done.stdout) if entry]
+        return {re.split(r"[\t,]", entry)[0] for entry in lines}
+
+    assert {"release", "revoke", "report"} <= completed("policyalign re")
+    assert "--canaries" in completed("policyalign attest --c")
+    assert "new" in completed("policyalign keys n")
+
+
+def test_the_shell_gets_a_script_that_asks_for_completions() -> None:
+    program = "from policyalign_assets.cli.main import main; main(prog_name='policyalign')"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "_POLICYALIGN_COMPLETE": "zsh_source"},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert "compdef _policyalign_completion policyalign" in done.stdout
 
 
 def test_help_names_every_command() -> None:

@@ -125,4 +125,5 @@ def test_a_subfolder_belongs_to_the_project_above(tmp_path, monkeypatch):
     assert environ == {
         "POLICYALIGN_DATA_DIR": "elsewhere",
         "POLICYALIGN_POLICIES_DIR": str(tmp_path / "policies"),
+        "POLICYALIGN_DEPLOYMENTS_DIR": str(tmp_path / "deployments"),
     }

@@ -125,7 +125,12 @@ def check_python(arguments: list[str]) -> None:
             options = {a for a in arguments[2:] if a.startswith("--")}
             assert options <= options_of(arguments[1])
     elif arguments and arguments[0].endswith(".py"):
-        source = (ROOT / arguments[0]).read_text()
+        script = ROOT / arguments[0]
+        source = script.read_text()
+        # benchmarks share modules that stand beside them, and so their options
+        for name in re.findall(r"^from (\w+) import", source, flags=re.M):
+            if (beside := script.with_name(f"{name}.py")).exists():
+                source += beside.read_text()
         for option in (a for a in arguments[1:] if a.startswith("--")):
             assert f'"{option}"' in source, f"{arguments[0]} has no option {option}"
 

@@ -201,6 +201,12 @@ def test_one_model_is_trained_under_two_policies_and_reported_under_each(
     assert not said["releasable"]  # two steps of training teach nothing
     for policy in said["policies"]:
         assert (tmp_path / "data" / policy["page"]).is_file()
+    # what a release needs: the record under the deployment's name, and the answers of each policy
+    assets_folder = tmp_path / "data" / "assets"
+    assert (assets_folder / "deployed_checkpoint" / "medical.json").is_file()
+    for policy in ("data-privacy", "general-conduct"):
+        for name in ("generations", "judgements"):
+            assert (folder / "assets" / name / "medical" / f"{policy}.parquet").is_file()
     # the partitions' own reports are not touched
     assert not (tmp_path / "data" / "reports").exists()
     union = {**QUICK, "deployment": {"teacher": "union"}}

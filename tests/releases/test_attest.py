@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ from test_export import ROWS
 from test_release_bundle import TARGET, Desk
 
 from policyalign_assets.cli.main import main
+from policyalign_assets.endpoint import Token, read_completion
 from policyalign_assets.evaluation.suites import ALIGNED, BASE
 from policyalign_assets.files import sha256_files
-from policyalign_assets.releases.attestation import ANOTHER, error_rates, judge
-from policyalign_assets.releases.bundle import bundle_id
+from policyalign_assets.releases.attestation import ANOTHER, Given, error_rates, judge
 from policyalign_assets.releases.canaries import (
     OF_BASE,
     PREVIOUS,
@@ -26,8 +27,10 @@ from policyalign_assets.releases.canaries import (
     read_canaries,
     write_canaries,
 )
+from policyalign_assets.releases.closeness import gap_to
 from policyalign_assets.releases.current import current_bundle, remember_released_report
 from policyalign_assets.releases.errors import ReleaseError
+from policyalign_assets.releases.record import bundle_id
 from policyalign_assets.releases.serving import alias_of
 from policyalign_assets.report.folders import partition_folder
 from policyalign_assets.report.last_released import last_released
@@ -171,8 +174,96 @@ def test_error_rates_say_what_cannot_be_told_apart():
     assert max(error_rates(canaries(20)).values()) < 0.01
     none = canaries(0)
     assert error_rates(none)[THIS] == 1.0
-    assert judge(none, ["t"] * 30).verdict == f"{THIS} or {PREVIOUS}"
-    assert judge(canaries(20), ["t"] * 30).is_this_release
+    assert judge(none, [Given("t")] * 30).verdict == f"{THIS} or {PREVIOUS}"
+    assert judge(canaries(20), [Given("t")] * 30).is_this_release
+
+
+def words_of(kept: dict[str, str], gap: float):
+    """Log-probabilities word by word: where an answer leaves the kept one, the kept word is less
+    likely by `gap`."""
+
+    def likeliest(prompt: str, text: str) -> list[tuple[str, float, dict[str, float]]]:
+        wanted = re.findall(r"\S+\s*", kept.get(prompt, ""))
+        made = []
+        for n, word in enumerate(re.findall(r"\S+\s*", text)):
+            other = wanted[n] if n < len(wanted) else "</s>"
+            made.append((word, -0.1, {} if other == word else {other: -0.1 - gap, "zzz": -9.0}))
+        return [*made, ("</s>", -0.1, {"zzz": -9.0})]
+
+    return likeliest
+
+
+def test_log_probabilities_tell_rounding_from_another_model(two):
+    """More than half of the answers differ: by rounding if the kept word was nearly as likely."""
+    desk, _, second = two
+    kept = {r["prompt"]: r["response"] for r in NEWER if r["arm"] == ALIGNED}
+    with serving() as server:
+        server.models[ALIAS] = engine(NEWER, slips=0.55)
+        every = ("--asked", "60")
+        alone = look(desk, server.url, second, *every, code=1)
+        assert alone["verdict"] == ANOTHER and alone["with_log_probabilities"] == 0
+        assert "the server gives no log-probabilities" in alone["decided_from"]
+        server.strict = True  # a server that refuses the parameter is asked without it
+        refused = look(desk, server.url, second, *every, code=1)
+        assert refused["verdict"] == ANOTHER and refused["asked"] == 60
+        server.likeliest = words_of(kept, 0.3)
+        rounding = look(desk, server.url, second, *every, code=0)
+        assert rounding["verdict"] == THIS and rounding["with_log_probabilities"] == 60
+        hits, of = rounding["matches"][THIS]
+        assert rounding["near"][THIS] == of - hits > 5
+        server.likeliest = words_of(kept, 6.0)
+        other = look(desk, server.url, second, *every, code=1)
+        assert other["verdict"] == ANOTHER and other["near"][THIS] == 0
+
+
+def spelled(*tokens: str, **others: dict[str, float]) -> list[Token]:
+    """Tokens of log-probability -0.1; `others` by position, as t2={"x": -0.5}."""
+    return [Token(t, -0.1, {t: -0.1, **others.get(f"t{n}", {})}) for n, t in enumerate(tokens)]
+
+
+@pytest.mark.parametrize(
+    ("kept", "tokens", "gap"),
+    [
+        ("I can not", spelled("I", " can", " do", t2={" not": -0.5}), 0.4),
+        ("I can not", spelled("\n", "I", " can", " do", t3={" not": -0.5}), 0.4),
+        ("I can not", spelled("I", " can", " do", t2={" no": -0.7, " not": -0.5}), 0.4),
+        # the kept answer went on by a longer token where this one seems to agree with it
+        ("forge it", spelled("for", " me", t0={"forge": -0.3}, t1={"ge": -7.0}), 0.2),
+        ("Yes", spelled("Yes", ",", " do", t1={"<|im_end|>": -0.2}), 0.1),
+        ("Yes, do", spelled("Yes", "<|im_end|>", t1={",": -0.4}), 0.3),
+        ("Yes", spelled("No", t0={"Maybe": -5.0}), 4.9),  # at least
+        ("Yes", spelled("No", t0={"Maybe": -0.5}), None),  # all are nearly as likely
+        ("Yes", spelled("No"), None),
+        ("Yes", spelled("Y\ufffd", "es"), None),
+        ("Yes", spelled("Yes", "\n", "</s>"), None),  # it did not leave the kept answer
+        ("Yes", [], None),
+    ],
+)
+def test_the_gap_to_a_kept_answer(kept: str, tokens: list[Token], gap: float | None):
+    found = gap_to(kept, tokens)
+    assert found is None if gap is None else found == pytest.approx(gap)
+
+
+def test_what_is_no_log_probability_is_not_used():
+    def body(content: object) -> bytes:
+        message = {"content": "Yes."}
+        return json.dumps({"choices": [{"message": message, "logprobs": content}]}).encode()
+
+    good = {"token": "Yes", "logprob": -0.1, "top_logprobs": [{"token": "No", "logprob": -2.0}]}
+    (token,) = read_completion(body({"content": [good]})).tokens
+    assert token == Token("Yes", -0.1, {"No": -2.0})
+    for bad in (
+        None,
+        [],
+        {"content": None},
+        {"content": []},
+        {"content": [{"token": 7, "logprob": 0}]},
+        {"content": [good | {"logprob": 3.0}]},
+        {"content": [good | {"logprob": float("nan")}]},
+        {"content": [good | {"top_logprobs": [5]}]},
+    ):
+        said = read_completion(body(bad))
+        assert said.text == "Yes." and said.tokens is None
 
 
 def test_the_rollback_drill(two):

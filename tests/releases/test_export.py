@@ -12,7 +12,7 @@ from test_release_bundle import EVALUATION, Desk
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.evaluation.suites import ALIGNED
 from policyalign_assets.releases import export as exporting
-from policyalign_assets.releases.answer_again import _cases, answer_again
+from policyalign_assets.releases.answer_again import Again, _cases, answer_again
 from policyalign_assets.releases.errors import ReleaseError
 from policyalign_assets.releases.export import (
     export_merged,
@@ -56,6 +56,12 @@ def replies(wrong: int = 0) -> ScriptedEngine:
     return ScriptedEngine(reply)
 
 
+def answered(bundle: Path, engine: ScriptedEngine) -> Again:
+    """What an engine answered under the one policy of a bundle."""
+    (again,) = answer_again(bundle, engine).values()
+    return again
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     desk = Desk(tmp_path)
@@ -63,7 +69,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def test_equal_answers_have_no_drift_and_pass_what_the_release_passed(bundle: Path):
-    again = answer_again(bundle, replies())
+    again = answered(bundle, replies())
     assert again.flipped == 0.0 and again.same_text == 1.0 and not again.drift.flips
     assert faults_of(again, 0.0) == []
     assert all(g.passed for g in again.gates)
@@ -71,10 +77,10 @@ def test_equal_answers_have_no_drift_and_pass_what_the_release_passed(bundle: Pa
 
 
 def test_an_export_that_answers_otherwise_is_refused_with_the_reason(bundle: Path):
-    few = answer_again(bundle, replies(wrong=3))
+    few = answered(bundle, replies(wrong=3))
     assert len(few.drift.flips) == 3 and faults_of(few, 0.01) == []
     assert any("cases have another outcome" in f for f in faults_of(few, 0.001))
-    many = answer_again(bundle, replies(wrong=60))
+    many = answered(bundle, replies(wrong=60))
     faults = " ".join(faults_of(many, 0.05))
     assert "the gate safety does not pass" in faults and "60 cases got worse" in faults
 
@@ -82,7 +88,7 @@ def test_an_export_that_answers_otherwise_is_refused_with_the_reason(bundle: Pat
 def test_a_case_that_cannot_be_asked_again_has_not_passed(tmp_path: Path):
     desk = Desk(tmp_path)
     rows = [r | {"prompt": None} if r["suite"] == "capability" else r for r in ROWS]
-    again = answer_again(desk.release(desk.evidence(rows=rows)), replies())
+    again = answered(desk.release(desk.evidence(rows=rows)), replies())
     assert again.not_asked == {"capability": 300}
     assert [g.gate for g in again.gates if g.passed is not True] == ["capability"]
     assert "capability not measured" in " ".join(faults_of(again, 0.01))
@@ -146,8 +152,10 @@ def test_an_export_says_what_was_measured(real_bundle: Path, tmp_path: Path, mon
     made = export_merged(real_bundle, tmp_path / "out")
     record = json.loads((made.folder / "export.json").read_text())
     assert record["kind"] == "merged" and "model.safetensors" in record["files"]
-    assert record["drift"]["outcomes changed"] == made.again.flipped == 2 / made.again.compared
-    assert len(record["gates"]) == 7 and all(g["passed"] for g in record["gates"])
+    ((policy, again),) = made.again.items()
+    measured = record["policies"][policy]
+    assert measured["drift"]["outcomes changed"] == again.flipped == 2 / again.compared
+    assert len(measured["gates"]) == 7 and all(g["passed"] for g in measured["gates"])
     with pytest.raises(ReleaseError, match="exists"):
         export_merged(real_bundle, tmp_path / "out")
 

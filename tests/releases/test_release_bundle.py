@@ -17,14 +17,14 @@ from policyalign_assets.files import sha256_files
 from policyalign_assets.records import Checkpoint
 from policyalign_assets.releases.answers import Answers
 from policyalign_assets.releases.bundle import (
-    BaseModel,
     Evidence,
-    bundle_id,
+    PolicyEvidence,
     write_bundle,
 )
 from policyalign_assets.releases.errors import ReleaseError
 from policyalign_assets.releases.keys import create_keys, load_private_key
 from policyalign_assets.releases.ledger import Ledger
+from policyalign_assets.releases.record import BaseModel, bundle_id
 from policyalign_assets.releases.serving import serve_plan
 from policyalign_assets.releases.verification import Check, trusted, verify
 from policyalign_assets.report.chain import judged_answers
@@ -93,21 +93,24 @@ class Desk:
         pq.write_table(judged.heldout, report / "cases.parquet")
         settings = load_settings(overrides={"gates": bars} if bars else None, environ={})
         results = gate_results(POLICY, checkpoint, judged, self.folder, settings.gates)
-        evidence = Evidence(
-            target=TARGET,
-            checkpoint=checkpoint,
-            checkpoint_folder=checkpoint_folder,
-            base=BaseModel(BUNDLED, self.revision, self.base_digest),
+        part = PolicyEvidence(
             policy=POLICY,
             report_folder=report,
             answers=Answers(*answers),
             gates=[asdict(result) for result in results],
             waivers={},
+        )
+        evidence = Evidence(
+            target=TARGET,
+            checkpoint=checkpoint,
+            checkpoint_folder=checkpoint_folder,
+            base=BaseModel(BUNDLED, self.revision, self.base_digest),
+            policies=[part],
             settings=settings.model_dump(mode="json"),
             code_version=code_version(),
             created_at="2026-11-29T00:00:00+00:00",
         )
-        return replace(evidence, **changes)
+        return changed(evidence, **changes)
 
     def real_bundle(self, adapter: Path, revision: str, rows) -> Path:
         """A released bundle with an adapter that can be loaded."""
@@ -125,6 +128,13 @@ class Desk:
 
     def verify(self, bundle: Path, *keys: Path) -> list[Check]:
         return verify(bundle, list(keys) or [self.public, self.other_public])
+
+
+def changed(evidence: Evidence, **changes) -> Evidence:
+    """Other evidence; `gates` and `waivers` are those of its policies."""
+    of_policy = {name: changes.pop(name) for name in ("gates", "waivers") if name in changes}
+    policies = [replace(one, **of_policy) for one in evidence.policies]
+    return replace(evidence, policies=policies, **changes)
 
 
 @pytest.fixture
@@ -250,7 +260,7 @@ ALTERATIONS = {
     ),
     "policy's text changed": (append("policy/policy.txt"), "policy", "not the text"),
     "policy's version changed": (
-        edit_json("release.json", lambda v: v.update(policy_hash="f" * 64)),
+        edit_json("release.json", lambda v: v["policies"][0].update(policy_hash="f" * 64)),
         "policy",
         "version differs",
     ),
@@ -288,7 +298,8 @@ ALTERATIONS = {
     ),
     "a waiver slipped in": (
         edit_json(
-            "release.json", lambda v: v.update(waivers={"safety": {"by": "Eve", "why": "x"}})
+            "release.json",
+            lambda v: v["policies"][0].update(waivers={"safety": {"by": "Eve", "why": "x"}}),
         ),
         "signature",
         "does not hold",
@@ -382,7 +393,7 @@ def test_no_bundle_without_passed_gates(desk: Desk):
 
 def test_a_waiver_stands_in_statement_and_verdict(desk: Desk):
     evidence = desk.evidence(rows=WORSE)
-    waived = replace(evidence, waivers={"capability": {"by": "Cid", "why": "pilot only"}})
+    waived = changed(evidence, waivers={"capability": {"by": "Cid", "why": "pilot only"}})
     checks = desk.verify(desk.release(waived))
     assert trusted(checks), failed(checks)
     details = {check.name: check.detail for check in checks}
@@ -392,27 +403,28 @@ def test_a_waiver_stands_in_statement_and_verdict(desk: Desk):
 def test_gates_are_computed_again_from_the_answers(desk: Desk):
     """A signer who states what the answers do not say is found out, with a valid signature."""
     evidence = desk.evidence(rows=WORSE)
-    lie = [{**g, "passed": True} for g in evidence.gates]
-    wrong = failed(desk.verify(desk.release(replace(evidence, gates=lie))))
+    lie = [{**g, "passed": True} for g in evidence.policies[0].gates]
+    wrong = failed(desk.verify(desk.release(changed(evidence, gates=lie))))
     assert set(wrong) == {"gates computed again"}
     assert "capability is stated as passed and comes out as failed" in wrong.popitem()[1]
     good = desk.evidence(b"figures")
-    nicer = [{**g, "numbers": dict.fromkeys(g["numbers"], 1.0)} for g in good.gates]
-    wrong = failed(desk.verify(desk.release(replace(good, gates=nicer))))
+    nicer = [{**g, "numbers": dict.fromkeys(g["numbers"], 1.0)} for g in good.policies[0].gates]
+    wrong = failed(desk.verify(desk.release(changed(good, gates=nicer))))
     assert "the figures of safety come out otherwise" in wrong["gates computed again"]
     other = desk.evidence(b"version", code_version="0.0")
-    nicer = [{**g, "numbers": dict.fromkeys(g["numbers"], 1.0)} for g in other.gates]
-    checks = desk.verify(desk.release(replace(other, gates=nicer)))
+    nicer = [{**g, "numbers": dict.fromkeys(g["numbers"], 1.0)} for g in other.policies[0].gates]
+    checks = desk.verify(desk.release(changed(other, gates=nicer)))
     assert trusted(checks) and "another version of the code" in str(checks)
     missing = desk.evidence(b"missing")
-    wrong = failed(desk.verify(desk.release(replace(missing, gates=missing.gates[1:]))))
+    fewer = missing.policies[0].gates[1:]
+    wrong = failed(desk.verify(desk.release(changed(missing, gates=fewer))))
     assert "safety is not stated" in wrong["gates computed again"]
 
 
 def test_answers_of_another_report_are_refused(desk: Desk):
     evidence = desk.evidence()
-    table = pq.read_table(evidence.report_folder / "cases.parquet")
-    pq.write_table(table.slice(1), evidence.report_folder / "cases.parquet")
+    file = evidence.policies[0].report_folder / "cases.parquet"
+    pq.write_table(pq.read_table(file).slice(1), file)
     wrong = failed(desk.verify(desk.release(evidence)))
     assert wrong == {"gates computed again": "the report's cases are not the judged answers"}
 

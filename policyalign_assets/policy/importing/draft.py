@@ -228,6 +228,8 @@ def _front_matter(document: Document, header: Header) -> list[str]:
         lines.append(f"waive_starved: {json.dumps(list(header.waive_starved))}")
     if header.gates:
         lines.append(f"gates: {json.dumps(dict(header.gates))}")
+    if header.approvers:
+        lines.append(f"approvers: {json.dumps(list(header.approvers), ensure_ascii=False)}")
     lines.append(f"imported: {_quoted(f'{document.name}, sha256 {document.sha256[:16]}')}")
     if header.reviewed:
         lines.append(f"reviewed: {_quoted(header.reviewed)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from policyalign_assets.releases.papers.facts import NOT_HELD, Facts, outcome
+from policyalign_assets.releases.papers.facts import NOT_HELD, Facts, PolicyFacts, outcome
 from policyalign_assets.report.formatting import markdown_cell as cell
 
 
@@ -26,23 +26,32 @@ def annex_iv(facts: Facts) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _of(one: PolicyFacts) -> str:
+    return f" ({cell(one.record.policy_id)})" if one.prefix else ""
+
+
 def _general(facts: Facts) -> list[str]:
-    record, policy = facts.record, facts.policy
+    record = facts.record
     return [
-        f"- Intended purpose: {cell(policy.preamble) or NOT_HELD}",
+        *(
+            f"- Intended purpose{_of(one)}: {cell(one.policy.preamble) or NOT_HELD}"
+            for one in facts.policies
+        ),
         f"- Name and version: {cell(record.target)}, {facts.version}",
         f"- Previous version: {record.parent or 'none'}",
         f"- Base model: {cell(record.base.model_id)} at revision {cell(record.base.revision)}, "
         f"SHA-256 of its files: {record.base.sha256 or 'not held'}",
         f"- Form: {'LoRA adapter (PEFT)' if record.tuning == 'lora' else 'whole model'}, "
         "safetensors",
-        f"- Owner of the policy: {cell(policy.owner) or NOT_HELD}",
+        *(
+            f"- Owner of the policy{_of(one)}: {cell(one.policy.owner) or NOT_HELD}"
+            for one in facts.policies
+        ),
         f"- Provider, deployer, user interface, hardware: {NOT_HELD}",
     ]
 
 
 def _development(facts: Facts) -> list[str]:
-    funnel = facts.header.get("funnel", {})
     trained = facts.provenance.get("settings", {})
     return [
         "- Method: requests that would break each rule are synthesized, filtered by how far the "
@@ -51,9 +60,20 @@ def _development(facts: Facts) -> list[str]:
         "- Design choices and parameters of the training:",
         *(f"  - {cell(str(k))}: {cell(json.dumps(v))}" for k, v in sorted(trained.items())),
         "- Data:",
-        *(f"  - {cell(str(k))}: {cell(str(v))}" for k, v in funnel.items()),
-        f"  - digest of the instructions: {cell(str(facts.provenance.get('instructions')))}",
-        f"- Validation and testing: see point 4; cases {facts.record.cases_sha256}",
+        *(
+            f"  - {cell(str(k))}{_of(one)}: {cell(str(v))}"
+            for one in facts.policies
+            for k, v in one.header.get("funnel", {}).items()
+        ),
+        *(
+            f"  - digest of the instructions{_of(one)}: "
+            f"{cell(str(one.made_from.get('instructions')))}"
+            for one in facts.policies
+        ),
+        *(
+            f"- Validation and testing{_of(one)}: see point 4; cases {one.record.cases_sha256}"
+            for one in facts.policies
+        ),
         f"- Code: {cell(facts.record.code_version)}",
         "- Cybersecurity: weights are safetensors without code; every file is in a signed "
         "manifest that `policyalign verify` checks.",
@@ -62,7 +82,7 @@ def _development(facts: Facts) -> list[str]:
 
 
 def _monitoring(facts: Facts) -> list[str]:
-    limits = [f"- {cell(str(limit))}" for limit in facts.report.get("limits", [])]
+    limits = [f"- {cell(limit)}" for limit in facts.limits]
     return [
         "- Capabilities and limits of performance:",
         *(f"  {limit}" for limit in limits or [f"- {NOT_HELD}"]),
@@ -79,41 +99,50 @@ def _metrics(facts: Facts) -> list[str]:
         "| --- | --- | --- |",
         *(
             f"| {cell(gate)} | {cell(outcome(p))} | {cell(str(p.get('explanation', '')))} |"
-            for gate, p in sorted(facts.gates.items())
+            for gate, _, p in facts.gates
         ),
         "",
-        f"Judge: {cell(str(facts.header.get('judge', 'not stated')))}.",
+        f"Judge: {cell(facts.judges)}.",
     ]
 
 
 def _risks(facts: Facts) -> list[str]:
-    waived = facts.record.waivers
+    waived = [
+        f"{cell(one.prefix + gate)} by {cell(waiver['by'])}: {cell(waiver['why'])}"
+        for one in facts.policies
+        for gate, waiver in one.record.waivers.items()
+    ]
     return [
         "- Rules that limit risks:",
         *(
-            f"  - {cell(r.rule_id)} ({r.severity or 'no severity stated'}): {cell(r.text)}"
-            for r in facts.policy.rules
+            f"  - {cell(name)} ({r.severity or 'no severity stated'}): {cell(r.text)}"
+            for name, r in facts.rules
         ),
-        "- Gates that were waived: "
-        + ("; ".join(f"{g} by {cell(w['by'])}: {cell(w['why'])}" for g, w in waived.items()))
-        if waived
-        else "- Gates that were waived: none",
+        f"- Gates that were waived: {'; '.join(waived) or 'none'}",
         f"- Risk management system (Article 9): {NOT_HELD}",
     ]
 
 
 def _changes(facts: Facts) -> list[str]:
-    changes = facts.report.get("changes", [])
+    changes = [
+        f"{cell(str(change))}{_of(one)}"
+        for one in facts.policies
+        for change in one.report.get("changes", [])
+    ]
     events = [
         f"- {e.time}: {e.event} by {cell(e.actor)}" + (f": {cell(e.reason)}" if e.reason else "")
         for e in facts.events
     ]
-    return [*(f"- {cell(str(c))}" for c in changes), *(events or ["- The ledger is not here."])]
+    return [*(f"- {change}" for change in changes), *(events or ["- The ledger is not here."])]
 
 
 def _standards(facts: Facts) -> list[str]:
     return [
-        *(f"- named by the policy: {cell(reference)}" for reference in facts.policy.references),
+        *(
+            f"- named by the policy{_of(one)}: {cell(reference)}"
+            for one in facts.policies
+            for reference in one.policy.references
+        ),
         f"- Harmonised standards applied: {NOT_HELD}",
     ]
 

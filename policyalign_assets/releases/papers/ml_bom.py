@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from policyalign_assets.releases.errors import ReleaseError
-from policyalign_assets.releases.papers.facts import Facts, outcome
+from policyalign_assets.releases.papers.facts import Facts, PolicyFacts, outcome
 
 
 def ml_bom(facts: Facts) -> str:
@@ -35,14 +35,14 @@ def ml_bom(facts: Facts) -> str:
         version=facts.version,
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref="model",
-        description=f"{record.base.model_id} aligned with the policy {facts.policy.title}",
+        description=f"{record.base.model_id} aligned with the policy {facts.title}",
         properties=[
             Property(name=f"policyalign:{name}", value=value)
             for name, value in (
                 ("bundle", facts.bundle_id),
                 ("checkpoint", record.checkpoint_id),
                 ("code", record.code_version),
-                ("policy", record.policy_hash),
+                *((f"policy{_of(one)}", one.record.policy_hash) for one in facts.policies),
                 ("tuning", record.tuning),
             )
         ],
@@ -85,33 +85,31 @@ def ml_bom(facts: Facts) -> str:
 
 def _data(facts: Facts) -> Iterator[tuple[str, str, str]]:
     """Name, description and digest of what the model was made from and measured on."""
-    yield "policy", "The policy's rules as typed data", facts.record.policy_hash
-    yield (
-        "cases",
-        "The cases of the evaluation, with answers and verdicts",
-        (facts.record.cases_sha256),
-    )
-    for name, about in (
-        ("instructions", "Instructions that were synthesized from the policy and trained on"),
-        ("everyday_requests", "Everyday requests that were trained on"),
-    ):
-        if name in facts.provenance:
-            yield name, about, str(facts.provenance[name])
+    for one in facts.policies:
+        of = _of(one)
+        yield f"policy{of}", "The policy's rules as typed data", one.record.policy_hash
+        about = "The cases of the evaluation, with answers and verdicts"
+        yield f"cases{of}", about, one.record.cases_sha256
+        if "instructions" in one.made_from:
+            about = "Instructions that were synthesized from the policy and trained on"
+            yield f"instructions{of}", about, str(one.made_from["instructions"])
+    if "everyday_requests" in facts.provenance:
+        about = "Everyday requests that were trained on"
+        yield "everyday_requests", about, str(facts.provenance["everyday_requests"])
+
+
+def _of(one: PolicyFacts) -> str:
+    return f":{one.record.policy_id}" if one.prefix else ""
 
 
 def _model_card(facts: Facts) -> dict[str, Any]:
-    metrics = [
-        {"type": f"{gate}: {name}", "value": f"{value}"}
-        for gate, predicate in sorted(facts.gates.items())
-        for name, value in sorted(predicate.get("measurements", {}).items())
-    ]
-    limits = [{"name": str(limit)} for limit in facts.report.get("limits", [])]
+    metrics = [{"type": name, "value": f"{value}"} for name, value in facts.measurements]
     considerations: dict[str, Any] = {
-        "useCases": [facts.policy.preamble or facts.policy.title],
-        "technicalLimitations": [limit["name"] for limit in limits],
+        "useCases": facts.intended_use,
+        "technicalLimitations": facts.limits,
         "ethicalConsiderations": [
             {"name": f"release gate {gate}", "mitigationStrategy": outcome(predicate)}
-            for gate, predicate in sorted(facts.gates.items())
+            for gate, _, predicate in facts.gates
         ],
     }
     return {

@@ -15,12 +15,12 @@ def model_card(facts: Facts) -> str:
         EvalResult(
             task_type="text-generation",
             dataset_type="policyalign-cases",
-            dataset_name=f"cases of {record.target}, {record.cases_sha256[:12]}",
+            dataset_name=f"cases of {record.target}, {one.record.cases_sha256[:12]}",
             metric_type=f"{gate}: {name}",
             metric_value=value,
             verified=False,
         )
-        for gate, predicate in sorted(facts.gates.items())
+        for gate, one, predicate in facts.gates
         for name, value in sorted(predicate.get("measurements", {}).items())
     ]
     data = ModelCardData(
@@ -35,21 +35,26 @@ def model_card(facts: Facts) -> str:
 
 
 def _body(facts: Facts) -> list[str]:
-    record, policy = facts.record, facts.policy
-    limits = [f"- {cell(str(limit))}" for limit in facts.report.get("limits", [])]
+    record = facts.record
+    limits = [f"- {cell(limit)}" for limit in facts.limits]
+    many = f"{len(facts.policies)} written policies" if len(facts.policies) > 1 else None
     return [
-        f"# {cell(policy.title)} ({cell(record.domain)})",
+        f"# {cell(facts.title)} ({cell(record.domain)})",
         "",
-        f"{cell(record.base.model_id)} at revision {cell(record.base.revision)}, aligned with a "
-        "written policy: it follows the rules below without having them in its prompt.",
+        f"{cell(record.base.model_id)} at revision {cell(record.base.revision)}, aligned with "
+        f"{many or 'a written policy'}: it follows the rules below without having them in its "
+        "prompt.",
         "",
         "## Intended use",
         "",
-        cell(policy.preamble) or NOT_HELD,
-        "",
+        *(
+            line
+            for one in facts.policies
+            for line in (cell(one.policy.preamble) or f"{cell(one.prefix)} {NOT_HELD}".strip(), "")
+        ),
         "## Rules",
         "",
-        *(f"- {cell(rule.rule_id)} ({rule.kind}): {cell(rule.text)}" for rule in policy.rules),
+        *(f"- {cell(name)} ({rule.kind}): {cell(rule.text)}" for name, rule in facts.rules),
         "",
         "## Evaluation",
         "",
@@ -57,7 +62,7 @@ def _body(facts: Facts) -> list[str]:
         "| --- | --- | --- |",
         *(
             f"| {cell(gate)} | {cell(outcome(p))} | {cell(str(p.get('explanation', '')))} |"
-            for gate, p in sorted(facts.gates.items())
+            for gate, _, p in facts.gates
         ),
         "",
         "## Limits",
@@ -73,7 +78,7 @@ def _body(facts: Facts) -> list[str]:
         "",
         f"- bundle: {facts.bundle_id}",
         f"- checkpoint: {record.checkpoint_id}",
-        f"- policy: {record.policy_hash}",
+        *(f"- policy {one.record.policy_id}: {one.record.policy_hash}" for one in facts.policies),
         f"- code: {cell(record.code_version)}",
         f"- made: {record.created_at}",
     ]

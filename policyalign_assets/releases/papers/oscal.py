@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from policyalign_assets.releases.errors import ReleaseError
-from policyalign_assets.releases.papers.facts import Facts, outcome
+from policyalign_assets.releases.papers.facts import Facts, PolicyFacts, outcome
 
 
 def assessment_results(facts: Facts) -> str:
@@ -23,12 +23,11 @@ def assessment_results(facts: Facts) -> str:
             "Fix: pip install 'policyalign-assets[papers]'."
         ) from None
     time = facts.time.isoformat()
-    header = facts.header
     document = {
         "assessment-results": {
             "uuid": facts.id("assessment-results"),
             "metadata": {
-                "title": f"Assessment of {facts.record.target} against {facts.policy.title}",
+                "title": f"Assessment of {facts.record.target} against {facts.title}",
                 "last-modified": time,
                 "version": facts.version,
                 "oscal-version": OSCAL_VERSION,
@@ -41,31 +40,29 @@ def assessment_results(facts: Facts) -> str:
                 {
                     "uuid": facts.id("result"),
                     "title": f"Release gates of bundle {facts.version}",
-                    "description": str(facts.report.get("verdict", {}).get("line", "no verdict")),
+                    "description": _verdicts(facts),
                     "start": time,
                     "props": [
                         _property("bundle", facts.bundle_id),
                         _property("base-model", facts.record.base.model_id),
                         _property("base-revision", facts.record.base.revision),
-                        _property("judge", str(header.get("judge", "not stated"))),
+                        _property("judge", facts.judges),
                     ],
                     "reviewed-controls": {
                         "control-selections": [
                             {
                                 "include-controls": [
-                                    {"control-id": _token(rule.rule_id)}
-                                    for rule in facts.policy.rules
+                                    {"control-id": _token(name)} for name, _ in facts.rules
                                 ]
                             }
                         ]
                     },
                     "observations": [
-                        _observation(facts, gate, predicate, time)
-                        for gate, predicate in sorted(facts.gates.items())
+                        _observation(facts, gate, one, predicate, time)
+                        for gate, one, predicate in facts.gates
                     ],
                     "findings": [
-                        _finding(facts, gate, predicate)
-                        for gate, predicate in sorted(facts.gates.items())
+                        _finding(facts, gate, predicate) for gate, _, predicate in facts.gates
                     ],
                 }
             ],
@@ -75,8 +72,16 @@ def assessment_results(facts: Facts) -> str:
     return str(made.model_dump_json(by_alias=True, exclude_none=True, indent=1)) + "\n"
 
 
+def _verdicts(facts: Facts) -> str:
+    said = [
+        f"{one.prefix.replace('/', ': ')}{one.report.get('verdict', {}).get('line', 'no verdict')}"
+        for one in facts.policies
+    ]
+    return "; ".join(said)
+
+
 def _observation(
-    facts: Facts, gate: str, predicate: Mapping[str, Any], time: str
+    facts: Facts, gate: str, one: PolicyFacts, predicate: Mapping[str, Any], time: str
 ) -> dict[str, Any]:
     return {
         "uuid": facts.id("observation", gate),
@@ -91,7 +96,7 @@ def _observation(
         "relevant-evidence": [
             {
                 "description": "Every case with its answer and verdict",
-                "props": [_property("sha256", facts.record.cases_sha256)],
+                "props": [_property("sha256", one.record.cases_sha256)],
             }
         ],
     } | ({} if predicate.get("measurements") else {"props": [_property("measured", "no")]})
