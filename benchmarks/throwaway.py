@@ -273,7 +273,7 @@ class Project:
                 return
             if time.monotonic() > end:
                 raise Hangs(f"not settled within {seconds:.0f} s")
-            time.sleep(0.2)
+            time.sleep(1)
 
     def _last_look(self) -> float:
         """When both sensors had begun their last finished tick, 0 if one has finished none."""
@@ -292,7 +292,7 @@ class Project:
         while not until():
             if time.monotonic() > end:
                 raise Hangs(f"{what}: not within {seconds:.0f} s")
-            time.sleep(0.05)
+            time.sleep(0.5)  # looking costs processor time itself
 
     # ---- processes -------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ from policyalign_assets.stages.parents import (
     parent_of_deployment,
     started_from,
 )
-from policyalign_assets.stages.unfinished import work_folder
+from policyalign_assets.stages.unfinished import claim, work_folder
 from policyalign_assets.stages.warm_started import WarmStarted, go_on_from
 
 EXAMPLES = 3  # requests shown of one rule on which two teachers disagree
@@ -119,6 +119,7 @@ def make(
         "deployed_checkpoint",
         {**provenance, "version": version, "parent": parent_id},
     )
+    claim(work, str(context.deployment))
     spread = [
         Instruction(row.text, row.group, 0 if settings.deployment.teacher == "union" else i)
         for row, i in zip(everyday, cycle(range(len(policies))))

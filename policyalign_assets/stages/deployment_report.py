@@ -20,6 +20,7 @@ from policyalign_assets.stages import benchmark_report, generations, judgements
 from policyalign_assets.stages.facts import Facts, markdown_table, path
 from policyalign_assets.stages.interface import StageContext, StageResult
 from policyalign_assets.stages.parents import DEPLOYMENT_FILE, deployment_record, started_from
+from policyalign_assets.stages.unfinished import remove_done
 
 RELEASABLE = "RELEASABLE"
 CODE_VERSION = 1  # raise it when new code changes what is written beside the reports of the members
@@ -45,6 +46,7 @@ def make(
 ) -> StageResult:
     """Answers that do not depend on the deployed model are those of the policy's own partition."""
     here = replace(context, deployment=deployed_checkpoint.provenance["deployment"])
+    remove_done(here.data, "deployed_checkpoint", str(here.deployment))
     members = []
     for partition, policy in policy_document.items():
         context.report(f"policy {policy.policy_id}")

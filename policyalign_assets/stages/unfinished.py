@@ -1,8 +1,8 @@
 """Unfinished work of a stage, which a later run on the same inputs goes on with.
 
-Each folder notes the policy and domain that it is for, and the process that works in it. So it can
-be removed once its stage is done, or once the stage starts on other inputs, as after an edit.
-Without this, every edit would leave the weights and the optimizer state of a training run.
+Each folder notes the partition or deployment that it is for, and the process that works in it. So
+it can be removed once its stage is done, or once the stage starts on other inputs, as after an
+edit. Without this, every edit would leave the weights and the optimizer state of a training run.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from policyalign_assets.files import Location, has_ended, process_name, scratch_folder, write_whole
 from policyalign_assets.policy import PolicyDocument
 
 NOTE = "owner.json"
+Owner: TypeAlias = PolicyDocument | str  # the policy of a partition, or the name of a deployment
 
 
 def work_folder(data: Location, stage: str, made_from: Mapping[str, Any]) -> Path:
@@ -27,26 +28,26 @@ def work_folder(data: Location, stage: str, made_from: Mapping[str, Any]) -> Pat
     return _stage_folder(data, stage) / digest[:16]
 
 
-def claim(folder: Path, policy: PolicyDocument) -> None:
-    """Note that this process works in `folder`, for `policy`.
+def claim(folder: Path, owner: Owner) -> None:
+    """Note that this process works in `folder`, for `owner`.
 
-    Work of ended processes for the same policy and domain on other inputs is removed: a newer
+    Work of ended processes for the same owner on other inputs is removed: a newer
     policy or newer settings have replaced it.
     """
-    for other in _abandoned(folder.parent, policy):
+    for other in _abandoned(folder.parent, owner):
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
-    note = {"owner": _owner(policy), "process": process_name(os.getpid())}
+    note = {"owner": _name(owner), "process": process_name(os.getpid())}
     write_whole(folder / NOTE, json.dumps(note).encode())
 
 
-def remove_done(data: Location, stage: str, policy: PolicyDocument) -> None:
+def remove_done(data: Location, stage: str, owner: Owner) -> None:
     """Remove unfinished work of `stage`, whose result a later stage has just read.
 
     The stage does not do this itself: if it were killed before Dagster has recorded its result, the
     work would have to be done again.
     """
-    for folder in _abandoned(_stage_folder(data, stage), policy):
+    for folder in _abandoned(_stage_folder(data, stage), owner):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -54,16 +55,18 @@ def _stage_folder(data: Location, stage: str) -> Path:
     return scratch_folder(data) / "unfinished" / stage
 
 
-def _owner(policy: PolicyDocument) -> str:
-    return f"{policy.domain}|{policy.policy_id}"
+def _name(owner: Owner) -> str:
+    if isinstance(owner, PolicyDocument):
+        return f"{owner.domain}|{owner.policy_id}"
+    return f"deployment {owner}"
 
 
-def _abandoned(stage_folder: Path, policy: PolicyDocument) -> Iterator[Path]:
-    """Folders for this policy and domain in which no process works any more."""
+def _abandoned(stage_folder: Path, owner: Owner) -> Iterator[Path]:
+    """Folders for this owner in which no process works any more."""
     for note in sorted(stage_folder.glob(f"*/{NOTE}")):
         try:
             noted = json.loads(note.read_text())
-            if noted["owner"] == _owner(policy) and has_ended(noted["process"]):
+            if noted["owner"] == _name(owner) and has_ended(noted["process"]):
                 yield note.parent
         except (OSError, ValueError, TypeError, KeyError):
             continue  # it has just been removed, or somebody else wrote it

@@ -47,6 +47,7 @@ def test_work_of_another_partition_stays(tmp_path):
     others = [
         left_by_dead_process(tmp_path, "a", replace(POLICY, domain="legal")),
         left_by_dead_process(tmp_path, "b", replace(POLICY, policy_id="another")),
+        left_by_dead_process(tmp_path, "e", "medical"),  # of a deployment
     ]
     claim(work_folder(tmp_path, STAGE, {"inputs": "c"}), POLICY)
     remove_done(tmp_path, STAGE, POLICY)
@@ -85,3 +86,10 @@ def test_what_a_later_stage_has_read_is_removed(tmp_path):
     folder = left_by_dead_process(tmp_path, "a")
     remove_done(tmp_path, STAGE, POLICY)
     assert not folder.exists()
+
+
+def test_work_of_a_deployment_is_removed_by_its_name(tmp_path):
+    folder, other = (left_by_dead_process(tmp_path, name, name) for name in ("medical", "legal"))
+    of_partition = left_by_dead_process(tmp_path, "a")
+    remove_done(tmp_path, STAGE, "medical")
+    assert not folder.exists() and other.is_dir() and of_partition.is_dir()
