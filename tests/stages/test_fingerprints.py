@@ -39,6 +39,7 @@ SETTINGS = {
     "own cases": {"firewall": {"own_cases": True}},
     "foreign": FOREIGN,
     "vllm": {"model": {"engine": "vllm"}},
+    "warm starts": {"warm_start": {"enabled": True}},
     "benchmarks": {"evaluation": {"benchmarks_from_hub": True}},
 }
 
@@ -299,7 +300,7 @@ def sections() -> list[tuple[str, str]]:
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.parametrize(("section", "field"), sections())
 def test_each_setting_redoes_the_stages_that_read_it_unless_it_shapes_nothing(section, field):
-    base = settings("bundled")
+    base = settings("warm starts")  # switched off, their other settings shape nothing
     kind = type(getattr(base, section))
     value = {"cases_per_suite": 7, "seed": 7, "anchors": 7, "kind": "policy"}.get(field, "changed")
     changed = base.model_copy(
@@ -312,6 +313,13 @@ def test_each_setting_redoes_the_stages_that_read_it_unless_it_shapes_nothing(se
         for s in (changed, base)
     )
     assert {s for s in EVERY_STAGE if now[s] != before[s]} == (set() if marked else readers)
+
+
+def test_settings_of_warm_starts_shape_nothing_while_these_are_switched_off():
+    base = settings("bundled")
+    shorter = base.warm_start.model_copy(update={"rounds": 1})
+    changed = base.model_copy(update={"warm_start": shorter})
+    assert fingerprints.own_versions(changed) == fingerprints.own_versions(base)
 
 
 def test_what_follows_an_out_of_date_stage_is_out_of_date_too():
