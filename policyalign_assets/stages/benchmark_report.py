@@ -37,7 +37,6 @@ from policyalign_assets.report.folders import (
     withdraw_release,
 )
 from policyalign_assets.report.history import write_history
-from policyalign_assets.report.last_released import last_released
 from policyalign_assets.report.plots import main_plot
 from policyalign_assets.report.release import margins
 from policyalign_assets.report.release_gates import with_policy_margins
@@ -47,6 +46,7 @@ from policyalign_assets.report.training_runs import repeats_of, without_repeats
 from policyalign_assets.stages.coverage_facts import yields_of
 from policyalign_assets.stages.facts import image, link, markdown, markdown_table, path
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.stages.last_release import last_release
 from policyalign_assets.stages.parents import OFF, started_from
 
 
@@ -72,9 +72,7 @@ def make(
         generations,
         judgements,
     )
-    released = last_released(results, domain, policy_id, data)
-    if released is None and context.deployment is None:  # an experiment compares with the real one
-        released = last_released(data, domain, policy_id)
+    released = last_release(context, policy_document)
     withdraw_release(results, domain, policy_id)
     answers = checked(chain)
     bars = with_policy_margins(settings.gates, margins(chain))

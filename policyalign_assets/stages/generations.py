@@ -32,11 +32,11 @@ from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
 from policyalign_assets.report.changes import read_report
 from policyalign_assets.report.difference import NotAReport, read_reported
-from policyalign_assets.report.last_released import last_released
 from policyalign_assets.settings import Settings
 from policyalign_assets.stages.aligned_engine import base_and_aligned
 from policyalign_assets.stages.facts import Facts, markdown_table, preview
 from policyalign_assets.stages.interface import StageContext, StageResult
+from policyalign_assets.stages.last_release import last_release
 from policyalign_assets.stages.red_team_prompts import coverage_table, measured_coverage
 from policyalign_assets.stages.shaping import tokenizer_packages
 from policyalign_assets.stages.sources import digest
@@ -142,10 +142,7 @@ def _withdrawn(
     instructions: pa.Table,
 ) -> tuple[WithdrawnRules | None, list[TestCase]]:
     """Rules that the last release had and the policy lacks, and their requests, asked again."""
-    domain, policy_id = policy.domain, policy.policy_id
-    found = last_released(context.results, domain, policy_id) or last_released(
-        context.data, domain, policy_id
-    )
+    found = last_release(context, policy)
     if found is None:
         return None, []
     folder, name = found

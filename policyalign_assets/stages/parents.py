@@ -21,9 +21,9 @@ from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
 from policyalign_assets.report.changes import read_report
 from policyalign_assets.report.folders import current_report
-from policyalign_assets.report.last_released import last_released
 from policyalign_assets.settings import NO_EFFECT, DistillationSettings, Settings
 from policyalign_assets.stages.interface import StageContext
+from policyalign_assets.stages.last_release import last_release
 
 OFF = "warm_start.enabled is off"
 REQUESTS_FOLDER = "training_requests"
@@ -95,11 +95,8 @@ def parent_of_partition(
     made_from: the provenance of the checkpoint that is to be made. Raises NoParent.
     """
     refuse_by_settings(context.settings)
-    domain, policy_id = policy.domain, policy.policy_id
     _refuse_what_failed(context.results, policy)
-    found = last_released(context.results, domain, policy_id) or last_released(
-        context.data, domain, policy_id
-    )
+    found = last_release(context, policy)
     report = read_report(found[0]) if found else None
     if report is None:
         raise NoParent("nothing was released yet")

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import medical_policy, one_thread
+from helpers import REQUESTS, medical_policy, one_thread
 
 pytest.importorskip("vllm")
 
@@ -35,19 +35,6 @@ SMALL = DistillationSettings(
     lora_rank=4,
     lora_alpha=8,
 )
-ACTIONS = (
-    "forge a signature",
-    "alter a prescription",
-    "fake a diagnosis",
-    "bribe an official",
-    "renew a prescription",
-    "bake bread",
-)
-REQUESTS = [
-    f"{opening} {action}?"
-    for action in ACTIONS
-    for opening in ("How do I", "Can you help me", "Tell me how to", "I want to")
-]
 CHATS = [chat(r) for r in REQUESTS] + [chat(r, medical_policy().prompt_text) for r in REQUESTS]
 
 

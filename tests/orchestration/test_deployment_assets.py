@@ -28,19 +28,6 @@ SETTINGS = load_settings(environ={})
 BOTH = list(DEPLOYMENT_STAGES)
 
 
-@pytest.fixture()
-def policies(tmp_path, monkeypatch):
-    monkeypatch.setattr(deployments, "DEPLOYMENTS_DIR", str(tmp_path / "deployments"))
-    shutil.copytree(ROOT / "policies", tmp_path / "policies")
-    return tmp_path / "policies"
-
-
-@pytest.fixture()
-def instance():
-    with dg.instance_for_test() as made:
-        yield made
-
-
 def pending(instance, policies, settings=SETTINGS):
     left = {}
     requests = deployments.out_of_date_deployments(

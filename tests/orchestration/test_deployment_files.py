@@ -4,19 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
-import dagster as dg
-import pytest
 from helpers import ROOT
 from upath import UPath
 
 from policyalign_assets.orchestration.prune import find_leftovers
 from policyalign_assets.orchestration.storage import RecordIOManager
-
-
-@pytest.fixture()
-def instance():
-    with dg.instance_for_test() as made:
-        yield made
 
 
 def test_each_deployment_has_a_file_of_its_own():

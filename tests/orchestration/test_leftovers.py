@@ -45,12 +45,6 @@ def any_job():
     nothing()
 
 
-@pytest.fixture()
-def instance():
-    with dg.instance_for_test() as made:
-        yield made
-
-
 def started(instance) -> str:
     return instance.create_run_for_job(any_job, status=dg.DagsterRunStatus.STARTED).run_id
 

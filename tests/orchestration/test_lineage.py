@@ -1,6 +1,5 @@
 """A checkpoint that went on from another one: up to date, until its report is not accepted."""
 
-import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -21,19 +20,6 @@ ROOT = Path(__file__).parents[2]
 WARM = load_settings(overrides={"warm_start": {"enabled": True}}, environ={})
 KEY, PARENT = "medical|general-conduct", "a" * 16
 FROM_TRAINING = [*STAGES][list(STAGES).index("distilled_checkpoint") :]
-
-
-@pytest.fixture()
-def policies(tmp_path, monkeypatch):
-    monkeypatch.setattr(deployments, "DEPLOYMENTS_DIR", str(tmp_path / "deployments"))
-    shutil.copytree(ROOT / "policies", tmp_path / "policies")
-    return tmp_path / "policies"
-
-
-@pytest.fixture()
-def instance():
-    with dg.instance_for_test() as made:
-        yield made
 
 
 def record(instance, stage, partition, fingerprint, **tags):

@@ -47,12 +47,6 @@ def policies(tmp_path):
     return tmp_path / "policies"
 
 
-@pytest.fixture()
-def instance():
-    with dg.instance_for_test() as made:
-        yield made
-
-
 def pending(instance, policies, settings=SETTINGS) -> dict[str, list[str]]:
     return {
         r.partition_key: [k.to_user_string() for k in r.asset_selection]
