@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_benchmarks import FIXTURES, asked, never, ours, write
+from test_benchmark_runs import asked, never
+from test_benchmarks import FIXTURES, ours, write
 
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS

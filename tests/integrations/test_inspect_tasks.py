@@ -6,7 +6,8 @@ from importlib.util import find_spec
 import pyarrow.parquet as pq
 import pytest
 from helpers import ROOT
-from test_benchmarks import HELD_OUT, asked, ours, write, xstest_rows
+from test_benchmark_runs import HELD_OUT, asked
+from test_benchmarks import ours, write, xstest_rows
 
 pytestmark = pytest.mark.skipif(
     find_spec("inspect_ai") is None, reason="inspect-ai is not installed (extra `eval`)"

@@ -29,12 +29,6 @@ def policies(tmp_path: Path) -> Path:
     return Path(shutil.copytree(ROOT / "policies", tmp_path / "policies"))
 
 
-@pytest.fixture
-def instance():
-    with dg.instance_for_test() as made:
-        yield made
-
-
 def record(instance, policies: Path, settings: Settings = SETTINGS, stages=tuple(STAGES)) -> None:
     """What a run of KEY would record, with the recipes."""
     wanted = desired_states(policies, settings)[KEY]
