@@ -73,6 +73,14 @@ def test_environment_variables_set_fields_of_every_type():
     )
 
 
+@pytest.mark.parametrize("given", [",", "Ann,", "Ann,,Bob", " , "])
+def test_a_list_with_an_empty_item_is_refused(given):
+    """Or a slip of the keyboard would let anybody approve, or waive no gate that was meant."""
+    with pytest.raises(SettingsError, match="RELEASE__APPROVERS has an empty item"):
+        load_settings(environ={"POLICYALIGN_RELEASE__APPROVERS": given})
+    assert load_settings(environ={"POLICYALIGN_RELEASE__APPROVERS": ""}).release.approvers == ()
+
+
 def test_the_process_environment_is_read_when_none_is_given(monkeypatch):
     monkeypatch.setenv("POLICYALIGN_DISTILLATION__STEPS", "61")
     assert load_settings().distillation.steps == 61

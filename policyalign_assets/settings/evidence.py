@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import (
     Field,
@@ -225,19 +225,6 @@ class GateSettings(Section):
         None, max_length=200, description="who allowed a looser bar or a waived gate"
     )
     loosened_because: str | None = Field(None, max_length=1000, description="why it was allowed")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _list_from_one_text(cls, data: Any) -> Any:
-        """Split the lists that an environment variable gives as one text with commas."""
-        if not isinstance(data, dict):
-            return data
-        lists = {
-            name: tuple(part.strip() for part in data[name].split(",") if part.strip())
-            for name in ("warn_only", "probes")
-            if isinstance(data.get(name), str)
-        }
-        return {**data, **lists}
 
     @model_validator(mode="after")
     def _somebody_answers_for_what_is_looser(self) -> GateSettings:

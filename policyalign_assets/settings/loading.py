@@ -85,7 +85,13 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 def _parsed(name: str, value: str, kind: Any) -> Any:
     """Split lists at commas, and read mappings as JSON; other values stay text for pydantic."""
     if kind is tuple:
-        return [part.strip() for part in value.split(",") if part.strip()]
+        parts = [part.strip() for part in value.split(",")] if value.strip() else []
+        if not all(parts):
+            raise SettingsError(
+                f"the environment variable {name} has an empty item. Fix: separate items by one "
+                "comma, or set it to nothing at all for no item."
+            )
+        return parts
     if kind is not dict:
         return value
     try:
