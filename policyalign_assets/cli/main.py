@@ -34,6 +34,9 @@ COMMANDS: dict[str, Entry] = {
     "attest": Entry(
         "policyalign_assets.cli.attest:attest", "Say which model answers at an endpoint."
     ),
+    "decide": Entry(
+        "policyalign_assets.cli.decide:decide", "Record a person's decision on a report."
+    ),
     "diff": Entry("policyalign_assets.cli.diff:diff", "Say what changed between two reports."),
     "doctor": Entry(
         "policyalign_assets.cli.doctor:doctor",
@@ -56,9 +59,12 @@ COMMANDS: dict[str, Entry] = {
     ),
     "publish": Entry("policyalign_assets.cli.ledger:publish", "Declare an approved release."),
     "release": Entry(
-        "policyalign_assets.cli.release:release", "Draft a signed release of a partition."
+        "policyalign_assets.cli.release:release",
+        "Draft a signed release of a partition or a deployment.",
     ),
-    "report": Entry("policyalign_assets.cli.report:report", "Print the report of a partition."),
+    "report": Entry(
+        "policyalign_assets.cli.report:report", "Print the report of a partition or a deployment."
+    ),
     "revoke": Entry("policyalign_assets.cli.ledger:revoke", "Revoke a release, with a reason."),
     "serve": Entry("policyalign_assets.cli.serve:serve", "Serve a verified release with vLLM."),
     "status": Entry("policyalign_assets.cli.status:status", "Say what is out of date, and why."),

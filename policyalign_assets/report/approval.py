@@ -1,7 +1,4 @@
-"""A person's decision on a report.
-
-    python -m policyalign_assets.report.approval 'medical|general-conduct' \\
-        --state approved --by 'A. Name' --comment 'For the pilot.'
+"""A person's decision on a report, as `policyalign decide` records it.
 
 The gates compute what a report shows; a person answers for its use. The decision is kept beside
 the report as `approval.json`, with all earlier ones, and stands on its page.
@@ -9,17 +6,11 @@ the report as `approval.json`, with all earlier ones, and stands on its page.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import sys
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Literal, get_args
 
-from policyalign_assets.files import Location, location, write_whole
-from policyalign_assets.report.folders import current_report
-from policyalign_assets.report.formatting import visible
+from policyalign_assets.files import Location, write_whole
 
 State = Literal["in review", "approved", "rejected", "withdrawn"]
 STATES: tuple[str, ...] = get_args(State)
@@ -70,32 +61,3 @@ def _decisions(folder: Location) -> list[Approval]:
         return [Approval(**a) for a in json.loads((folder / FILE).read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):
         return []
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("partition", help="<domain>|<policy>")
-    parser.add_argument("--state", required=True, choices=STATES)
-    parser.add_argument("--by", required=True, help="name of the person who decides")
-    parser.add_argument("--comment", default="")
-    args = parser.parse_args()
-    domain, _, policy = args.partition.partition("|")
-    data = location(os.environ.get("POLICYALIGN_DATA_DIR", "data"))
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    try:
-        folder = current_report(data, domain, policy)
-        approve(folder, Approval(args.state, args.by, now, args.comment))
-    except FileNotFoundError as error:
-        sys.exit(
-            f"No report for {args.partition!r}: {error.filename} does not exist. "
-            "Fix: materialize benchmark_report for this partition."
-        )
-    except ValueError as error:
-        sys.exit(str(error))
-    print(visible(f"{args.state} by {args.by}: {folder / 'report.html'}"))
-
-
-if __name__ == "__main__":
-    main()

@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from pydantic import TypeAdapter
 from test_gates import SIGNED, bars, evaluation
 from test_report import sample_training
 
+from policyalign_assets.cli.main import main
 from policyalign_assets.evaluation.generate import GenerationsInfo
 from policyalign_assets.evaluation.judging import JudgementsInfo
 from policyalign_assets.files import sha256_files, sha256_table, write_whole
@@ -329,6 +331,19 @@ def test_waivers_stand_in_the_release(tmp_path):
 
 
 # ---- people --------------------------------------------------------------------------------------
+def test_a_decision_is_recorded_from_the_command_line(released, monkeypatch):
+    monkeypatch.setenv("POLICYALIGN_DATA_DIR", str(released.data))
+    decide = ["decide", f"{POLICY.domain}|{POLICY.policy_id}", "--state", "rejected"]
+    nobody = CliRunner().invoke(main, [*decide, "--by", " "])
+    assert nobody.exit_code == 1 and "Fix: say who decides" in nobody.output
+    assert approval_of(released.folder) is None
+    done = CliRunner().invoke(main, [*decide, "--by", "A. Officer", "--json"])
+    assert done.exit_code == 0 and json.loads(done.output)["approver"] == "A. Officer"
+    assert approval_of(released.folder).state == "rejected"
+    elsewhere = CliRunner().invoke(main, ["decide", "legal|nope", *decide[2:], "--by", "A"])
+    assert elsewhere.exit_code == 1 and "there is no report for 'legal|nope'" in elsewhere.output
+
+
 def test_a_persons_decision_stands_on_the_page_and_in_the_release(released):
     folder = released.folder
     assert "no person has decided yet" in (folder / "report.html").read_text()
