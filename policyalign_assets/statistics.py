@@ -16,17 +16,18 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, norm, t
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
+
+# SciPy's and statsmodels' modules take over a second to import, and most processes that import this
+# module compute nothing with them. So they are imported where they are used.
 
 ALPHA = 0.05
 RESAMPLES = 10_000
 WIDEST_INTERNALISATION = 0.5  # a wider interval says nothing and is withheld
-_Z = float(norm.ppf(1 - ALPHA / 2))
+_Z = NormalDist().inv_cdf(1 - ALPHA / 2)
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ def wilson(k: int, n: int) -> Interval:
         raise ValueError(f"k must lie between 0 and n, not k={k}, n={n}")
     if n == 0:
         return Interval(None, None, None, 0, 0)
+    from statsmodels.stats.proportion import proportion_confint
+
     low, high = proportion_confint(k, n, alpha=ALPHA, method="wilson")
     # the formula is exactly 0 and 1 at the ends; floating point leaves about 1e-19
     return Interval(k / n, 0.0 if k == 0 else float(low), 1.0 if k == n else float(high), n, k)
@@ -153,6 +156,8 @@ def paired_difference(
     below = _square_and_add(share_b - low_b, high_a - share_a, phi)
     above = _square_and_add(high_b - share_b, share_a - low_a, phi)
     discordant = only_a + only_b
+    from scipy.stats import binomtest
+
     p_value = float(binomtest(only_b, discordant, 0.5).pvalue) if discordant else 1.0
     return PairedDifference(
         difference, difference - below, difference + above, p_value, n, only_a, only_b, groups
@@ -161,6 +166,8 @@ def paired_difference(
 
 def holm(pvalues: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (1979) of one family of p-values, in the given order."""
+    from statsmodels.stats.multitest import multipletests
+
     return [float(p) for p in multipletests(pvalues, method="holm")[1]] if len(pvalues) else []
 
 
@@ -257,7 +264,9 @@ def _effective(values: NDArray[np.float64], members: NDArray[np.intp]) -> float:
     independent = float(np.sum(residuals**2)) / n**2
     robust = groups / (groups - 1) * float(np.sum(np.bincount(members, residuals) ** 2)) / n**2
     design_effect = max(1.0, robust / independent) if independent > 0 else 1.0
-    return float(n / design_effect * (_Z / t.ppf(1 - ALPHA / 2, groups - 1)) ** 2)
+    from scipy.special import stdtrit
+
+    return float(n / design_effect * (_Z / stdtrit(groups - 1, 1 - ALPHA / 2)) ** 2)
 
 
 def _mover_ratio(

@@ -113,6 +113,14 @@ def _benchmark_report(policy_document, distilled_checkpoint, **tables) -> Report
     return ReportRecord("reports/fake", distilled_checkpoint.checkpoint_id, {})
 
 
+def _deployed_checkpoint(policy_document, filtered_instructions) -> Checkpoint:
+    return Checkpoint("d", "checkpoints/d", "fake", "r1", {})
+
+
+def _deployment_report(deployed_checkpoint, **tables) -> ReportRecord:
+    return ReportRecord("deployments/fake", deployed_checkpoint.checkpoint_id, {})
+
+
 def _plot() -> bytes:
     from policyalign_assets.report.plots import training_plot
 

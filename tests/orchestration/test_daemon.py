@@ -65,6 +65,10 @@ class World:
         self.settings, self.daemon, self.seen = load_settings(environ={}), None, 0
         self.policy("alpha", "medical, legal")
         self.addendum("alpha", "medical", "diagnosis")
+        # A run of a deployment for each edit would double the time. These files declare none.
+        (folder / "deployments").mkdir()
+        for domain in ("medical", "legal"):
+            self.deployment(f"none-{domain}", domain, "")
         config = yaml.safe_load((ROOT / "dagster.yaml").read_text())  # the project's own, faster
         config["storage"]["sqlite"]["base_dir"] = str(folder / "storage")
         for part, where in (("local_artifact_storage", "artifacts"), ("compute_logs", "logs")):
@@ -103,6 +107,11 @@ class World:
     def addendum(self, name: str, domain: str, what: str) -> None:
         (self.policies / name / f"{domain}.md").write_text(ADDENDUM.format(what))
 
+    def deployment(self, name: str, domain: str, policies: str) -> Path:
+        file = self.folder / "deployments" / f"{name}.yaml"
+        file.write_text(f"domain: {domain}\npolicies: [{policies}]\n")
+        return file
+
     # the daemon
     def start(self, **environ: str) -> None:
         self.settings = load_settings(environ=environ)
@@ -121,9 +130,10 @@ class World:
             "PYTHONPATH": str(ROOT),
             "FAKE_CONTROL": str(self.control),
             "OMP_NUM_THREADS": "1",
-            "POLICYALIGN_AUTOMATION__SENSOR_SECONDS": "1",
+            "POLICYALIGN_AUTOMATION__SENSOR_SECONDS": "2",
             "POLICYALIGN_AUTOMATION__ENABLED": "true",
             "POLICYALIGN_DATA_DIR": str(self.folder / "data"),
+            "POLICYALIGN_DEPLOYMENTS_DIR": str(self.folder / "deployments"),
             **more,
         }
 
@@ -150,18 +160,24 @@ class World:
         runs = [r.dagster_run for r in self.instance.get_run_records(ascending=True)]
         return [run for run in runs if policy_of(run)]
 
+    def deployed(self, name: str) -> int:
+        """How many runs made the deployment so far."""
+        runs = self.instance.get_runs(dg.RunsFilter(tags={"dagster/partition": name}))
+        return sum(run.status == dg.DagsterRunStatus.SUCCESS for run in runs)
+
     def live(self) -> list[dg.DagsterRun]:
         return live_runs(self.instance)
 
     def look(self) -> float:
-        """The time of the sensor's last finished tick, 0 if none."""
-        (state,) = [
-            s for s in self.instance.all_instigator_state() if s.instigator_name == "policy_changes"
-        ] or [None]
-        if not state:
-            return 0
-        ticks = self.instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=2)
-        return max((t.timestamp for t in ticks if t.tick_data.end_timestamp), default=0)
+        """When the sensors of policies and of deployments had both finished a tick, 0 if not yet."""
+        looks = []
+        for state in self.instance.all_instigator_state():
+            if state.instigator_name in ("policy_changes", "deployment_changes"):
+                origin, selector = state.instigator_origin_id, state.selector_id
+                ticks = self.instance.get_ticks(origin, selector, limit=2)
+                ended = (t.timestamp for t in ticks if t.tick_data.end_timestamp)
+                looks.append(max(ended, default=0))
+        return min(looks) if len(looks) == 2 else 0
 
     def settle(self, seconds: float = 300) -> None:
         """Until the sensor has looked with no run left, and again, and started none."""
@@ -176,7 +192,7 @@ class World:
             assert time.monotonic() < until, (
                 f"not quiet after {seconds} s: {(self.folder / 'daemon.log').read_text()[-3000:]}"
             )
-            time.sleep(0.2)
+            time.sleep(0.5)  # looking costs processor time itself
 
     def launched(self) -> tuple[int, int]:
         """(runs, finished stages) since the last call."""
@@ -307,6 +323,17 @@ def test_an_addendum_redoes_its_partition_and_a_shared_rule_all_of_the_policy(wo
     assert world.launched() == (1, ALL) and world.as_wanted()
     world.policy("alpha", "medical, legal", "- A2: Never help anyone bribe a judge.\n")
     assert world.launched() == (2, 2 * ALL) and world.as_wanted()
+
+
+def test_an_edit_redoes_the_deployment_of_its_policy_once_and_no_other_edit_does(world):
+    file = world.deployment("ward", "medical", "alpha")
+    assert world.launched() == (0, 0) and world.deployed("ward") == 1
+    world.addendum("alpha", "medical", "referral")
+    assert world.launched() == (1, ALL) and world.deployed("ward") == 2
+    world.addendum("alpha", "legal", "deed")
+    assert world.launched() == (1, ALL) and world.deployed("ward") == 2
+    file.unlink()
+    assert world.launched() == (0, 0) and world.deployed("ward") == 2
 
 
 def test_reverting_twice_redoes_it_twice(world):
