@@ -169,7 +169,7 @@ class World:
         return live_runs(self.instance)
 
     def look(self) -> float:
-        """When the sensors of policies and of deployments had both finished a tick, 0 if not yet."""
+        """When the sensors of policies and deployments had both finished a tick, 0 if not yet."""
         looks = []
         for state in self.instance.all_instigator_state():
             if state.instigator_name in ("policy_changes", "deployment_changes"):
