@@ -10,7 +10,12 @@ import click
 
 from policyalign_assets.cli.progress import RunLog
 from policyalign_assets.orchestration.instance import instance_folder
-from policyalign_assets.runtime.results import split_partition
+from policyalign_assets.runtime.results import (
+    NoResult,
+    split_partition,
+    stored_of_deployment,
+    stored_record,
+)
 
 DEFINITIONS = "policyalign_assets.definitions"
 
@@ -39,11 +44,40 @@ def align(context: click.Context, partitions: tuple[str, ...], log: bool) -> Non
         click.secho(f"aligning {partition}", bold=True)
         # the assets of a partition, and the page of all partitions, or those of a deployment
         stages = tuple(STAGES) if "|" in partition else tuple(DEPLOYMENT_STAGES)
-        selection = [*stages, *(("leaderboard",) if "|" in partition else ())]
-        arguments = ["--select", ",".join(selection), "--partition", partition]
-        if code := _materialize(arguments, stages, log, home):
-            context.exit(code)
+        for selected in (stages, stages[stages.index(_trained_by(partition)) :]):
+            selection = [*selected, *(("leaderboard",) if "|" in partition else ())]
+            arguments = ["--select", ",".join(selection), "--partition", partition]
+            if code := _materialize(arguments, selected, log, home):
+                context.exit(code)
+            if _may_stand(partition):
+                break
+            if selected is stages:
+                click.secho(
+                    "The report on this warm start is not releasable. Training starts from the "
+                    "base model.",
+                    bold=True,
+                )
     click.echo(f"done in {time.monotonic() - begun:.0f} s")
+
+
+def _trained_by(partition: str) -> str:
+    return "distilled_checkpoint" if "|" in partition else "deployed_checkpoint"
+
+
+def _may_stand(partition: str) -> bool:
+    """Whether the new report may stand, or the model must be trained from the base model."""
+    from policyalign_assets.files import location
+    from policyalign_assets.records import ReportRecord
+
+    data = location(os.environ.get("POLICYALIGN_DATA_DIR", "data"))
+    try:
+        if "|" in partition:
+            made = stored_record(data, "benchmark_report", partition, ReportRecord)
+        else:
+            made = stored_of_deployment(data, "deployment_report", partition, ReportRecord)
+    except NoResult:  # an experiment keeps its results elsewhere
+        return True
+    return made.may_stand
 
 
 def _materialize(selection: list[str], stages: tuple[str, ...], log: bool, home: Path) -> int:
