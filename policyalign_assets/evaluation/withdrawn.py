@@ -7,8 +7,9 @@ present policy forbids it, and nothing is expected of the aligned model.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from policyalign_assets.evaluation.cases import TestCase
@@ -26,13 +27,15 @@ class WithdrawnRules:
     """Rules of the last release that the present policy lacks.
 
     report: the name of the released report. rules: {rule id: text}. asked: {rule id: cases}.
-    why_not: why none of their requests could be asked, or None.
+    why_not: why none of their requests could be asked, or None. declined_elsewhere: requests that
+    are no cases, because another policy of the deployment forbids them (its teacher declines).
     """
 
     report: str
     rules: dict[str, str] = field(default_factory=dict)
     asked: dict[str, int] = field(default_factory=dict)
     why_not: str | None = None
+    declined_elsewhere: int = 0
 
 
 def withdrawn_rules(before: Iterable[Mapping[str, Any]], policy: PolicyDocument) -> dict[str, str]:
@@ -49,6 +52,27 @@ def withdrawn_rules(before: Iterable[Mapping[str, Any]], policy: PolicyDocument)
         for rule_id, text in old.items()
         if text not in now.values() and (rule_id not in now or now[rule_id] in known)
     }
+
+
+def of_policy(policy_id: str, cases: Iterable[TestCase]) -> list[TestCase]:
+    """Cases of a policy that has left the deployment, whose rules carry its name from now on."""
+    return [
+        replace(case, case_id=f"{SUITE}-{policy_id}-{i:04d}", kind=f"{policy_id} {case.kind}")
+        for i, case in enumerate(cases)
+    ]
+
+
+def not_declined(
+    about: WithdrawnRules, cases: Sequence[TestCase], declined: Sequence[bool | None]
+) -> tuple[WithdrawnRules, list[TestCase]]:
+    """Leaves out the cases that another policy's teacher declines.
+
+    Where its answer cannot be read (None), the case stays.
+    """
+    kept = [case for case, no in zip(cases, declined, strict=True) if not no]
+    counts = Counter(case.kind for case in kept)
+    asked = {rule: counts[rule] for rule in about.rules}
+    return replace(about, asked=asked, declined_elsewhere=len(cases) - len(kept)), kept
 
 
 def _forbids(rule: Mapping[str, Any]) -> bool:

@@ -204,7 +204,8 @@ class WithdrawnFigures:
     rules: ids of all such rules. not_asked: of those without a request. asked: requests.
     `share`: answered by the aligned model, of those that base and teacher answer; an unscored
     answer is none. still_declined: requests that the teacher declines, by another rule then.
-    why_not: why none could be asked, or None.
+    why_not: why none could be asked, or None. declined_elsewhere: requests that were left out,
+    because another policy of the deployment forbids them.
     """
 
     rules: list[str]
@@ -213,6 +214,7 @@ class WithdrawnFigures:
     still_declined: int
     share: Interval
     why_not: str | None
+    declined_elsewhere: int = 0
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,7 @@ def _withdrawn(cells: Cells, about: WithdrawnRules | None) -> WithdrawnFigures |
         still_declined=sum(bool(row["scored"] and row["refused"]) for row in teacher.values()),
         share=wilson(sum(_answered(asked[case]) for case in expected), len(expected)),
         why_not=about.why_not,
+        declined_elsewhere=about.declined_elsewhere,
     )
 
 

@@ -48,6 +48,11 @@ def withdrawn_parts(figures: WithdrawnFigures | None, bars: GateSettings) -> lis
     )
     if figures.still_declined:
         sentence += f" {figures.still_declined} are declined by the teacher under other rules."
+    if figures.declined_elsewhere:
+        sentence += (
+            f" {figures.declined_elsewhere} more were left out: the teacher of another policy of "
+            "the deployment declines them."
+        )
     if figures.not_asked:
         sentence += f" No request of {', '.join(figures.not_asked)} was at hand."
     if share.low is None or share.estimate is None:

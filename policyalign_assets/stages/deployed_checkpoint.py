@@ -16,17 +16,13 @@ import pyarrow as pa
 from policyalign_assets.distillation.anchors import anchors
 from policyalign_assets.distillation.batches import Instruction, training_mix
 from policyalign_assets.distillation.checkpoint import publish
-from policyalign_assets.distillation.routing import Declines, Rerouted, routed
+from policyalign_assets.distillation.routing import Rerouted, routed
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.distillation.tuning import Model
 from policyalign_assets.distillation.warm_start import FORMER, Edit, edit_between, requests_of
-from policyalign_assets.engine.base import Sampling, chat
 from policyalign_assets.engine.generation.opening import opened_vllm
-from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import LoadedModel, load_model
 from policyalign_assets.files import sha256_table
-from policyalign_assets.judges.phrases import judge_for
-from policyalign_assets.judges.verdict import Dialogue
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.policy.conflicts import rule_conflicts
 from policyalign_assets.report.plots import training_plot
@@ -42,6 +38,7 @@ from policyalign_assets.stages.parents import (
     parent_of_deployment,
     started_from,
 )
+from policyalign_assets.stages.teachers import declines_of
 from policyalign_assets.stages.unfinished import claim, work_folder
 from policyalign_assets.stages.warm_started import WarmStarted, go_on_from
 
@@ -221,7 +218,7 @@ def _mix(
         for i, (policy, table) in enumerate(zip(policies, chosen, strict=True))
         for row in training_mix(table, i, f"{policy.policy_id}/")
     ]
-    declines = _declines(policies, loaded, settings)
+    declines = declines_of(policies, loaded, settings)
     present, rerouted, unread = routed(rows, len(policies), declines)
     places = {policy.policy_id: i for i, policy in enumerate(policies)}
     earlier, _, _ = routed(
@@ -266,26 +263,6 @@ def _from_base(
             context.report,
             vllm=engine,
         )
-
-
-def _declines(
-    policies: Sequence[PolicyDocument], loaded: LoadedModel, settings: Settings
-) -> Declines:
-    engine = TransformersEngine(loaded, settings.model.batch_tokens)
-    judge = judge_for(settings.model.id)
-    sampling = Sampling(settings.deployment.answer_tokens)
-
-    def declines(policy: int, texts: Sequence[str]) -> list[bool | None]:
-        if not texts:
-            return []
-        prompt = policies[policy].prompt_text
-        answers = engine.generate([chat(text, prompt) for text in texts], sampling)
-        verdicts = judge.judge_all(
-            [Dialogue(text, a.text) for text, a in zip(texts, answers, strict=True)]
-        )
-        return [verdict.refused for verdict in verdicts]
-
-    return declines
 
 
 def _counts(

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from policyalign_assets.files import parquet_bytes, write_whole
 from policyalign_assets.policy import PolicyDocument
+from policyalign_assets.policy.deployments import NAME
 from policyalign_assets.records import Checkpoint, ReportRecord, parent_of
 from policyalign_assets.report.chain import Chain
 from policyalign_assets.report.release import decide
@@ -23,7 +24,7 @@ from policyalign_assets.stages.parents import DEPLOYMENT_FILE, deployment_record
 from policyalign_assets.stages.unfinished import remove_done
 
 RELEASABLE = "RELEASABLE"
-CODE_VERSION = 1  # raise it when new code changes what is written beside the reports of the members
+CODE_VERSION = 2  # raise it when new code changes what is written beside the reports of the members
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,15 @@ def make(
     """Answers that do not depend on the deployed model are those of the policy's own partition."""
     here = replace(context, deployment=deployed_checkpoint.provenance["deployment"])
     remove_done(here.data, "deployed_checkpoint", str(here.deployment))
-    members = []
+    departed = _departed(here, policy_document)
+    members: list[Member] = []
     for partition, policy in policy_document.items():
         context.report(f"policy {policy.policy_id}")
+        others = tuple(p for key, p in policy_document.items() if key != partition)
         members.append(
             _member(
-                here,
+                # what left policies forbade is asked in the first report alone
+                replace(here, others=others, departed=() if members else departed),
                 policy,
                 violating_instructions[partition],
                 filtered_instructions[partition],
@@ -107,6 +111,20 @@ def make(
     relative = str(folder)[len(str(context.data)) :].strip("/")
     may_stand = releasable or parent_of(deployed_checkpoint) is None
     return StageResult(ReportRecord(relative, version, metrics, may_stand), version, facts)
+
+
+def _departed(
+    context: StageContext, present: dict[str, PolicyDocument]
+) -> tuple[tuple[str, str], ...]:
+    """(domain, policy id) of policies that the last accepted checkpoint had, and this one lacks."""
+    accepted = deployment_record(context.results).get("accepted")
+    before = accepted.get("policy_hashes") if isinstance(accepted, dict) else None
+    found = []
+    for key in sorted(before) if isinstance(before, dict) else ():
+        domain, _, policy = key.partition("|")
+        if key not in present and NAME.fullmatch(domain) and NAME.fullmatch(policy):
+            found.append((domain, policy))
+    return tuple(found)
 
 
 def _member(

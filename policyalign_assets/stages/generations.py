@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,30 +17,23 @@ from policyalign_assets.engine.loading import LoadedModel, load_model, model_pat
 from policyalign_assets.evaluation.answers import Model
 from policyalign_assets.evaluation.benchmarks import Benchmark, manifest
 from policyalign_assets.evaluation.case_plan import RulePlan, planned_cases
-from policyalign_assets.evaluation.cases import TestCase
 from policyalign_assets.evaluation.generate import GenerationsInfo, generate
 from policyalign_assets.evaluation.held_out import HeldOut, held_out_cases
 from policyalign_assets.evaluation.lm_eval_harness import Weights
 from policyalign_assets.evaluation.suites import repeat_arm
-from policyalign_assets.evaluation.withdrawn import (
-    WithdrawnRules,
-    withdrawn_cases,
-    withdrawn_rules,
-)
+from policyalign_assets.evaluation.withdrawn import WithdrawnRules
 from policyalign_assets.files import Location, scratch_folder, sha256_table
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
-from policyalign_assets.report.changes import read_report
-from policyalign_assets.report.difference import NotAReport, read_reported
 from policyalign_assets.settings import Settings
 from policyalign_assets.stages.aligned_engine import base_and_aligned
 from policyalign_assets.stages.facts import Facts, markdown_table, preview
 from policyalign_assets.stages.interface import StageContext, StageResult
-from policyalign_assets.stages.last_release import last_release
 from policyalign_assets.stages.red_team_prompts import coverage_table, measured_coverage
 from policyalign_assets.stages.shaping import tokenizer_packages
 from policyalign_assets.stages.sources import digest
 from policyalign_assets.stages.unfinished import remove_done
+from policyalign_assets.stages.withdrawn_requests import withdrawn_requests
 from policyalign_assets.tables import GENERATIONS_INFO
 
 VERSIONS = (
@@ -64,9 +57,8 @@ def make(
     remove_done(context.data, "distilled_checkpoint", policy_document)
     loaded = load_model(settings.model)
     held_out = held_out_cases(policy_document, violating_instructions, settings)
-    withdrawn, again = _withdrawn(
-        context, policy_document, [c.prompt for c in held_out.cases], violating_instructions
-    )
+    known = [*(c.prompt for c in held_out.cases), *violating_instructions["text"].to_pylist()]
+    withdrawn, again = withdrawn_requests(context, policy_document, known, loaded)
     cases = [*held_out.cases, *again]
     benchmarks = [b for b in _benchmarks(settings) if policy_document.domain in b.domains]
     coverage = measured_coverage(policy_document, violating_instructions, benchmarks, settings)
@@ -135,39 +127,17 @@ def make(
     )
 
 
-def _withdrawn(
-    context: StageContext,
-    policy: PolicyDocument,
-    asked: Sequence[str],
-    instructions: pa.Table,
-) -> tuple[WithdrawnRules | None, list[TestCase]]:
-    """Rules that the last release had and the policy lacks, and their requests, asked again."""
-    found = last_release(context, policy)
-    if found is None:
-        return None, []
-    folder, name = found
-    last = read_report(folder)
-    rules = withdrawn_rules((last or {"header": {}})["header"].get("rules") or (), policy)
-    if last is not None and not rules:
-        return WithdrawnRules(name), []
-    try:
-        rows = read_reported(folder, name).rows
-    except NotAReport as error:
-        context.report(f"requests of withdrawn rules cannot be asked: {error}")
-        return WithdrawnRules(name, rules, why_not=str(error)), []
-    cases = withdrawn_cases(rules, rows, [*asked, *instructions["text"].to_pylist()])
-    counts = Counter(case.kind for case in cases)
-    context.report(f"{len(cases)} requests of withdrawn rules are asked: {', '.join(rules)}")
-    return WithdrawnRules(name, rules, {rule: counts[rule] for rule in rules}), cases
-
-
 def _withdrawn_fact(withdrawn: WithdrawnRules | None) -> object:
     if withdrawn is None:
         return "none: nothing was released yet"
     if withdrawn.why_not:
         return f"not asked: {withdrawn.why_not}"
+    elsewhere = [("declined under another policy", withdrawn.declined_elsewhere)]
     return (
-        markdown_table(("withdrawn rule", "requests"), list(withdrawn.asked.items()))
+        markdown_table(
+            ("withdrawn rule", "requests"),
+            [*withdrawn.asked.items(), *(elsewhere if withdrawn.declined_elsewhere else ())],
+        )
         if withdrawn.rules
         else "none: the policy has every rule of the last release"
     )

@@ -31,6 +31,9 @@ class StageContext:
     `data` is the folder or URL of the results. `report` takes one line of progress. `policies` and
     `partition` (domain, policy id) say where the first stage finds its policy. `experiment` names
     the folder of results that are kept apart from those of the deployment.
+
+    Of a deployment, `others` are its policies beside the one that is evaluated, and `departed` the
+    (domain, policy id) of policies that its last accepted checkpoint had and this one lacks.
     """
 
     settings: Settings
@@ -40,6 +43,8 @@ class StageContext:
     partition: tuple[str, str] | None = None
     experiment: str | None = None
     deployment: str | None = None
+    others: tuple[PolicyDocument, ...] = ()
+    departed: tuple[tuple[str, str], ...] = ()
 
     @property
     def results(self) -> Location:
