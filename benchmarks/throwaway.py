@@ -77,11 +77,11 @@ TINY = {
     "EVALUATION__PRESSURE_CASES": "1",
     "MODEL__DEVICE": "cpu",
     "AUTOMATION__ENABLED": "true",
-    "AUTOMATION__SENSOR_SECONDS": "2",
+    "AUTOMATION__SENSOR_SECONDS": "5",
 }
 # The real daemon. Only its pause between two rounds, fixed at 5 seconds, is shorter.
 DAEMON = (
-    "import dagster._daemon.sensor as s; s.MIN_INTERVAL_LOOP_TIME = 1; "
+    "import dagster._daemon.sensor as s; s.MIN_INTERVAL_LOOP_TIME = 2; "
     "from dagster._daemon.cli import main; main()"
 )
 
@@ -128,13 +128,13 @@ class Project:
         for part, where in (("local_artifact_storage", "dagster"), ("compute_logs", "logs")):
             config[part]["config"]["base_dir"] = str(self.folder / where)
         config["run_monitoring"] |= {
-            "poll_interval_seconds": 1,
+            "poll_interval_seconds": 3,
             "free_slots_after_run_end_seconds": 1,
         }
         config["run_coordinator"] = {
             "module": "dagster.core.run_coordinator",
             "class": "QueuedRunCoordinator",
-            "config": {"dequeue_interval_seconds": 1},
+            "config": {"dequeue_interval_seconds": 2},
         }
         return config
 
@@ -292,7 +292,7 @@ class Project:
         while not until():
             if time.monotonic() > end:
                 raise Hangs(f"{what}: not within {seconds:.0f} s")
-            time.sleep(0.5)  # looking costs processor time itself
+            time.sleep(1)  # looking costs processor time itself
 
     # ---- processes -------------------------------------------------------------------------------
 

@@ -74,7 +74,7 @@ class World:
         for part, where in (("local_artifact_storage", "artifacts"), ("compute_logs", "logs")):
             config[part]["config"]["base_dir"] = str(folder / where)
         config["run_monitoring"] |= {
-            "poll_interval_seconds": 1,
+            "poll_interval_seconds": 2,
             "free_slots_after_run_end_seconds": 1,
         }
         config["run_coordinator"] = {
@@ -130,7 +130,7 @@ class World:
             "PYTHONPATH": str(ROOT),
             "FAKE_CONTROL": str(self.control),
             "OMP_NUM_THREADS": "1",
-            "POLICYALIGN_AUTOMATION__SENSOR_SECONDS": "2",
+            "POLICYALIGN_AUTOMATION__SENSOR_SECONDS": "3",
             "POLICYALIGN_AUTOMATION__ENABLED": "true",
             "POLICYALIGN_DATA_DIR": str(self.folder / "data"),
             "POLICYALIGN_DEPLOYMENTS_DIR": str(self.folder / "deployments"),
