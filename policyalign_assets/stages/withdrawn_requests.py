@@ -79,7 +79,7 @@ def _with_departed(
     found, more = _of_policy(context, gone, [*known, *(case.prompt for case in cases)])
     if found is None:
         why = f"no released report on the policy {policy_id}, which has left, was found"
-        found = WithdrawnRules("", {policy_id: ""}, why_not=why)
+        found = WithdrawnRules("", why_not=why)
     so_far = about or WithdrawnRules(found.report)
     named = {f"{policy_id} {rule}": text for rule, text in found.rules.items()}
     asked = {f"{policy_id} {rule}": n for rule, n in found.asked.items()}
