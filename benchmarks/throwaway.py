@@ -79,8 +79,8 @@ TINY = {
     "AUTOMATION__ENABLED": "true",
     "AUTOMATION__SENSOR_SECONDS": "5",
 }
-# The real daemon. Its pause between two rounds, fixed at 5 seconds, is shorter, and it does not start
-# its code server anew each minute.
+# The real daemon. Its pause between two rounds, fixed at 5 seconds, is shorter, and it does not
+# start its code server anew each minute.
 DAEMON = (
     "import dagster._daemon.sensor as s; s.MIN_INTERVAL_LOOP_TIME = 2; "
     "import dagster._daemon.controller as c; c.RELOAD_WORKSPACE_INTERVAL = 3600; "

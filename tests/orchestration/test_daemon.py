@@ -36,8 +36,8 @@ POLICY = (
 )
 ALL = len(STAGES)
 MADE_FIRST = list(STAGES).index  # how many stages a run finishes before this one
-# The real daemon. Its pauses, fixed at 5 seconds, are shorter, and it does not start its code server
-# anew each minute.
+# The real daemon. Its pauses, fixed at 5 seconds, are shorter, and it does not start its code
+# server anew each minute.
 DAEMON = (
     "import dagster._daemon.sensor as s; s.MIN_INTERVAL_LOOP_TIME = 1; "
     "import dagster._daemon.controller as c; c.RELOAD_WORKSPACE_INTERVAL = 3600; "
