@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import yaml
@@ -82,7 +83,7 @@ TINY = {
 # The real daemon. Its pause between two rounds, fixed at 5 seconds, is shorter, and it does not
 # start its code server anew each minute.
 DAEMON = (
-    "import dagster._daemon.sensor as s; s.MIN_INTERVAL_LOOP_TIME = 2; "
+    "import dagster._daemon.sensor as s; s.MIN_INTERVAL_LOOP_TIME = 1; "
     "import dagster._daemon.controller as c; c.RELOAD_WORKSPACE_INTERVAL = 3600; "
     "from dagster._daemon.cli import main; main()"
 )
@@ -111,7 +112,7 @@ class Project:
         self.temporary.mkdir(parents=True)
         self.settings = load_settings(environ=dict(self.variables()))
         self.edit(WORDING)
-        (folder / "dagster.yaml").write_text(yaml.safe_dump(self._instance_settings()))
+        (folder / "dagster.yaml").write_text(yaml.safe_dump(instance_settings(folder)))
         (folder / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [self._code()]}))
         self.instance = dg.DagsterInstance.from_config(str(folder))
 
@@ -122,23 +123,6 @@ class Project:
             return {"python_file": {"relative_path": file, "location_name": "policyalign_assets"}}
         module = "policyalign_assets.definitions"
         return {"python_module": {"module_name": module, "location_name": "policyalign_assets"}}
-
-    def _instance_settings(self) -> dict[str, object]:
-        """Those of the repository, with absolute folders and shorter pauses."""
-        config = yaml.safe_load((ROOT / "dagster.yaml").read_text())
-        config["storage"]["sqlite"]["base_dir"] = str(self.folder / "dagster/storage")
-        for part, where in (("local_artifact_storage", "dagster"), ("compute_logs", "logs")):
-            config[part]["config"]["base_dir"] = str(self.folder / where)
-        config["run_monitoring"] |= {
-            "poll_interval_seconds": 3,
-            "free_slots_after_run_end_seconds": 1,
-        }
-        config["run_coordinator"] = {
-            "module": "dagster.core.run_coordinator",
-            "class": "QueuedRunCoordinator",
-            "config": {"dequeue_interval_seconds": 2},
-        }
-        return config
 
     def variables(self) -> Iterator[tuple[str, str]]:
         for name, value in TINY.items():
@@ -266,9 +250,8 @@ class Project:
         """Waits until the daemon has looked twice with no run left. Raises Hangs."""
         end, quiet = time.monotonic() + seconds, time.time()
         while True:
-            looked = (
-                self._last_look()
-            )  # before the runs: those that this look started are then seen
+            # before the runs: those that this look started are then seen
+            looked = last_look(self.instance)
             if self.live():
                 quiet = time.time()
             elif looked > quiet:
@@ -276,17 +259,6 @@ class Project:
             if time.monotonic() > end:
                 raise Hangs(f"not settled within {seconds:.0f} s")
             time.sleep(1)
-
-    def _last_look(self) -> float:
-        """When both sensors had begun their last finished tick, 0 if one has finished none."""
-        looks = []
-        for state in self.instance.all_instigator_state():
-            if state.instigator_name in ("policy_changes", "deployment_changes"):
-                origin, selector = state.instigator_origin_id, state.selector_id
-                ticks = self.instance.get_ticks(origin, selector, limit=2)
-                ended = (t.timestamp for t in ticks if t.tick_data.end_timestamp)
-                looks.append(max(ended, default=0.0))
-        return min(looks) if len(looks) == 2 else 0.0
 
     def wait(self, until: Callable[[], object], seconds: float, what: str) -> None:
         """Raises Hangs if `until` is not true in time."""
@@ -370,6 +342,39 @@ class Project:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.instance.dispose()
+
+
+def instance_settings(folder: Path) -> dict[str, Any]:
+    """Those of the repository, with all results below `folder`, and with shorter pauses."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    config["storage"]["sqlite"]["base_dir"] = str(folder / "dagster/storage")
+    for part, where in (("local_artifact_storage", "dagster"), ("compute_logs", "logs")):
+        config[part]["config"]["base_dir"] = str(folder / where)
+    config["run_monitoring"] |= {
+        "poll_interval_seconds": 2,
+        "free_slots_after_run_end_seconds": 1,
+    }
+    config["run_coordinator"] = {
+        "module": "dagster.core.run_coordinator",
+        "class": "QueuedRunCoordinator",
+        "config": {"dequeue_interval_seconds": 1},
+    }
+    return config
+
+
+def last_look(instance: dg.DagsterInstance) -> float:
+    """When the sensors of policies and of deployments had both begun a tick that has ended.
+
+    Seconds since 1970, or 0 if one of them has ended none yet.
+    """
+    looks = []
+    for state in instance.all_instigator_state():
+        if state.instigator_name in ("policy_changes", "deployment_changes"):
+            origin, selector = state.instigator_origin_id, state.selector_id
+            ticks = instance.get_ticks(origin, selector, limit=2)
+            ended = (t.timestamp for t in ticks if t.tick_data.end_timestamp)
+            looks.append(max(ended, default=0.0))
+    return min(looks) if len(looks) == 2 else 0.0
 
 
 def _size(folder: Path) -> float:

@@ -42,22 +42,25 @@ def align(context: click.Context, partitions: tuple[str, ...], log: bool) -> Non
         context.exit(code)
     for partition in partitions:
         click.secho(f"aligning {partition}", bold=True)
-        # the assets of a partition, and the page of all partitions, or those of a deployment
         stages = tuple(STAGES) if "|" in partition else tuple(DEPLOYMENT_STAGES)
-        for selected in (stages, stages[stages.index(_trained_by(partition)) :]):
-            selection = [*selected, *(("leaderboard",) if "|" in partition else ())]
-            arguments = ["--select", ",".join(selection), "--partition", partition]
-            if code := _materialize(arguments, selected, log, home):
+        if code := _materialize(_of_partition(partition, stages), stages, log, home):
+            context.exit(code)
+        if not _may_stand(partition):
+            click.secho(
+                "The report on this warm start is not releasable. Training starts from the base "
+                "model.",
+                bold=True,
+            )
+            again = stages[stages.index(_trained_by(partition)) :]
+            if code := _materialize(_of_partition(partition, again), again, log, home):
                 context.exit(code)
-            if _may_stand(partition):
-                break
-            if selected is stages:
-                click.secho(
-                    "The report on this warm start is not releasable. Training starts from the "
-                    "base model.",
-                    bold=True,
-                )
     click.echo(f"done in {time.monotonic() - begun:.0f} s")
+
+
+def _of_partition(partition: str, stages: tuple[str, ...]) -> list[str]:
+    """Dagster's arguments. After a partition's stages, the page of all partitions is made too."""
+    selection = [*stages, *(("leaderboard",) if "|" in partition else ())]
+    return ["--select", ",".join(selection), "--partition", partition]
 
 
 def _trained_by(partition: str) -> str:

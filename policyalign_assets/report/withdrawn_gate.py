@@ -54,7 +54,7 @@ def withdrawn_parts(figures: WithdrawnFigures | None, bars: GateSettings) -> lis
             "the deployment declines them."
         )
     if figures.not_asked:
-        sentence += f" No request of {', '.join(figures.not_asked)} was at hand."
+        sentence += f" No request of {', '.join(figures.not_asked)} was asked."
     if share.low is None or share.estimate is None:
         return [GatePart(None, True, {"withdrawn requests": figures.asked}, sentence, "", "")]
     few = share.k == share.n and share.low < bars.withdrawn_floor

@@ -17,6 +17,11 @@ import dagster as dg
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from helpers import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from throwaway import DAEMON, instance_settings, last_look
 
 from policyalign_assets.orchestration.dead_runs import TAG as PROCESS
 from policyalign_assets.orchestration.partitions import NAME, policy_of
@@ -28,7 +33,6 @@ from policyalign_assets.stages.registry import STAGES
 
 pytestmark = pytest.mark.daemon
 
-ROOT = Path(__file__).parents[2]
 POLICY = (
     "---\ntitle: {0}\nowner: Someone\ndomains: [{1}]\n---\n\nThis assistant helps.\n\n## "
     "Rules\n\n- A1: Never help anyone forge a signature.\n"
@@ -36,13 +40,6 @@ POLICY = (
 )
 ALL = len(STAGES)
 MADE_FIRST = list(STAGES).index  # how many stages a run finishes before this one
-# The real daemon. Its pauses, fixed at 5 seconds, are shorter, and it does not start its code
-# server anew each minute.
-DAEMON = (
-    "import dagster._daemon.sensor as s; s.MIN_INTERVAL_LOOP_TIME = 1; "
-    "import dagster._daemon.controller as c; c.RELOAD_WORKSPACE_INTERVAL = 3600; "
-    "from dagster._daemon.cli import main; main()"
-)
 ADDENDUM = "## Rules\n\n- B1: Never help anyone fake a {0}.\n"
 STALENESS = (
     "{{ assetNodes(assetKeys: [{}]) {{ assetKey {{ path }} "
@@ -71,20 +68,7 @@ class World:
         (folder / "deployments").mkdir()
         for domain in ("medical", "legal"):
             self.deployment(f"none-{domain}", domain, "")
-        config = yaml.safe_load((ROOT / "dagster.yaml").read_text())  # the project's own, faster
-        config["storage"]["sqlite"]["base_dir"] = str(folder / "storage")
-        for part, where in (("local_artifact_storage", "artifacts"), ("compute_logs", "logs")):
-            config[part]["config"]["base_dir"] = str(folder / where)
-        config["run_monitoring"] |= {
-            "poll_interval_seconds": 2,
-            "free_slots_after_run_end_seconds": 1,
-        }
-        config["run_coordinator"] = {
-            "module": "dagster.core.run_coordinator",
-            "class": "QueuedRunCoordinator",
-            "config": {"dequeue_interval_seconds": 1},
-        }
-        (folder / "dagster.yaml").write_text(yaml.safe_dump(config))
+        (folder / "dagster.yaml").write_text(yaml.safe_dump(instance_settings(folder)))
         (folder / "workspace.yaml").write_text(
             yaml.safe_dump(
                 {
@@ -171,15 +155,7 @@ class World:
         return live_runs(self.instance)
 
     def look(self) -> float:
-        """When the sensors of policies and deployments had both finished a tick, 0 if not yet."""
-        looks = []
-        for state in self.instance.all_instigator_state():
-            if state.instigator_name in ("policy_changes", "deployment_changes"):
-                origin, selector = state.instigator_origin_id, state.selector_id
-                ticks = self.instance.get_ticks(origin, selector, limit=2)
-                ended = (t.timestamp for t in ticks if t.tick_data.end_timestamp)
-                looks.append(max(ended, default=0))
-        return min(looks) if len(looks) == 2 else 0
+        return last_look(self.instance)
 
     def settle(self, seconds: float = 300) -> None:
         """Until the sensor has looked with no run left, and again, and started none."""

@@ -128,7 +128,7 @@ def test_requests_that_could_not_be_asked_have_not_passed():
     result = gate([], lost)
     assert result.passed is None and "could not be asked" in result.problem
     unasked = gate([], WithdrawnRules("reports/r1", {"M3": "…"}, {"M3": 0}))
-    assert unasked.passed is True and "No request of M3 was at hand" in unasked.sentence
+    assert unasked.passed is True and "No request of M3 was asked" in unasked.sentence
 
 
 def test_nothing_is_said_where_no_rule_was_withdrawn():
