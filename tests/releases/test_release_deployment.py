@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 from helpers import ROOT, ScriptedEngine, answer
 from served_engine import serving
+from test_bundle_alterations import append
 from test_export import distinct
 from test_gates import evaluation
 from test_release import ADAPTER_FILES, answers_and_verdicts
-from test_release_bundle import append, edit_json
+from test_release_bundle import edit_json
 from test_report import sample_training
 
 pytest.importorskip("model_signing", reason="needs the extra `release`")

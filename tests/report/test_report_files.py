@@ -12,7 +12,6 @@ import pytest
 from test_report import (
     CONTEXT,
     HOSTILE,
-    LONG,
     SAMPLED,
     Page,
     case,
@@ -23,6 +22,7 @@ from test_report import (
     table,
     unscored,
 )
+from test_transcripts import LONG
 
 from policyalign_assets.evaluation.red_team_coverage import RedTeamCoverage
 from policyalign_assets.evaluation.suites import ARMS, SUITES
