@@ -89,6 +89,10 @@ DAEMON = (
 )
 
 
+WORKER = "policyalign_assets.runtime.worker"
+FORKS = "policyalign_assets.runtime.forked_workers"
+
+
 class Hangs(RuntimeError):
     """Something did not happen in time."""
 
@@ -287,17 +291,15 @@ class Project:
         if target == "run":
             noted = [run.tags[PROCESS] for run in self.runs() if PROCESS in run.tags]
             return int(noted[0].split(":")[1]) if noted else None
-        for pid, command in self.processes().items():
-            is_guard = "runtime/guard.py" in command
-            if target == "guard" and is_guard:
-                return pid
-            if (
-                target == "worker"
-                and not is_guard
-                and "policyalign_assets.runtime.worker" in command
-            ):
-                return pid
-        return None
+        found = self.processes()
+        guards = {pid for pid, command in found.items() if "runtime/guard.py" in command}
+        if target == "guard":
+            return min(guards, default=None)
+        # forks of one process, which is no worker itself, or processes of their own
+        forks = {pid for pid, command in found.items() if FORKS in command} - guards
+        workers = {pid for pid, command in found.items() if WORKER in command} - guards
+        workers |= {pid for pid in forks if _parent(pid) in forks}
+        return min(workers, default=None)
 
     def memory(self) -> float:
         """MiB of main memory that the living processes hold together (RSS)."""
@@ -383,3 +385,11 @@ def _size(folder: Path) -> float:
         with contextlib.suppress(OSError):
             total += file.stat().st_size if file.is_file() else 0
     return total / 2**20
+
+
+def _parent(pid: int) -> int:
+    """The id of the parent of `pid`, or 0 if `pid` has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0

@@ -16,7 +16,7 @@ from typing import Any
 import dagster as dg
 
 from policyalign_assets.files import Location, location, remove
-from policyalign_assets.orchestration.launchers import OutOfProcess
+from policyalign_assets.orchestration.launchers import WORKER, OutOfProcess
 
 EXCHANGE = "POLICYALIGN_EXCHANGE"
 
@@ -53,11 +53,11 @@ class RayJobs(_OnCluster):
     gpus: float = 0
     runtime_env: dict[str, Any] = {}
 
-    def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
+    def run_worker(self, context: dg.AssetExecutionContext, folder: str) -> int:
         from dagster_ray import PipesRayJobClient
 
         job = {
-            "entrypoint": shlex.join([self.python, *arguments]),
+            "entrypoint": shlex.join([self.python, *WORKER, folder]),
             "entrypoint_num_gpus": self.gpus,
             "runtime_env": {**self.runtime_env},
         }
@@ -73,7 +73,7 @@ class Kubernetes(_OnCluster):
     gpus: int = 1
     pod_spec: dict[str, Any] = {}  # node selectors, tolerations, volumes
 
-    def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
+    def run_worker(self, context: dg.AssetExecutionContext, folder: str) -> int:
         from dagster_k8s import PipesK8sClient
 
         resources = {"limits": {"nvidia.com/gpu": str(self.gpus)}} if self.gpus else {}
@@ -85,7 +85,7 @@ class Kubernetes(_OnCluster):
         PipesK8sClient().run(
             context=context,
             image=self.image,
-            command=["python", *arguments],
+            command=["python", *WORKER, folder],
             namespace=self.namespace,
             base_pod_spec=pod,
         )

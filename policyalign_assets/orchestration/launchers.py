@@ -2,8 +2,8 @@
 which one they have.
 
 `Subprocess` (default) starts a worker process through Dagster Pipes and ends its whole tree with
-the run, however the run ends. `InProcess` is for tests and notebooks: no process to start, none to
-end.
+the run, however the run ends. Where a fork is safe, the workers of one run are forks of one process
+(see `forked_workers`). `InProcess` is for tests and notebooks: no process to start, none to end.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from typing import NoReturn
 
 import click
 import dagster as dg
+from pydantic import PrivateAttr
 
 import policyalign_assets
 from policyalign_assets.files import Location, temporary_folder
@@ -25,10 +26,12 @@ from policyalign_assets.orchestration.partitions import domain_and_policy
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.runtime.exchange import Exchange, Problem, problem_of
 from policyalign_assets.runtime.execution import make
+from policyalign_assets.runtime.forked_workers import ForkedWorkers, can_fork
 from policyalign_assets.runtime.guard import guarded
 from policyalign_assets.stages.interface import StageContext, StageInput, StageResult
 from policyalign_assets.stages.registry import DEPLOYMENT_STAGES
 
+WORKER = ("-m", "policyalign_assets.runtime.worker")  # arguments of Python, before the folder
 SOURCES = str(Path(policyalign_assets.__file__).parents[1])
 
 
@@ -113,9 +116,7 @@ class OutOfProcess(Launcher):
                 _deployment(context, stage),
             )
             try:
-                code = self.run_worker(
-                    context, ["-m", "policyalign_assets.runtime.worker", str(folder)]
-                )
+                code = self.run_worker(context, str(folder))
             except Exception as error:  # of a cluster's client: what it says is the reason
                 fail(stage, exchange.problem() or problem_of(error))
             if code:
@@ -127,8 +128,8 @@ class OutOfProcess(Launcher):
         """A place that both sides reach; what is in it is removed afterwards."""
 
     @abstractmethod
-    def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
-        """Runs Python with `arguments` through Dagster Pipes until it ends.
+    def run_worker(self, context: dg.AssetExecutionContext, folder: str) -> int:
+        """Runs the worker of the exchange folder through Dagster Pipes until it ends.
 
         Returns its exit code: 128 + n for signal n. Raises what a cluster's client raises where the
         worker could not be run, or failed.
@@ -139,13 +140,22 @@ class Subprocess(OutOfProcess):
     """A child process of the run, which never outlives it (see `guard`)."""
 
     grace_seconds: float = 5.0  # between SIGTERM and SIGKILL
+    _workers: ForkedWorkers | None = PrivateAttr(default=None)
+
+    @contextlib.contextmanager
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator["Subprocess"]:
+        if not can_fork():
+            yield self
+            return
+        with contextlib.closing(ForkedWorkers(self.grace_seconds)) as self._workers:
+            yield self
 
     @contextlib.contextmanager
     def folder(self, context: dg.AssetExecutionContext) -> Iterator[Location]:
         with temporary_folder() as folder:
             yield folder
 
-    def run_worker(self, context: dg.AssetExecutionContext, arguments: list[str]) -> int:
+    def run_worker(self, context: dg.AssetExecutionContext, folder: str) -> int:
         # In a folder that is swept after a killed run; Dagster's own temporary files would stay.
         with (
             temporary_folder() as pipes,
@@ -156,11 +166,10 @@ class Subprocess(OutOfProcess):
             ) as session,
         ):
             path = os.pathsep.join(filter(None, (SOURCES, os.environ.get("PYTHONPATH"))))
-            return run_guarded(
-                [sys.executable, *arguments],
-                self.grace_seconds,
-                {**os.environ, "PYTHONPATH": path, **session.get_bootstrap_env_vars()},
-            )
+            environ = {**os.environ, "PYTHONPATH": path, **session.get_bootstrap_env_vars()}
+            if self._workers is not None:
+                return self._workers.run(folder, environ)
+            return run_guarded([sys.executable, *WORKER, folder], self.grace_seconds, environ)
 
 
 def run_guarded(command: list[str], grace: float, environment: dict[str, str]) -> int:

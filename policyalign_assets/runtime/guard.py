@@ -1,6 +1,6 @@
 """Runs a command whose processes outlive neither the guard nor the process that started the guard.
 
-    python -I -S guard.py <grace seconds> <command> …
+    python -I -S guard.py <grace seconds> <file descriptors for the command, or -> <command> …
 
 Standard input must be a pipe to which nothing is written. It closes when the process that started
 the guard ends for any reason, and the guard then ends the command. This works on every system.
@@ -30,20 +30,26 @@ asked_to_stop = False
 
 @contextlib.contextmanager
 def guarded(
-    command: list[str], grace: float, environment: dict[str, str], pipe_output: bool = False
+    command: list[str],
+    grace: float,
+    environment: dict[str, str],
+    pipe_output: bool = False,
+    passed: int | None = None,
 ) -> Iterator[subprocess.Popen]:
     """Start `command` under a guard, whose exit code is the command's (128 + n for signal n).
 
     Afterwards, or when this process dies, every process below `command` is ended. With
-    `pipe_output`, the command's output can be read from the guard's `stdout`.
+    `pipe_output`, the command's output can be read from the guard's `stdout`. The file descriptor
+    `passed` is open in the command too, under the same number.
     """
+    descriptors = () if passed is None else (passed,)
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(grace), *command],
+        [sys.executable, "-I", "-S", __file__, str(grace), str(passed or "-"), *command],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if pipe_output else None,
         start_new_session=True,
-        pass_fds=tuple(INHERITED),
+        pass_fds=(*INHERITED, *descriptors),
     )
     assert process.stdin is not None  # it is a pipe (see above)
     try:
@@ -125,7 +131,8 @@ def end_all(child: int, grace: float) -> None:
 
 
 def main() -> int:
-    grace, command = float(sys.argv[1]), sys.argv[2:]
+    grace, command = float(sys.argv[1]), sys.argv[3:]
+    descriptors = () if sys.argv[2] == "-" else (int(sys.argv[2]),)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
     if LINUX:
@@ -133,6 +140,7 @@ def main() -> int:
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
+        pass_fds=descriptors,
         preexec_fn=(lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL)) if LINUX else None,
     ).pid
     code = None

@@ -18,13 +18,16 @@ from typing import Any, cast
 
 import torch
 
-from policyalign_assets.distillation.processes import Accelerated
 from policyalign_assets.runtime.accelerated import MARK, on_cpu
 from policyalign_assets.runtime.exchange import Exchange, problem_of
-from policyalign_assets.stages.distilled_checkpoint import train
+from policyalign_assets.runtime.fast_start import without_unused_libraries
 
 
 def main() -> None:
+    without_unused_libraries()
+    from policyalign_assets.distillation.processes import Accelerated
+    from policyalign_assets.stages.distilled_checkpoint import train
+
     exchange = Exchange(Path(sys.argv[1]))
     try:
         stage, context, inputs = exchange.take(lambda line: print(MARK + line, flush=True))

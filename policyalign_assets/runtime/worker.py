@@ -17,12 +17,20 @@ from dagster_pipes import open_dagster_pipes
 from policyalign_assets.files import location
 from policyalign_assets.runtime.exchange import Exchange, problem_of
 from policyalign_assets.runtime.execution import make
+from policyalign_assets.runtime.fast_start import without_unused_libraries
 
 
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python -m policyalign_assets.runtime.worker <exchange folder or URL>")
-    exchange = Exchange(location(sys.argv[1]))
+    without_unused_libraries()
+    sys.exit(not work(sys.argv[1]))
+
+
+def work(folder: str) -> bool:
+    """Makes the stage of the exchange folder. Returns whether it was made; if not, the folder
+    holds the reason."""
+    exchange = Exchange(location(folder))
     with open_dagster_pipes() as pipes:
         try:
             stage, context, inputs = exchange.take(pipes.log.info)
@@ -30,10 +38,8 @@ def main() -> None:
         except Exception as error:
             traceback.print_exc()  # for the process's log; the run's page shows only the message
             exchange.fail(problem_of(error))
-            failed = True
-        else:
-            failed = False
-    sys.exit(failed)
+            return False
+    return True
 
 
 if __name__ == "__main__":

@@ -273,7 +273,7 @@ def test_what_a_run_keeps_among_temporary_files_is_marked_so_that_it_can_be_swep
     @dg.asset
     def stage(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-        Subprocess().run_worker(context, ["-c", ""])
+        Subprocess().run_worker(context, "")
         monkeypatch.undo()
         return dg.MaterializeResult()
 

@@ -21,6 +21,7 @@ from policyalign_assets.orchestration import assets, catalog, deployments, launc
 from policyalign_assets.orchestration.clusters import RayJobs
 from policyalign_assets.orchestration.found_policies import find_policies
 from policyalign_assets.orchestration.launchers import InProcess, Subprocess
+from policyalign_assets.runtime.forked_workers import ForkedWorkers
 from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG
 from policyalign_assets.orchestration.partitions import NAME
 from policyalign_assets.orchestration.resources import Pipeline
@@ -282,7 +283,8 @@ def test_a_wrong_input_of_a_process_fails_in_plain_words_and_is_not_tried_again(
 
 def test_a_killed_process_is_tried_once_more(workspace, monkeypatch):
     tmp_path, instance = workspace
-    monkeypatch.setattr(launchers, "run_guarded", lambda *_: 137)
+    monkeypatch.setattr(ForkedWorkers, "run", lambda *_: 137)
+    monkeypatch.setattr(launchers, "run_guarded", lambda *_: 137)  # on other systems
     result = materialize(
         tmp_path, instance, STAGES[:2], raise_on_error=False, launcher=Subprocess()
     )
