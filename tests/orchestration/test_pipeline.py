@@ -21,7 +21,6 @@ from policyalign_assets.orchestration import assets, catalog, deployments, launc
 from policyalign_assets.orchestration.clusters import RayJobs
 from policyalign_assets.orchestration.found_policies import find_policies
 from policyalign_assets.orchestration.launchers import InProcess, Subprocess
-from policyalign_assets.runtime.forked_workers import ForkedWorkers
 from policyalign_assets.orchestration.metadata import POLICY_VERSION_TAG
 from policyalign_assets.orchestration.partitions import NAME
 from policyalign_assets.orchestration.resources import Pipeline
@@ -30,6 +29,7 @@ from policyalign_assets.policy import parse_policy
 from policyalign_assets.records import Checkpoint, training_table
 from policyalign_assets.report.folders import current_report
 from policyalign_assets.report.show import show
+from policyalign_assets.runtime.forked_workers import ForkedWorkers
 
 pytestmark = pytest.mark.slow
 

@@ -140,15 +140,15 @@ def test_nothing_is_left_of_an_ended_run(tmp_path, number):
 def test_what_is_loaded_before_the_first_fork_starts_no_thread_of_pytorch_and_no_gpu():
     """A fork has one thread alone: it must not wait for others that were there before."""
     code = f"""
-import importlib, sys
+import importlib, os, sys
 from policyalign_assets.runtime.fast_start import without_unused_libraries
 without_unused_libraries()
 for module in {MODULES!r}:
     importlib.import_module(module)
 import torch
 print(torch.cuda.is_initialized(), "peft" in sys.modules, "sklearn" in sys.modules)
-import os
-names = [open(f"/proc/self/task/{{task}}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+tasks = "/proc/self/task"
+names = [open(f"{{tasks}}/{{task}}/comm").read().strip() for task in os.listdir(tasks)]
 print([name for name in names if "pt_" in name or "omp" in name.lower()])
 """
     said = subprocess.run(
