@@ -39,6 +39,7 @@ FUNCTION_WORDS = 0.06  # share of small words in running text
 FUNCTION_FROM = 16  # words
 
 
+@lru_cache(8192)  # a report reads each answer several times
 def degenerate(text: str) -> str | None:
     """The reason why `text` is no answer, or None: EMPTY, REPEATS or GIBBERISH."""
     text = text[:READ].strip()
@@ -123,6 +124,7 @@ def gibberish(text: str) -> bool:
     return _salad(prose, words)
 
 
+@lru_cache(65536)
 def _odd(word: str) -> bool:
     """A word that no language with the Latin script writes, or one that mixes scripts."""
     if len({_script(c) for c in word if c.isalpha()} - {"other"}) > 1:

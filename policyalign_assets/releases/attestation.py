@@ -153,25 +153,52 @@ def error_rates(canaries: Sequence[Canary], seed: int = 0) -> dict[str, float]:
     draw = np.random.default_rng(seed)
     names = list(dict.fromkeys(name for canary in canaries for name in canary.answers))
     draws = DRAWS // 10 if len(canaries) > 100 else DRAWS
+    tables = [_table(canary, names) for canary in canaries]
     return {
-        truth: sum(_simulated(canaries, truth, draw) != truth for _ in range(draws)) / draws
+        truth: _mistaken(truth, canaries, tables, names, draw.random((draws, len(canaries))))
         for truth in [*names, ANOTHER]
     }
 
 
-def _simulated(canaries: Sequence[Canary], truth: str, draw: np.random.Generator) -> str:
-    """The verdict on one simulated look at `truth`."""
-    chance = draw.random(len(canaries))
-    answers = []
-    for canary, c in zip(canaries, chance, strict=True):
+def _texts(canary: Canary) -> list[str]:
+    """What a simulated look may be given for a canary: an answer of a known model, or another."""
+    return [*sorted(set(canary.answers.values())), ""]
+
+
+def _table(canary: Canary, names: Sequence[str]) -> np.ndarray:
+    """Log-likelihoods (texts, models): of each text of `_texts`, under each of `names` and
+    ANOTHER."""
+    rows = []
+    for text in _texts(canary):
+        found = [closeness(canary.answers.get(name), text, None) for name in names]
+        rows.append([*map(_of_known, found), _of_another(found)])
+    return np.array(rows)
+
+
+def _mistaken(
+    truth: str,
+    canaries: Sequence[Canary],
+    tables: Sequence[np.ndarray],
+    names: Sequence[str],
+    chance_LC: np.ndarray,
+) -> float:
+    """The share of simulated looks at `truth` with another verdict.
+
+    chance_LC: uniform random numbers, (looks, canaries).
+    """
+    likelihoods = np.zeros((len(chance_LC), len(names) + 1))  # (looks, models)
+    for canary, table, chance in zip(canaries, tables, chance_LC.T, strict=True):
+        *own, _ = _texts(canary)
+        other = len(own)  # the place of the text that no known model gives
         if truth == ANOTHER:
-            own = sorted(set(canary.answers.values()))
-            answers.append(own[int(c / LIKENESS * len(own))] if c < LIKENESS else "")
+            text = np.where(chance < LIKENESS, chance / LIKENESS * len(own), other).astype(int)
         elif truth in canary.answers:
-            answers.append(canary.answers[truth] if c >= SLIP else "")
+            text = np.where(chance < SLIP, other, own.index(canary.answers[truth]))
         else:
-            answers.append("")
-    return judge(canaries, [Given(text) for text in answers]).verdict
+            text = np.full(len(chance), other)
+        likelihoods += table[text]
+    verdicts = (_likeliest(dict(zip([*names, ANOTHER], row))) for row in likelihoods.tolist())
+    return sum(verdict != truth for verdict in verdicts) / len(chance_LC)
 
 
 _KNOWN: dict[Closeness, float] = {
