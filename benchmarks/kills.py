@@ -125,13 +125,15 @@ def killed(project: Project, plan: Plan, wanted: Unkilled, patience: float) -> l
         project.start_daemon()
     project.wait(lambda: project.step() == plan.stage, patience, f"{plan.stage} has not started")
     time.sleep(plan.moment * wanted.seconds[plan.stage])
-    pid = None
-    while pid is None:  # a worker has not started yet, or has just ended
-        pid = project.find(plan.target)
-        if time.monotonic() > until or project.as_wanted(deployed):
+    stage = None
+    while stage is None:  # a worker has not started yet, or has just ended
+        with contextlib.suppress(ProcessLookupError):
+            if pid := project.find(plan.target):
+                now = project.step() or "between stages"
+                os.kill(pid, signal.SIGKILL)
+                stage = now
+        if stage is None and (time.monotonic() > until or project.as_wanted(deployed)):
             return [TOO_LATE]
-    stage = project.step() or "between stages"
-    os.kill(pid, signal.SIGKILL)
     print(f"{plan.how}, {plan.target}, {stage}", end=", ", flush=True)
 
     if run is not None:
