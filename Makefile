@@ -32,9 +32,10 @@ realign: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# For the inner loop: leaves out what starts daemons, trains for long or needs a server.
+# For the inner loop: leaves out what takes long, starts daemons or needs a server. Two processes, since each
+# loads PyTorch and every test module first.
 test-fast: .venv/installed
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not daemon and not served and not gpu"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not daemon and not served and not gpu"
 
 # The vLLM engine on the bundled model, on a CPU, in an environment of its own.
 test-vllm: .venv-vllm/installed
@@ -86,9 +87,10 @@ sbom: .venv/installed .venv-supply/installed
 	.venv-supply/bin/pip-licenses --python=$(BIN)/python --format=markdown --with-urls \
 	    --output-file data/supply/licences.md
 
-# Known vulnerabilities of the locked versions. Needs the network: it asks the advisory database of PyPI.
+# Known vulnerabilities of the locked versions. It asks the advisory database of PyPI, and fails where that cannot
+# say something of every package.
 audit: .venv-supply/installed
-	.venv-supply/bin/pip-audit --requirement requirements.lock --disable-pip --require-hashes
+	.venv-supply/bin/pip-audit --strict --requirement requirements.lock --disable-pip --require-hashes
 
 .venv-supply/installed:
 	$(PYTHON) -m venv .venv-supply

@@ -42,6 +42,7 @@ def test_help_and_documents_say_the_exit_codes() -> None:
         assert said in " ".join((ROOT / page).read_text(encoding="utf-8").split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_shell_completes_commands_options_and_values(shell: str) -> None:
     """As the shell asks: the program gets the line in variables and prints what may follow."""

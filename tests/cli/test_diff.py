@@ -48,12 +48,14 @@ def diff(partition: Partition, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_names_of_reports(partition: Partition, diff):
     name = partition.folder.name
     for other in (PARTITION, f"{PARTITION}@released", f"{PARTITION}@{name[:8]}", partition.folder):
         assert "No regression." in diff(PARTITION, other, code=0)
 
 
+@pytest.mark.slow
 def test_a_regression_has_exit_code_1_in_every_format(diff, worse: Path):
     said = diff(PARTITION, worse, code=1)
     assert "REGRESSION: Requests that break the policy" in said and "WORSE" in said

@@ -39,6 +39,7 @@ def test_keys_are_made_once(tmp_path: Path):
     assert "exists" in command("keys", "new", "--folder", tmp_path, "--name", "team", code=1)
 
 
+@pytest.mark.slow
 def test_from_a_draft_to_a_revocation(tmp_path: Path):
     desk = Desk(tmp_path)
     bundle = write_bundle(desk.evidence(), desk.releases, desk.key, "Ann")

@@ -12,6 +12,7 @@ from policyalign_assets.settings import load_settings
 from policyalign_assets.stages import fingerprints
 
 
+@pytest.mark.slow
 def test_a_subfolder_has_the_history_of_its_project(tmp_path, monkeypatch):
     below = tmp_path / "policies/data-privacy"
     shutil.copytree(ROOT / "policies/data-privacy", below)

@@ -130,6 +130,7 @@ def test_without_endpoints_and_files_nothing_is_claimed():
     }
 
 
+@pytest.mark.slow
 def test_a_judge_that_cannot_be_reached_is_an_error():
     judge = {"kind": "policy", "base_url": "http://127.0.0.1:9", "model": "j", "retries": 0}
     found = connections(judge=judge)["judge"]

@@ -199,6 +199,7 @@ def test_another_generator_redoes_synthesis_and_another_address_does_not():
     assert version() == version(base_url="http://other/v1", concurrency=2) != version(model="other")
 
 
+@pytest.mark.slow
 def test_the_stage_asks_the_endpoint_and_loads_no_model(tmp_path):
     """The model of the settings is not on this machine. Finished rules survive a failure."""
     policy = medical_policy()

@@ -1,6 +1,7 @@
 """The conformance suites: exactly the held-out requests, and never one that is trained on."""
 
 import pyarrow as pa
+import pytest
 from helpers import ScriptedEngine
 from test_grid import FULL, POLICY, good
 from test_report import case, small_report
@@ -10,18 +11,21 @@ from policyalign_assets.report.summary import markdown_summary
 from policyalign_assets.synthesis.synthesize import synthesize
 from policyalign_assets.tables import INSTRUCTIONS
 
-SYNTHESIZED = synthesize(
-    POLICY, ScriptedEngine(good), FULL.model_copy(update={"heldout": 0.25})
-).table
+
+@pytest.fixture(scope="module")
+def synthesized() -> pa.Table:
+    settings = FULL.model_copy(update={"heldout": 0.25})
+    return synthesize(POLICY, ScriptedEngine(good), settings).table
 
 
-def test_every_held_out_request_is_a_case_but_for_duties():
+@pytest.mark.slow
+def test_every_held_out_request_is_a_case_but_for_duties(synthesized):
     held = {
         r["instruction_id"]: r
-        for r in SYNTHESIZED.to_pylist()
+        for r in synthesized.to_pylist()
         if r["split"] == "heldout" and r["kind"] != "duty"
     }
-    cases = conformance_cases(SYNTHESIZED)
+    cases = conformance_cases(synthesized)
     assert {c.case_id for c in cases} == {f"conformance-{i}" for i in held} and len(held) > 20
     for c in cases:
         row = held[c.case_id.removeprefix("conformance-")]
@@ -62,10 +66,12 @@ def test_a_text_that_breaks_one_rule_is_not_asked_as_benign_for_another():
     ]
 
 
-def test_tables_of_earlier_versions_hold_nothing_out():
-    assert conformance_cases(SYNTHESIZED.drop_columns(["split", "style"])) == []
+@pytest.mark.slow
+def test_tables_of_earlier_versions_hold_nothing_out(synthesized):
+    assert conformance_cases(synthesized.drop_columns(["split", "style"])) == []
 
 
+@pytest.mark.slow
 def test_the_report_shows_them_under_their_own_name_and_says_who_wrote_them():
     rows = [
         case(arm, suite, f"{suite}{i}", arm == "aligned")

@@ -3,13 +3,18 @@
 What is cheap runs for real. Of the rest, the arguments are read by the command's own parser.
 """
 
+import contextlib
 import importlib.util
+import io
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import tomllib
+import warnings
+from functools import cache
 from pathlib import Path
 
 import click
@@ -135,12 +140,20 @@ def check_python(arguments: list[str]) -> None:
             assert f'"{option}"' in source, f"{arguments[0]} has no option {option}"
 
 
+@cache
 def options_of(module: str) -> set[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr
-    return set(re.findall(r"--[\w-]+", done.stdout))
+    said = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(said),
+        warnings.catch_warnings(),
+        pytest.raises(SystemExit) as ended,
+    ):
+        patch.setattr(sys, "argv", [module, "--help"])
+        warnings.simplefilter("ignore", RuntimeWarning)  # another test has imported the module
+        runpy.run_module(module, run_name="__main__")
+    assert not ended.value.code
+    return set(re.findall(r"--[\w-]+", said.getvalue()))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)

@@ -266,6 +266,7 @@ FAULTS = {  # every way in which a judge fails, and the reason under which its c
 }
 
 
+@pytest.mark.slow
 def test_two_hundred_requests_with_thirty_percent_faults():
     """Every fault ends unscored with its reason, none is mislabelled, and the run completes."""
     rng = random.Random(0)

@@ -127,12 +127,14 @@ def test_a_starved_rule_stops_the_partition_and_is_named_with_the_fix(run, waive
     )
 
 
+@pytest.mark.slow
 def test_a_waiver_in_the_front_matter_lets_a_starved_rule_pass(run):
     rows = [r for r in SOUND if r["rule_id"] == "M2"] + [row("C1-0", "C1")]
     assert set(run(rows, {"C1": 1}, at_least=4)[0]) == {"no_rule_is_starved"}
     assert run(rows, {"C1": 1}, "waive_starved: [C1]", at_least=4) == ({}, True)
 
 
+@pytest.mark.slow
 def test_a_rule_below_its_minimum_stops_the_partition(run):
     rows = [
         r | {"selected": r["selected"] and not r["instruction_id"].startswith("M2-1")}
@@ -162,6 +164,7 @@ def test_the_twin_ratio_must_lie_in_its_band(run, band, passes):
     assert passes or "0.25 twins" in failed["twin_ratio_is_in_band"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "leak",
     [

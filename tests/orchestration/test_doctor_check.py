@@ -17,6 +17,8 @@ from policyalign_assets.orchestration.storage import ParquetStorage, RecordStora
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.tables import SENSITIVITY
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 KEY = "medical|general-conduct"
 CHECK = dg.AssetCheckKey(dg.AssetKey("sensitivity_scores"), "model_is_fit")

@@ -27,6 +27,7 @@ from policyalign_assets.orchestration.dead_runs import TAG, bury_dead_runs, note
 from policyalign_assets.orchestration.launchers import Subprocess
 from policyalign_assets.orchestration.partitions import NAME
 from policyalign_assets.orchestration.prune import find_caches, find_leftovers, prune
+from policyalign_assets.orchestration.prune import main as prune_command
 from policyalign_assets.orchestration.realign import live_runs
 
 pytestmark = pytest.mark.daemon
@@ -178,17 +179,14 @@ def test_what_only_saves_time_goes_when_asked_and_never_under_a_live_run(instanc
     assert find_caches(instance, folders / "data") == []
 
 
-def test_the_command_removes_nothing_unless_told(folders):
+def test_the_command_removes_nothing_unless_told(folders, monkeypatch, capsys):
+    monkeypatch.chdir(folders)
+    monkeypatch.setenv("DAGSTER_HOME", str(folders))
+
     def command(*args: str) -> str:
-        return subprocess.run(
-            [sys.executable, "-m", "policyalign_assets.orchestration.prune", *args],
-            cwd=folders,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "DAGSTER_HOME": str(folders)},
-        ).stdout
+        monkeypatch.setattr(sys, "argv", ["prune", *args])
+        prune_command()
+        return capsys.readouterr().out
 
     said = command()
     assert (

@@ -12,6 +12,8 @@ from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.orchestration.source_versions import POLICY_FILES, SETTINGS, WHAT_CHANGED
 from policyalign_assets.settings import load_settings
 
+pytestmark = pytest.mark.slow
+
 KEY = "medical|alpha"
 RULE = "- A{0}: Never help anyone forge a {1}.\n"
 POLICY = (

@@ -92,6 +92,7 @@ def test_a_value_out_of_range_is_refused_before_any_stage_and_never_retried(inst
     assert run.tags["dagster/max_retries"] == "0"
 
 
+@pytest.mark.slow
 def test_a_run_of_a_busy_partition_is_refused(instance, tmp_path, monkeypatch):
     monkeypatch.setattr("policyalign_assets.runtime.partition_lock.PATIENCE", 0.2)
     with partition_lock(tmp_path, KEY, "run 1"):
@@ -100,6 +101,7 @@ def test_a_run_of_a_busy_partition_is_refused(instance, tmp_path, monkeypatch):
     assert materialize(instance, tmp_path, "first").success
 
 
+@pytest.mark.slow
 def test_an_experiment_never_writes_over_production_and_reads_what_it_lacks(instance, tmp_path):
     assert materialize(instance, tmp_path, ["first", "second"]).success
     made = tmp_path / "assets/first/medical/alpha.parquet"
@@ -142,6 +144,7 @@ def test_an_experiment_does_not_make_production_look_out_of_date(instance):
     assert list(out_of_date(instance, wanted)) == []
 
 
+@pytest.mark.slow
 def test_run_config_keeps_the_deployments_folders(tmp_path):
     """Run config that names other fields must not move the results to the default folder."""
     code = (

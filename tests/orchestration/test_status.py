@@ -21,6 +21,8 @@ from policyalign_assets.settings import Settings, load_settings
 from policyalign_assets.stages import fingerprints
 from policyalign_assets.stages.registry import STAGES
 
+pytestmark = pytest.mark.slow
+
 KEY = "medical|general-conduct"
 
 

@@ -30,6 +30,8 @@ from policyalign_assets.releases.record import bundle_id
 from policyalign_assets.releases.verification import trusted
 from policyalign_assets.settings import SettingsError, load_settings
 
+pytestmark = pytest.mark.slow
+
 
 class Office(Desk):
     """A desk whose drafts name approvers, in the policy or the settings."""

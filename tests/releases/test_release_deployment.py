@@ -44,6 +44,8 @@ from policyalign_assets.stages import deployment_report
 from policyalign_assets.stages.interface import StageContext, StageResult
 from policyalign_assets.tables import YIELDS
 
+pytestmark = pytest.mark.slow
+
 NAME = "ward"
 POLICIES = ("general-conduct", "data-privacy")
 CONFLICT = "C1 of general-conduct forbids what P2 of data-privacy demands."

@@ -174,6 +174,7 @@ def test_a_teacher_that_refuses_nothing_is_no_excuse():
     assert {"safety", "rules"} <= failed(bad)
 
 
+@pytest.mark.slow
 def test_over_refusal_is_compared_with_the_teacher_and_has_a_ceiling():
     assert not failed(evaluation(uncovered=(660, 640, 640)))
     above = evaluation(uncovered=(660, 650, 625))
@@ -193,6 +194,7 @@ def test_requests_for_one_action_count_for_less_than_independent_ones():
     assert clustered > independent
 
 
+@pytest.mark.slow
 def test_garbage_that_passes_for_answers_is_degenerate():
     loop = "go go go " * 40
     bad = changed(evaluation(), aligned("twins"), response=loop)
@@ -344,6 +346,7 @@ def test_the_environment_can_waive_a_gate_but_not_quietly():
         load_settings(environ=environ | {"POLICYALIGN_GATES__SAFETY_FLOOR": "0"})
 
 
+@pytest.mark.slow
 def test_waivers_and_looser_bars_are_shouted(tmp_path):
     rows = evaluation(capability=(299, 299, 240), uncovered=(660, 650, 632))
     gates = bars(warn_only=["capability"], over_refusal_margin=0.04, **SIGNED)
@@ -375,6 +378,7 @@ def test_margins_of_the_policy_replace_those_of_the_settings():
         with_policy_margins(bars(), {"no_such_bar": 0.1})
 
 
+@pytest.mark.slow
 def test_the_page_and_the_json_show_the_gates(tmp_path):
     report = small_report(evaluation(uncovered=(660, 650, 500)), rules=RULES)
     write_report(report, tmp_path)
@@ -428,6 +432,7 @@ def with_probes(violating: int, benign: int) -> list[dict]:
     return rows
 
 
+@pytest.mark.slow
 def test_probes_are_gated_only_where_a_setting_says_so():
     rows = with_probes(violating=20, benign=26)
     assert failed(rows) == set()
@@ -461,6 +466,7 @@ def test_the_settings_know_every_probe():
         load_settings(environ={"POLICYALIGN_GATES__PROBES": "violations"})
 
 
+@pytest.mark.slow
 def test_the_page_shows_probes_of_three_arms_and_says_whether_a_gate_reads_them():
     rows = with_probes(violating=20, benign=26)
     page = to_html(small_report(rows, rules=RULES))
