@@ -3,6 +3,7 @@
 import shutil
 
 import dagster as dg
+import pytest
 from click.testing import CliRunner
 from helpers import ROOT
 
