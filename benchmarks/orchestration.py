@@ -8,12 +8,14 @@ Dagster project pays.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -22,6 +24,7 @@ from policyalign_assets.orchestration import assets
 from policyalign_assets.orchestration.realign import desired_states, policy_changes
 from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.policy import SHIPPED_DOMAINS
+from policyalign_assets.runtime.forked_workers import ForkedWorkers, can_fork
 from policyalign_assets.stages import fingerprints
 
 POLICY = """---
@@ -58,6 +61,34 @@ def seconds(*args: str, times: int = 5) -> float:
 
     once()  # fills the file system's cache
     return statistics.median(once() for _ in range(times))
+
+
+def forked(times: int = 5) -> tuple[float, float]:
+    """Seconds of a run's first worker and of a later one, with nothing to do: their start alone."""
+
+    def once() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "task.json").write_text("{}")  # no task: the worker fails at once
+            begun = time.perf_counter()
+            workers.run(folder, dict(os.environ))
+            return time.perf_counter() - begun
+
+    with contextlib.closing(ForkedWorkers(5.0)) as workers, silent():
+        first = once()
+        return first, statistics.median(once() for _ in range(times))
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Nothing that this process or a worker says on standard error is shown."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def look(policies: int) -> tuple[int, float, float]:
@@ -115,6 +146,10 @@ def main() -> None:
         print(
             f"| {stage} | {seconds(*(a.format(stage) for a in WORKER), times=3):.2f} |", flush=True
         )
+    if can_fork():
+        first, later = forked()
+        print(f"| the first one of a run that forks its workers | {first:.2f} |")
+        print(f"| each later one of the run | {later:.2f} |", flush=True)
     print("\n| partitions | tick, all up to date (s) | tick, nothing exists yet (s) |")
     print("| --- | --- | --- |")
     for policies in (50, 250):

@@ -142,7 +142,7 @@ class World:
 
     # what happened
     def runs(self) -> list[dg.DagsterRun]:
-        """Runs of a partition; those of the leaderboard and of deployments are counted apart."""
+        """Runs of a partition; those of deployments are counted apart."""
         runs = [r.dagster_run for r in self.instance.get_run_records(ascending=True)]
         return [run for run in runs if policy_of(run)]
 
@@ -315,7 +315,8 @@ def test_an_edit_redoes_the_deployment_of_its_policy_once_and_no_other_edit_does
 
 
 def test_reverting_twice_redoes_it_twice(world):
-    for what in ("receipt", "prescription", "receipt"):
+    """To the text of two edits ago, and from there to that of one edit ago."""
+    for what in ("prescription", "referral"):
         world.addendum("alpha", "medical", what)
         assert world.launched() == (1, ALL) and world.as_wanted()
 
@@ -348,19 +349,12 @@ def test_a_new_policy_is_aligned_and_a_deleted_one_retired_with_its_results_kept
     assert (world.folder / "data/assets/benchmark_report/legal/beta.json").exists()
 
 
-def test_an_edit_is_not_lost_when_the_daemon_is_killed_hard(world):
-    world.addendum("alpha", "medical", "stamp")
-    world.stop(signal.SIGKILL)
-    world.start()
-    assert world.launched() == (1, ALL) and world.as_wanted()
-
-
 def test_a_daemon_killed_hard_during_a_run_neither_loses_nor_repeats_it(world):
     with world.told("hold-distilled_checkpoint"):
         world.addendum("alpha", "medical", "permit")
         world.wait_for_step("filtered_instructions")
+        world.addendum("alpha", "legal", "contract")  # nobody has seen this edit yet
         world.stop(signal.SIGKILL)
-        world.addendum("alpha", "legal", "contract")
     world.start()
     assert world.launched() == (2, 2 * ALL) and world.as_wanted()
 
@@ -402,7 +396,6 @@ def test_a_backfill_gives_the_same_and_starts_nothing_more(world):
     assert world.launched() == (2, 2 * ALL) and world.as_wanted()
 
 
-RATE = {"POLICYALIGN_DISTILLATION__LEARNING_RATE": "1e-4"}
 JUDGE = {
     "POLICYALIGN_JUDGE__KIND": "policy",
     "POLICYALIGN_JUDGE__BASE_URL": "http://localhost/v1",
@@ -410,22 +403,15 @@ JUDGE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("environ", "changed"),
-    [
-        (RATE, {"distilled_checkpoint"}),
-        # its verdicts are part of the scores, and a judge that reads rules gets cases of duties
-        (RATE | JUDGE, {"sensitivity_scores", "generations", "judgements"}),
-    ],
-    ids=["learning rate", "judge"],
-)
-def test_a_changed_setting_redoes_the_stages_that_read_it_and_those_after(world, environ, changed):
+def test_a_changed_setting_redoes_the_stages_that_read_it_and_those_after(world):
+    # its verdicts are part of the scores, and a judge that reads rules gets cases of duties
+    changed = {"sensitivity_scores", "generations", "judgements"}
     world.stop()
     # In the UI, the stages after these are out of date only once the data of these has changed.
-    assert world.stale(**environ) == changed
-    world.start(**environ)
+    assert world.stale(**JUDGE) == changed
+    world.start(**JUDGE)
     assert world.launched() == (2, 2 * len(and_after(*changed))) and world.as_wanted()
-    assert world.stale(**environ) == set()
+    assert world.stale(**JUDGE) == set()
 
 
 def alive(pid: int) -> bool:
