@@ -1,11 +1,14 @@
-"""Removes what is left of policies whose folder is gone.
+"""Removes what is left of policies whose folder is gone, and old runs.
 
-    python -m policyalign_assets.orchestration.prune [--caches] [--yes]
+    python -m policyalign_assets.orchestration.prune [--caches] [--runs-older-than DAYS] [--yes]
 
 A deleted folder only retires a policy: its results, checkpoints and history stay, for whoever has
 to show what was deployed. With --caches, what only saves time goes too, for all policies: drafted
 rows, generated answers, experiments and unfinished work. It has no owner, because policies that
 share a rule share its rows. So it goes all together, and not while a run is live.
+
+Dagster keeps every run for ever, about 0.3 MiB each. With --runs-older-than, those that ended so
+many days ago go with their logs, except the ones that made what is current now.
 
 Without --yes this command says what it would remove, and removes nothing. Run it in the project's
 folder or below it, or set DAGSTER_HOME.
@@ -17,8 +20,10 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -46,7 +51,7 @@ class Leftovers:
     runs: list[str]
 
     def __str__(self) -> str:
-        if not self.policies and not self.files:
+        if not self:
             return "Nothing is left of any retired policy."
         return "\n".join(
             [
@@ -55,6 +60,9 @@ class Leftovers:
                 f"  {len(self.runs)} runs and their history",
             ]
         )
+
+    def __bool__(self) -> bool:
+        return bool(self.policies or self.files or self.runs)
 
 
 def find_leftovers(instance: dg.DagsterInstance, policies_dir: Path, data: Location) -> Leftovers:
@@ -91,11 +99,38 @@ def find_caches(instance: dg.DagsterInstance, data: Location) -> list[Location]:
     )
 
 
+def find_old_runs(instance: dg.DagsterInstance, days: float) -> list[str]:
+    """Runs that ended more than `days` days ago and made nothing that is current.
+
+    A run is kept while any asset's latest materialization, of any partition, is its own: that is
+    where Dagster and the sensors read what exists.
+    """
+    before = datetime.fromtimestamp(time.time() - days * 86_400, UTC)
+    status = dg.DagsterRunStatus
+    ended = dg.RunsFilter(
+        statuses=[status.SUCCESS, status.FAILURE, status.CANCELED], updated_before=before
+    )
+    current: set[str] = set()
+    for key in instance.get_asset_keys():
+        latest = instance.get_latest_storage_id_by_partition(
+            key, dg.DagsterEventType.ASSET_MATERIALIZATION
+        )
+        found = dg.AssetRecordsFilter(key, storage_ids=list(latest.values())) if latest else key
+        limit = max(1, len(latest))
+        current |= {r.run_id for r in instance.fetch_materializations(found, limit=limit).records}
+    return [r.run_id for r in instance.get_runs(ended) if r.run_id not in current]
+
+
 def prune(instance: dg.DagsterInstance, leftovers: Leftovers) -> None:
     for path in leftovers.files:
         remove(path)
     for run_id in leftovers.runs:
         instance.delete_run(run_id)
+        instance.compute_log_manager.delete_logs(prefix=[run_id])
+        # SQLite keeps a file for each run, which the deletion empties without making it smaller.
+        if file_of := getattr(instance.event_log_storage, "path_for_shard", None):
+            for file in Path(file_of(run_id)).parent.glob(f"{run_id}.db*"):
+                file.unlink()
     for key in instance.get_dynamic_partitions(NAME):
         if domain_and_policy(key)[1] in leftovers.policies:
             instance.delete_dynamic_partition(NAME, key)
@@ -145,6 +180,12 @@ def main() -> None:
     parser.add_argument(
         "--caches", action="store_true", help="also what only saves time, of all policies"
     )
+    parser.add_argument(
+        "--runs-older-than",
+        type=float,
+        metavar="DAYS",
+        help="also runs that ended so many days ago and made nothing that is current",
+    )
     asked = parser.parse_args()
     home = enter_project()
     data = location(os.environ.get("POLICYALIGN_DATA_DIR", "data"))
@@ -157,10 +198,13 @@ def main() -> None:
             sys.exit(str(error))
         if asked.caches:
             leftovers = replace(leftovers, files=[*leftovers.files, *find_caches(instance, data)])
+        if asked.runs_older_than is not None:
+            old = find_old_runs(instance, asked.runs_older_than)
+            leftovers = replace(leftovers, runs=sorted({*leftovers.runs, *old}))
         print(leftovers)
         if asked.yes:
             prune(instance, leftovers)
-        if leftovers.policies or leftovers.files:
+        if leftovers:
             print("Removed." if asked.yes else "Nothing was removed. Add --yes to remove this.")
 
 

@@ -26,7 +26,13 @@ from policyalign_assets.orchestration import launchers
 from policyalign_assets.orchestration.dead_runs import TAG, bury_dead_runs, note_process
 from policyalign_assets.orchestration.launchers import Subprocess
 from policyalign_assets.orchestration.partitions import NAME
-from policyalign_assets.orchestration.prune import find_caches, find_leftovers, prune
+from policyalign_assets.orchestration.prune import (
+    Leftovers,
+    find_caches,
+    find_leftovers,
+    find_old_runs,
+    prune,
+)
 from policyalign_assets.orchestration.prune import main as prune_command
 from policyalign_assets.orchestration.realign import live_runs
 
@@ -179,6 +185,34 @@ def test_what_only_saves_time_goes_when_asked_and_never_under_a_live_run(instanc
     assert find_caches(instance, folders / "data") == []
 
 
+def test_old_runs_go_with_their_files_but_for_those_that_made_what_is_current(tmp_path):
+    @dg.asset(partitions_def=dg.StaticPartitionsDefinition(["a", "b"]))
+    def parted() -> None: ...
+
+    @dg.asset
+    def whole() -> None: ...
+
+    with dg.instance_for_test(temp_dir=str(tmp_path)) as kept:
+
+        def made(asset: dg.AssetsDefinition, partition: str | None = None) -> str:
+            return dg.materialize([asset], instance=kept, partition_key=partition).run_id
+
+        old = [made(parted, "a"), made(whole), any_job.execute_in_process(instance=kept).run_id]
+        current = [made(parted, "b"), made(parted, "a"), made(whole)]
+        started(kept)  # lives
+        files = {run: list(tmp_path.rglob(f"{run}.db*")) for run in (*old, *current)}
+        assert all(files.values())
+        assert find_old_runs(kept, days=1) == []  # all of them are of today
+        assert sorted(find_old_runs(kept, days=0)) == sorted(old)
+        prune(kept, Leftovers([], [], old))
+        assert [kept.get_run_by_id(run) for run in old] == [None] * 3
+        assert not any(file.exists() for run in old for file in files[run])
+        assert all(kept.get_run_by_id(run) for run in current)
+        latest = kept.fetch_materializations(dg.AssetKey("parted"), limit=9).records
+        assert {r.run_id for r in latest} == set(current[:2])
+        assert find_old_runs(kept, days=0) == []
+
+
 def test_the_command_removes_nothing_unless_told(folders, monkeypatch, capsys):
     monkeypatch.chdir(folders)
     monkeypatch.setenv("DAGSTER_HOME", str(folders))
@@ -195,7 +229,7 @@ def test_the_command_removes_nothing_unless_told(folders, monkeypatch, capsys):
         and (folders / "data/checkpoints/of-gone").exists()
     )
     assert "Removed." in command("--yes") and not (folders / "data/checkpoints/of-gone").exists()
-    assert "Nothing is left" in command()
+    assert "Nothing is left" in command("--runs-older-than", "1")
     (folders / "data/synthesis").mkdir()
     assert "Nothing is left" in command("--yes") and (folders / "data/synthesis").exists()
     assert (
