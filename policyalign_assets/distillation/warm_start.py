@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from policyalign_assets.judges.verdict import Dialogue, Judge
 from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.settings import WarmStartSettings
 
-CODE_VERSION = 1  # raise it when the same edit is trained on other rows, or stops elsewhere
+CODE_VERSION = 2  # raise it when the same edit is trained on other rows, or stops elsewhere
 FORMER = "former"  # the kind of an earlier rule's requests, which the present teacher decides on
 # `rule`: hash of all that decides what the rule means, or "" of rows whose rule is long gone
 REQUESTS = pa.schema(
@@ -174,7 +175,10 @@ class Probe:
         self.readings: list[Reading] = []
 
     def done(self, answers: Sequence[str]) -> bool:
-        """An answer that cannot be read agrees with nothing. Nothing held back is never done."""
+        """An answer that cannot be read agrees with nothing. Nothing held back is never done.
+
+        The share that may differ is rounded up to whole requests: a set of 28 cannot show 97 %.
+        """
         verdicts = self._judge.judge_all(
             [Dialogue(text, answer) for text, answer in zip(self.asked, answers, strict=True)]
         )
@@ -185,9 +189,12 @@ class Probe:
             "touched": self._touched,
         }
         shares = {name: _count(same, among) for name, among in parts.items()}
-        enough = all(k >= self._agreement * n for k, n in shares.values())
+        enough = all(n - k <= self._may_differ(n) for k, n in shares.values())
         self.readings.append(Reading(**shares, done=enough and bool(same)))
         return self.readings[-1].done
+
+    def _may_differ(self, n: int) -> int:
+        return math.ceil(round((1 - self._agreement) * n, 6))  # 0.2 * 5 is a little more than 1
 
 
 def _count(same: Iterable[bool], among: Iterable[bool]) -> tuple[int, int]:
