@@ -177,7 +177,8 @@ class Probe:
     def done(self, answers: Sequence[str]) -> bool:
         """An answer that cannot be read agrees with nothing. Nothing held back is never done.
 
-        The share that may differ is rounded up to whole requests: a set of 28 cannot show 97 %.
+        One request may differ even in a set that is too small to show the share: 27 of 28 are less
+        than 97 %.
         """
         verdicts = self._judge.judge_all(
             [Dialogue(text, answer) for text, answer in zip(self.asked, answers, strict=True)]
@@ -194,7 +195,8 @@ class Probe:
         return self.readings[-1].done
 
     def _may_differ(self, n: int) -> int:
-        return math.ceil(round((1 - self._agreement) * n, 6))  # 0.2 * 5 is a little more than 1
+        share = 1 - self._agreement
+        return max(1, math.floor(round(share * n, 6))) if share else 0
 
 
 def _count(same: Iterable[bool], among: Iterable[bool]) -> tuple[int, int]:

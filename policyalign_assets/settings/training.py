@@ -193,7 +193,7 @@ class WarmStartSettings(Section):
         le=1,
         description="share of the held-back requests on which the student must decline or answer "
         "as the teacher does: of those that the teacher declines, of those that it answers, and "
-        "of those that the edit touches; what may differ is rounded up to whole requests",
+        "of those that the edit touches; below 1, one request of each may differ in any case",
     )
 
     def shaping(self) -> dict[str, Any]:

@@ -24,8 +24,10 @@ def probe(declined: int, answered: int, touched: int, agreement: float) -> Probe
     ("declined", "answered", "agreement", "misses", "done"),
     [
         (12, 28, 0.97, 0, True),
-        (12, 28, 0.97, 1, True),  # 27 of 28 are 96.4 %: what may differ is rounded up
+        (12, 28, 0.97, 1, True),  # 27 of 28 are 96.4 %, and 28 requests cannot show 97 %
         (12, 28, 0.97, 2, False),
+        (36, 75, 0.97, 2, True),
+        (36, 75, 0.97, 3, False),
         (12, 100, 0.97, 3, True),
         (12, 100, 0.97, 4, False),
         (12, 5, 0.8, 1, True),
