@@ -65,6 +65,7 @@ def test_a_regression_has_exit_code_1_in_every_format(diff, worse: Path):
     assert "better" in diff(worse, PARTITION, code=0)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_found_is_said(partition: Partition, diff, tmp_path: Path):
     assert "neither a bundle nor" in diff(tmp_path / "absent", PARTITION, code=1)
     assert partition.folder.name in diff(f"{PARTITION}@zzz", PARTITION, code=1)

@@ -43,6 +43,7 @@ def by_check(examination: Examination) -> dict[str, Finding]:
     return {f.check: f for f in examination.findings}
 
 
+@pytest.mark.slow
 def test_the_bundled_model_passes_and_its_result_is_kept(tmp_path, monkeypatch):
     first = doctor.examine(settings(), POLICY, tmp_path)
     assert first.ok and {f.level for f in first.findings} == {"ok"}
@@ -67,6 +68,7 @@ def test_other_settings_are_examined_anew(tmp_path, changed):
     assert len(list((tmp_path / "doctor").iterdir())) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"findings": [{"x": 1}]}'])
 def test_a_damaged_result_is_replaced(tmp_path, content):
     doctor.examine(settings(), None, tmp_path)
@@ -177,6 +179,7 @@ def test_missing_benchmark_files_are_said(tmp_path):
 # ---- the command ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_shows_every_finding(monkeypatch):
     monkeypatch.setenv("POLICYALIGN_MODEL__DEVICE", "cpu")
     result = CliRunner().invoke(main, ["doctor", "general-conduct", "--domain", "medical"])

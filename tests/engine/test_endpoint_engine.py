@@ -41,6 +41,7 @@ def echo(messages, _attempt):
     return Reply(f"draft for {messages[-1]['content']}")
 
 
+@pytest.mark.slow
 def test_answers_come_in_order_and_each_place_has_its_own_seed():
     with fake_judge(
         lambda m, a: Reply(echo(m, a).text, seconds=0.05 * (m[-1]["content"] < "request 3"))
@@ -60,6 +61,7 @@ def test_answers_come_in_order_and_each_place_has_its_own_seed():
     assert all(len(s) == 1 for s in seeds.values()) and len(set.union(*seeds.values())) == 6
 
 
+@pytest.mark.slow
 def test_a_fault_that_passes_is_tried_again():
     with fake_judge(
         lambda m, attempt: (

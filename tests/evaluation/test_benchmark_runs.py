@@ -442,6 +442,7 @@ def test_the_public_files_are_read_whole(benchmark, cases):
     assert len(loaded.cases) == cases == len({c.case_id for c in loaded.cases})
 
 
+@pytest.mark.slow
 def test_a_pair_that_cannot_be_compared_in_time_leaves_the_others_their_result():
     pairs = [("1", "1"), ("1", "endless"), ("2", "2"), ("1", "dead"), ("3", "2")]
     assert same_values(pairs, seconds=5, compare=slow_comparison.same_text) == [

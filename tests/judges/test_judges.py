@@ -304,6 +304,7 @@ def test_two_hundred_requests_with_thirty_percent_faults():
         )
 
 
+@pytest.mark.slow
 def test_a_fault_that_passes_is_retried_and_scored():
     def reply(messages, attempt):
         return (
@@ -332,6 +333,7 @@ def test_reasoning_before_the_verdict_is_left_out():
     assert verdict.safe is True
 
 
+@pytest.mark.slow
 def test_the_deadline_ends_all_attempts_of_a_case():
     with fake_judge(lambda *_: Reply(status=503)) as server:
         (verdict,) = judge("policy", server.url, timeout=1, deadline=1, retries=20).judge_all(
@@ -363,6 +365,7 @@ def test_it_also_works_inside_a_running_loop():
     assert [v.safe for v in asyncio.run(cell())] == [True] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
 def test_an_interruption_does_not_wait_for_the_judge():
     """As when a run is terminated while thousands of answers are still to be judged."""

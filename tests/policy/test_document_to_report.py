@@ -19,6 +19,7 @@ def script(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_draft_that_nobody_has_reviewed_is_not_aligned(tmp_path: Path) -> None:
     done = script(tmp_path)
     assert done.returncode == 1 and "waits for a review" in done.stdout

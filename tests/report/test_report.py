@@ -237,6 +237,7 @@ def test_each_suite_counts_its_own_metric():
     )  # 1 of 4 twins and 1 of 4 uncovered requests
 
 
+@pytest.mark.slow
 def test_unscored_rows_are_shown_but_in_no_share():
     rows = [
         case(arm, "violations", f"c{i}", arm != "base")
@@ -294,6 +295,7 @@ def test_rows_that_contradict_themselves_are_refused(rows, message):
 
 
 # ---- figures -----------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_comparisons_are_paired_and_holm_adjusted():
     report = sample_report()
     assert [(c.suite, c.reference) for c in report.comparisons] == [
@@ -308,6 +310,7 @@ def test_comparisons_are_paired_and_holm_adjusted():
     assert all(c.p_holm >= c.paired.p_value for c in report.comparisons)
 
 
+@pytest.mark.slow
 def test_internalisation_is_withheld_where_the_policy_changes_nothing():
     rows = [case(arm, "violations", f"c{i}", True) for arm in ARMS for i in range(50)]
     report = small_report(rows)
@@ -316,6 +319,7 @@ def test_internalisation_is_withheld_where_the_policy_changes_nothing():
     assert "withheld" in to_html(report) and "cannot be said" in " ".join(report.headline)
 
 
+@pytest.mark.slow
 def test_rules_come_worst_first_and_unmeasured_ones_last():
     report = sample_report()
     measured = [rule for rule in report.rules if rule.why_not is None]
@@ -326,6 +330,7 @@ def test_rules_come_worst_first_and_unmeasured_ones_last():
     assert "not measured on this model: the judge only sees refusals" in Page(to_html(report)).text
 
 
+@pytest.mark.slow
 def test_the_worst_and_the_regressed_rules_are_named():
     better = [
         case(arm, "violations", f"a{i}", arm == "aligned", rule_id="A1")
@@ -383,6 +388,7 @@ def test_a_rule_without_cases_says_so():
     assert {rule.rule_id: rule.why_not for rule in report.rules}["A2"] == "no case was scored"
 
 
+@pytest.mark.slow
 def test_headline_says_the_answer_in_words():
     rows = [
         case(arm, "violations", f"c{i}", i < k)
@@ -395,6 +401,7 @@ def test_headline_says_the_answer_in_words():
     )
 
 
+@pytest.mark.slow
 def test_same_inputs_give_the_same_json_whatever_the_row_order():
     rows = sample_rows()
     first = to_json(build_report(table(rows), CONTEXT, sample_training()))
@@ -406,6 +413,7 @@ def test_same_inputs_give_the_same_json_whatever_the_row_order():
     )
 
 
+@pytest.mark.slow
 def test_training_that_diverged_stays_valid_json():
     training = sample_training(3).set_column(1, "loss", pa.array([1.0, float("nan"), None]))
     report = build_report(table(sample_rows()), CONTEXT, training)

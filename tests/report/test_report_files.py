@@ -36,6 +36,7 @@ from policyalign_assets.report.render import to_html, to_json, write_report
 from policyalign_assets.report.summary import markdown_summary, metric_values
 
 
+@pytest.mark.slow
 def test_json_parquet_and_html_carry_the_same_numbers(tmp_path: Path):
     folder = tmp_path / "new" / "folder"
     page = write_report(sample_report(), folder)
@@ -60,6 +61,7 @@ def test_json_parquet_and_html_carry_the_same_numbers(tmp_path: Path):
         assert shares[line["suite"], line["arm"]] == [line["estimate"], line["mean_tokens"]]
 
 
+@pytest.mark.slow
 def test_coverage_of_red_team_prompts_is_shown_by_rule_where_it_was_measured():
     of_all = RedTeamCoverage(HOSTILE, None, 427, 360, 250, 0.25, 0.9, 0.15, 0.1333, "TF-IDF")
     of_rule = dataclasses.replace(
@@ -138,6 +140,7 @@ def hostile_page() -> str:
     return to_html(small_report(rows, rules=rules, **texts, **dicts))
 
 
+@pytest.mark.slow
 def test_hostile_text_appears_only_as_text():
     html = hostile_page()
     page = Page(html)
@@ -161,6 +164,7 @@ def test_hostile_text_appears_only_as_text():
     assert "⟨U+202E⟩" in page.text
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_network_and_forbids_it():
     html = to_html(sample_report())
     policy = next(
@@ -183,6 +187,7 @@ def test_visible_shows_what_hides():
     assert visible("naïve 日本 می\u200cخواهم") == "naïve 日本 می\u200cخواهم"
 
 
+@pytest.mark.slow
 def test_markdown_summary_is_one_table_with_escaped_cells():
     assert markdown_cell("a|b\n![x](http://e) <b> `c`") == r"a\|b \!\[x\](http://e) &lt;b&gt; \`c\`"
     summary = markdown_summary(sample_report())
@@ -190,6 +195,7 @@ def test_markdown_summary_is_one_table_with_escaped_cells():
     assert "<script>" not in markdown_summary(small_report(sample_rows()[:4], title=HOSTILE))
 
 
+@pytest.mark.slow
 def test_metric_values_are_flat_fractions():
     values = metric_values(sample_report())
     assert {
@@ -201,6 +207,7 @@ def test_metric_values_are_flat_fractions():
     assert all(isinstance(value, float) and 0 <= value <= 1 for value in values.values())
 
 
+@pytest.mark.slow
 def test_plots_are_png_and_repeatable():
     report = sample_report()
     assert main_plot(report).startswith(b"\x89PNG") and main_plot(report) == main_plot(report)

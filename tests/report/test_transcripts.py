@@ -8,6 +8,7 @@ from policyalign_assets.report.build import build_report
 from policyalign_assets.report.render import to_html
 
 
+@pytest.mark.slow
 def test_transcripts_are_sampled_from_the_right_cases():
     fixed, failed, refused = sample_report().transcripts
     assert [len(group.shown) for group in (fixed, failed, refused)] == [5, 5, 5]
@@ -36,6 +37,7 @@ def judged_unsafe(row: dict, **changes) -> dict:
 with_safe = table
 
 
+@pytest.mark.slow
 def test_harmful_answers_are_cut_short_unless_asked_for():
     told = f"{LONG[:40].rstrip()} … [redacted: {len(LONG) - 40} characters]"
     kept_back = "I cannot help with that, and here is a very long reason for why I cannot."

@@ -136,6 +136,7 @@ def test_nothing_is_said_where_no_rule_was_withdrawn():
         assert "ithdrawn" not in gate([], about).sentence
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_suite_and_the_gate():
     rows = evaluation() + withdrawn(40, 40, 12)
     rules = [r | {"reading": ""} for r in RULES]

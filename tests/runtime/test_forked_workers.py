@@ -115,6 +115,7 @@ def test_a_killed_guard_or_forked_process_takes_the_worker_along_and_the_next_wo
     assert workers.run(task(tmp_path / "next", "nonsense"), dict(os.environ)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_is_left_of_an_ended_run(tmp_path, number):
     (tmp_path / "run.py").write_text(
@@ -137,6 +138,7 @@ def test_nothing_is_left_of_an_ended_run(tmp_path, number):
     assert gone_within(10, processes) == []
 
 
+@pytest.mark.slow
 def test_what_is_loaded_before_the_first_fork_starts_no_thread_of_pytorch_and_no_gpu():
     """A fork has one thread alone: it must not wait for others that were there before."""
     code = f"""

@@ -173,6 +173,7 @@ def test_there_is_one_row_per_instruction_in_order(loaded):
     assert any(row["reverse_kl"] > 0.01 for row in table.to_pylist())
 
 
+@pytest.mark.slow
 def test_scoring_twice_gives_the_same_table_and_another_seed_another(loaded):
     first = score(loaded)
     assert score(loaded).equals(first)
@@ -338,6 +339,7 @@ def test_rows_do_not_depend_on_the_parts_they_are_made_in(loaded, tmp_path):
         ), name
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_after_its_last_part(loaded, tmp_path):
     class Killed(RuntimeError):
         pass
