@@ -1,6 +1,7 @@
 """Which answers a report shows as examples, and how little of harmful ones."""
 
 import pyarrow as pa
+import pytest
 from test_report import CONTEXT, case, sample_report, small_report, table, unscored
 
 from policyalign_assets.evaluation.suites import ARMS
