@@ -39,8 +39,6 @@ from policyalign_assets.stages.registry import EVERY_STAGE
 # Device files of the drivers of NVIDIA, of AMD, and of GPUs in Linux on Windows
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 HEADER = 16  # bytes that hold the length of a request
-
-
 # What is loaded before the first fork
 MODULES = tuple(stage.module for stage in EVERY_STAGE.values() if stage.loads_model)
 
@@ -54,7 +52,7 @@ class ForkedWorkers:
     """The workers of one run. `close` ends them all, and the process that they are forks of."""
 
     def __init__(self, grace: float, modules: Sequence[str] = MODULES):
-        """`grace` is the time in seconds between SIGTERM and SIGKILL."""
+        """`grace`: seconds between SIGTERM and SIGKILL. `modules`: loaded before the first fork."""
         self.grace, self.modules = grace, modules
         self._running: contextlib.ExitStack | None = None
 
@@ -128,7 +126,7 @@ def main() -> None:
                 _work(parent, request, outputs)
             for descriptor in outputs:
                 os.close(descriptor)
-            run.sendall(str(_code(child, grace)).encode())
+            run.sendall(str(_exit_code(child, grace)).encode())
 
 
 def _work(parent: int, request: bytes, outputs: list[int]) -> NoReturn:
@@ -156,7 +154,7 @@ def _work(parent: int, request: bytes, outputs: list[int]) -> NoReturn:
         os._exit(code)  # what is to happen when the parent ends must not happen here
 
 
-def _code(child: int, grace: float) -> int:
+def _exit_code(child: int, grace: float) -> int:
     """The exit code of `child`, after all that it left behind was ended."""
     while True:
         ended, status = os.waitpid(-1, 0)

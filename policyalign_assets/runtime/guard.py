@@ -1,6 +1,6 @@
 """Runs a command whose processes outlive neither the guard nor the process that started the guard.
 
-    python -I -S guard.py <grace seconds> <file descriptors for the command, or -> <command> …
+    python -I -S guard.py <grace seconds> <descriptor to pass on, or -> <command> …
 
 Standard input must be a pipe to which nothing is written. It closes when the process that started
 the guard ends for any reason, and the guard then ends the command. This works on every system.
@@ -43,8 +43,9 @@ def guarded(
     `passed` is open in the command too, under the same number.
     """
     descriptors = () if passed is None else (passed,)
+    told = "-" if passed is None else str(passed)
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(grace), str(passed or "-"), *command],
+        [sys.executable, "-I", "-S", __file__, str(grace), told, *command],
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if pipe_output else None,

@@ -31,7 +31,6 @@ SMALL = {
     "EVALUATION__PROBE_CASES": "0",
     "EVALUATION__PRESSURE_CASES": "0",
     "EVALUATION__BENIGN_CASES": "300",
-    "WARM_START__ENABLED": "true",  # the second training is then short
 }
 
 

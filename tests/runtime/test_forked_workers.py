@@ -102,6 +102,27 @@ def test_a_killed_worker_is_told_and_the_next_is_a_fork_of_the_same_process(work
     assert workers.run(task(tmp_path / "next", "nonsense"), dict(os.environ)) == 1
 
 
+def test_what_a_worker_leaves_behind_is_ended_before_its_exit_code_is_told(tmp_path, monkeypatch):
+    left = tmp_path / "left"
+    # Loaded before the fork, it makes every worker start a process in a session of its own.
+    (tmp_path / "leaving.py").write_text(
+        textwrap.dedent(f"""
+        import os, pathlib, subprocess
+        def leave():
+            process = subprocess.Popen(["sleep", "300"], start_new_session=True)
+            pathlib.Path({str(left)!r}).write_text(str(process.pid))
+        os.register_at_fork(after_in_child=leave)
+    """)
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
+    leaving = ForkedWorkers(1.0, modules=("leaving",))
+    try:
+        assert leaving.run(task(tmp_path / "task", "nonsense"), dict(os.environ)) == 1
+        assert not alive(int(left.read_text()))
+    finally:
+        leaving.close()
+
+
 @pytest.mark.parametrize(
     ("killed", "code"), [(0, -signal.SIGKILL), (1, 128 + signal.SIGKILL)], ids=["guard", "forked"]
 )
