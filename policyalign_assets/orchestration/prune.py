@@ -170,6 +170,16 @@ def _below(folder: Location) -> list[Location]:
     )
 
 
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not 0 <= days <= 36_500:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of days. Fix: 0 to 36500.")
+    return days
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -182,7 +192,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--runs-older-than",
-        type=float,
+        type=_days,
         metavar="DAYS",
         help="also runs that ended so many days ago and made nothing that is current",
     )

@@ -239,6 +239,14 @@ def test_the_command_removes_nothing_unless_told(folders, monkeypatch, capsys):
     )
 
 
+@pytest.mark.parametrize("days", ["-5", "soon", "nan", "inf"])
+def test_what_is_no_number_of_days_is_refused(days, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["prune", f"--runs-older-than={days}"])
+    with pytest.raises(SystemExit) as ended:
+        prune_command()
+    assert ended.value.code == 2 and f"'{days}' is no number of days" in capsys.readouterr().err
+
+
 @pytest.fixture()
 def retrying():
     """An instance that starts a failed run once more, as the project's own does."""
