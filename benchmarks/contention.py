@@ -1,10 +1,10 @@
 """Times a distillation step alone, and beside one and two processes that do the same.
 
-    python benchmarks/contention.py [--json] [--spin default]
+    python benchmarks/contention.py [--json] [--wait spinning]
 
 Two PyTorch processes on two cores slow each other 10 to 25 times where their threads spin at
-barriers. `policyalign_assets.threads` bounds the spinning; `--spin default` leaves it as PyTorch
-has it, for comparison. Run it on idle cores: any other program is one more competitor.
+barriers. `policyalign_assets.threads` lets them sleep; `--wait spinning` leaves it as PyTorch
+has it, for comparison, and takes 15 minutes. Run it on idle cores: any other program is one more competitor.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 def work(steps: int) -> None:
     """Trains and prints the seconds of each step, one a line. Runs in a process of its own."""
     sys.path.insert(0, str(HERE))
+    import policyalign_assets  # noqa: F401, I001  before PyTorch, which reads how to wait once
+
     import workload
 
     from policyalign_assets.distillation.batches import Instruction
@@ -78,9 +80,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print the seconds as JSON alone")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument(
-        "--spin", choices=("bounded", "default"), default="bounded", help="how threads wait"
+        "--wait", choices=("asleep", "spinning"), default="asleep", help="how threads wait"
     )
     parser.add_argument("--work", type=int, metavar="STEPS", help=argparse.SUPPRESS)
     a = parser.parse_args()
@@ -92,7 +94,7 @@ def main() -> None:
     environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, (str(HERE.parent), environ.get("PYTHONPATH")))
     )
-    if a.spin == "default":
+    if a.wait == "spinning":
         environ = {k: v for k, v in environ.items() if k not in VARIABLES}
         environ["GOMP_SPINCOUNT"] = "300000"  # libgomp's own value when nothing is set
     names = ("alone", "beside_one", "beside_two")
