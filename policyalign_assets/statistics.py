@@ -166,9 +166,12 @@ def paired_difference(
 
 def holm(pvalues: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (1979) of one family of p-values, in the given order."""
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(p) for p in multipletests(pvalues, method="holm")[1]] if len(pvalues) else []
+    # As statsmodels computes it, which collects garbage each time: half a second in a report.
+    p = np.asarray(pvalues, dtype=float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
+    return [float(value) for value in adjusted]
 
 
 def internalisation(base: ArrayLike, teacher: ArrayLike, aligned: ArrayLike) -> Internalisation:

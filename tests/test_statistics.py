@@ -1,3 +1,5 @@
+import importlib
+
 import numpy as np
 import pytest
 
@@ -214,3 +216,10 @@ def test_a_graded_difference_redraws_whole_clusters():
     assert alone.high - alone.low < 0.5 * (result.high - result.low)
     assert graded_difference(a, b, clusters, seed=1) == result
     assert graded_difference([], [], [], seed=1).difference is None
+
+
+def test_holm_as_statsmodels_computes_it():
+    multitest = importlib.import_module("statsmodels.stats.multitest")
+    drawn = np.random.default_rng(0).uniform(0, 0.2, size=(20, 7)).round(2)  # with ties
+    for pvalues in drawn:
+        assert holm(pvalues) == pytest.approx(multitest.multipletests(pvalues, method="holm")[1])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import TypeAdapter, ValidationError
 
 from policyalign_assets.evaluation.generate import GenerationsInfo
@@ -179,19 +180,37 @@ def join(generations: pa.Table, judgements: pa.Table) -> tuple[pa.Table, pa.Tabl
 
     Raises NotOfOnePiece if an answer has no verdict.
     """
-    verdicts = {(row["case_id"], row["arm"]): row for row in judgements.to_pylist()}
-    rows = []
-    for row in generations.to_pylist():
-        verdict = verdicts.get((row["case_id"], row["arm"]))
-        if verdict is None:
+    place = {key: i for i, key in enumerate(_keys(judgements))}
+    places = []
+    for case_id, arm in _keys(generations):
+        if (case_id, arm) not in place:
             raise NotOfOnePiece(
-                f"there is no verdict on case {row['case_id']!r} of arm {row['arm']!r}. "
+                f"there is no verdict on case {case_id!r} of arm {arm!r}. "
                 "Fix: materialize judgements, then benchmark_report."
             )
-        rows.append({**row, **verdict})
+        places.append(place[case_id, arm])
+    verdicts = judgements.take(pa.array(places, pa.int64()))
+    columns = {name: table[name] for table in (generations, verdicts) for name in table.schema.names}
+    held_out = columns["benchmark"].is_null()
     return (
-        pa.Table.from_pylist([row for row in rows if row["benchmark"] is None], EVALUATION),
-        pa.Table.from_pylist([row for row in rows if row["benchmark"] is not None], BENCHMARKS),
+        _of_schema(EVALUATION, columns).filter(held_out),
+        _of_schema(BENCHMARKS, columns).filter(pc.invert(held_out)),
+    )
+
+
+def _keys(table: pa.Table) -> list[tuple[str, str]]:
+    return list(zip(table["case_id"].to_pylist(), table["arm"].to_pylist()))
+
+
+def _of_schema(schema: pa.Schema, columns: dict[str, pa.ChunkedArray]) -> pa.Table:
+    """The columns that the schema names. Those that nobody filled are null."""
+    rows = len(columns["case_id"])
+    return pa.table(
+        [
+            columns[f.name].cast(f.type) if f.name in columns else pa.nulls(rows, f.type)
+            for f in schema
+        ],
+        schema=schema,
     )
 
 

@@ -23,6 +23,9 @@ def visible(text: str) -> str:
 
     No text can then restyle or hide itself.
     """
+    # Python's printable characters are none of those, and looking at them one by one takes long.
+    if text.replace("\n", "").replace("\t", "").replace(_SPACE, "").isprintable():
+        return text
     return "".join(map(_visible_character, text))
 
 

@@ -78,11 +78,12 @@ def checkpoint_in(data: Path, filtered: pa.Table, policy=POLICY, weights=b"weigh
 def answers_and_verdicts(rows, checkpoint_id, policy=POLICY) -> tuple[pa.Table, pa.Table]:
     """The rows of an evaluation as the two tables that it was joined from."""
     rules = [r.rule_id for r in policy.prohibitions]
+    version = policy.content_hash
     asked, judged = [], []
     for row in rows:
         rule = rules[int(row["rule_id"][1:])] if row["rule_id"] else None
         common = {"case_id": f"{row['suite']}-{row['case_id']}", "arm": row["arm"]}
-        common["policy_hash"] = policy.content_hash
+        common["policy_hash"] = version
         exact = row["suite"] == "capability"
         asked.append(
             {n: row.get(n) for n in GENERATIONS.names}
