@@ -142,7 +142,7 @@ class Project:
             "DAGSTER_HOME": str(self.folder),
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
             "PYTHONWARNINGS": "ignore",
             "FAKE_CONTROL": str(self.temporary),
             "THROWAWAY_PROJECT": self.mark,

@@ -15,3 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # matplotlib must not look for a screen.
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+from quick_dagster import keep_what_stays_the_same
+
+keep_what_stays_the_same()

@@ -2,8 +2,8 @@
 needs no model. The sensor of the leaderboard is left out: each report would start one more run.
 
 Files in the folder $FAKE_CONTROL steer it: `hold-<stage>` makes the stage wait until the file is
-gone, `break-<stage>` makes it fail, `stubborn-<stage>` makes it start processes that ignore every
-polite signal and note their ids in `pids`.
+gone, `break-<stage>` makes it fail, `plots` makes reports with a plot, `stubborn-<stage>` makes it
+start processes that ignore every polite signal and note their ids in `pids`.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import dagster as dg
 import pyarrow as pa
+from quick_dagster import fork_runs, keep_what_stays_the_same
 
 from policyalign_assets import definitions
 from policyalign_assets.orchestration.launchers import Launcher, run_guarded
@@ -22,10 +23,19 @@ from policyalign_assets.records import Checkpoint, ReportRecord
 from policyalign_assets.stages.facts import image, link
 from policyalign_assets.stages.interface import StageResult
 from policyalign_assets.synthesis.yields import RuleYield
-from policyalign_assets.tables import GENERATIONS, INSTRUCTIONS, JUDGEMENTS, SENSITIVITY, YIELDS
+from policyalign_assets.tables import (
+    FILTERED,
+    GENERATIONS,
+    INSTRUCTIONS,
+    JUDGEMENTS,
+    SENSITIVITY,
+    YIELDS,
+)
 
 # a training launcher: it starts a worker in a session of its own, and both ignore every polite
 # signal
+keep_what_stays_the_same()
+fork_runs("fake_definitions")
 STUBBORN = textwrap.dedent("""
     import os, signal, subprocess, sys, time
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -57,9 +67,7 @@ class Fake(Launcher):
         return StageResult(
             globals()[f"_{stage}"](**inputs),
             stage,
-            {"main plot": image(_plot(), "the main plot"), "report": link(REPORT)}
-            if stage == "benchmark_report"
-            else {},
+            _facts(control) if stage == "benchmark_report" else {},
         )
 
     def make_here(self, context, pipeline, stage, inputs) -> StageResult:
@@ -91,6 +99,12 @@ def _sensitivity_scores(policy_document, violating_instructions) -> pa.Table:
     )
 
 
+def _filtered_instructions(violating_instructions, sensitivity_scores) -> pa.Table:
+    return _table(
+        [row | {"selected": True} for row in violating_instructions.to_pylist()], FILTERED
+    )
+
+
 def _distilled_checkpoint(policy_document, filtered_instructions) -> Checkpoint:
     return Checkpoint(
         "c",
@@ -119,6 +133,12 @@ def _deployed_checkpoint(policy_document, filtered_instructions) -> Checkpoint:
 
 def _deployment_report(deployed_checkpoint, **tables) -> ReportRecord:
     return ReportRecord("deployments/fake", deployed_checkpoint.checkpoint_id, {})
+
+
+def _facts(control: Path) -> dict:
+    """A link, and a plot where somebody looks: matplotlib takes seconds to import."""
+    plots = {"main plot": image(_plot(), "the main plot")} if (control / "plots").exists() else {}
+    return plots | {"report": link(REPORT)}
 
 
 def _plot() -> bytes:

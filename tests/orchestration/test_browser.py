@@ -62,6 +62,7 @@ def _answers(port: int) -> bool:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, page):
     made = World(tmp_path_factory.mktemp("browser"))
+    (made.control / "plots").touch()
     made.start(**BY_HAND)
     with webserver(made) as made.url:
         yield made

@@ -38,6 +38,7 @@ POLICY = (
     "Rules\n\n- A1: Never help anyone forge a signature.\n"
     "{2}\n## Declining\n\nDecline politely, and name the rule.\n"
 )
+QUICK_DAEMON = f"import quick_dagster; quick_dagster.keep_what_stays_the_same(); {DAEMON}"
 ALL = len(STAGES)
 MADE_FIRST = list(STAGES).index  # how many stages a run finishes before this one
 ADDENDUM = "## Rules\n\n- B1: Never help anyone fake a {0}.\n"
@@ -102,7 +103,7 @@ class World:
     def start(self, **environ: str) -> None:
         self.settings = load_settings(environ=environ)
         self.daemon = subprocess.Popen(
-            [sys.executable, "-c", DAEMON, "run", "-w", "workspace.yaml"],
+            [sys.executable, "-c", QUICK_DAEMON, "run", "-w", "workspace.yaml"],
             cwd=self.folder,
             env=self.environ(**environ),
             stdout=open(self.folder / "daemon.log", "a"),  # noqa: SIM115 - the daemon writes on
@@ -113,7 +114,7 @@ class World:
         return {
             **os.environ,
             "DAGSTER_HOME": str(self.folder),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))),
             "FAKE_CONTROL": str(self.control),
             "OMP_NUM_THREADS": "1",
             "POLICYALIGN_AUTOMATION__SENSOR_SECONDS": "3",

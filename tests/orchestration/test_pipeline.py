@@ -37,10 +37,12 @@ KEY = "medical|general-conduct"
 STAGES = assets.stage_assets
 ASSETS = {asset.key.to_user_string(): asset for asset in STAGES}
 QUICK = {
-    "synthesis": {"per_rule": 4, "rounds": 2},
+    "synthesis": {"per_rule": 4, "rounds": 2, "max_new_tokens": 24},
+    "sensitivity": {"max_new_tokens": 16},
     "filtering": {"per_rule": 3},
-    "distillation": {"steps": 2, "batch_size": 8, "mini_batch_size": 8},
+    "distillation": {"steps": 2, "batch_size": 8, "mini_batch_size": 8, "max_new_tokens": 16},
     "evaluation": {
+        "max_new_tokens": 16,
         "cases_per_suite": 18,
         "cases_per_rule": 2,
         "benign_cases": 18,
