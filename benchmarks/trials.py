@@ -150,17 +150,22 @@ def counted(
 
 
 def over_seeds(outcomes: Sequence[Sequence[int]]) -> str:
-    """Mean of the seeds' shares in percent, with a 95 % interval: t over seeds, or Wilson's for
-    one seed, which says nothing of other seeds."""
+    """Mean of the seeds' shares in percent, with a 95 % interval.
+
+    The interval spans two: t over seeds, and Wilson's over the cases of one seed. The seeds answer
+    the same cases, so that more seeds make the second no narrower.
+    """
     shares = [100 * sum(seed) / len(seed) for seed in outcomes if seed]
     if not shares:
         return "not measured"
-    if len(shares) == 1:
-        one = wilson(sum(outcomes[0]), len(outcomes[0]))
-        return f"{shares[0]:.1f} ({100 * one.low:.0f} to {100 * one.high:.0f})"
-    mean, spread = statistics.fmean(shares), statistics.stdev(shares)
-    half = float(student_t.ppf(0.975, len(shares) - 1)) * spread / math.sqrt(len(shares))
-    return f"{mean:.1f} ({max(0.0, mean - half):.0f} to {min(100.0, mean + half):.0f})"
+    mean, cases = statistics.fmean(shares), min(len(seed) for seed in outcomes if seed)
+    one = wilson(round(mean / 100 * cases), cases)
+    half = 0.0
+    if len(shares) > 1:
+        spread = statistics.stdev(shares)
+        half = float(student_t.ppf(0.975, len(shares) - 1)) * spread / math.sqrt(len(shares))
+    low, high = max(0.0, mean - half), min(100.0, mean + half)
+    return f"{mean:.1f} ({min(low, 100 * one.low):.0f} to {max(high, 100 * one.high):.0f})"
 
 
 def row(*cells: str) -> str:

@@ -30,10 +30,11 @@ def test_a_result_that_is_kept_is_not_made_again(tmp_path):
     assert json.loads((tmp_path / "results" / "one.json").read_text()) == made
 
 
-def test_an_interval_is_over_seeds_where_there_are_several():
+def test_an_interval_is_over_seeds_and_never_narrower_than_the_cases_allow():
     assert trials.over_seeds([]) == "not measured"
     assert trials.over_seeds([[1] * 9 + [0]]) == "90.0 (60 to 98)"  # Wilson's, over cases
-    assert trials.over_seeds([[1] * 10, [1] * 9 + [0], [1] * 8 + [0] * 2]) == "90.0 (65 to 100)"
+    assert trials.over_seeds([[1] * 10, [1] * 9 + [0], [1] * 8 + [0] * 2]) == "90.0 (60 to 100)"
+    assert trials.over_seeds([[1] * 10] * 3) == "100.0 (72 to 100)"  # seeds that do not differ
 
 
 @pytest.mark.parametrize("edit", edits.EDITS)
