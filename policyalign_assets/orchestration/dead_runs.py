@@ -37,6 +37,10 @@ def bury_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         if host != socket.gethostname() or noted_by != run.run_id[:8]:
             continue
         if process_start(int(pid)) != start:
+            # It may have ended well since the runs were listed. A dead process changes nothing more.
+            now = instance.get_run_by_id(run.run_id)
+            if now is None or now.is_finished:
+                continue
             if run.remote_job_origin is None:  # Dagster cannot start such a run again
                 instance.add_run_tags(run.run_id, {"dagster/max_retries": "0"})
             instance.report_run_failed(

@@ -268,7 +268,10 @@ def world(tmp_path_factory):
 def settled(world):
     world.launched()
     yield
-    print((world.folder / "daemon.log").read_text()[-1500:])  # shown where a test fails
+    # shown where a test fails
+    for run in world.runs()[-4:]:
+        print(run.run_id, run.status, run.tags)
+    print((world.folder / "daemon.log").read_text()[-6000:])
 
 
 def test_a_fresh_start_makes_everything_and_a_second_look_nothing(world):

@@ -95,6 +95,22 @@ def test_another_process_with_the_same_number_is_not_taken_for_the_run(instance)
 
 
 @linux
+def test_a_run_that_ends_well_while_its_process_is_looked_for_is_not_marked_failed(
+    instance, monkeypatch
+):
+    """It had been started again, with all of its stages."""
+    run = noted(instance, started(instance), f"{socket.gethostname()}:1:1@x")
+
+    def looked_for(pid: int) -> str:
+        instance.report_run_canceled(instance.get_run_by_id(run))
+        return ""
+
+    monkeypatch.setattr("policyalign_assets.orchestration.dead_runs.process_start", looked_for)
+    assert bury_dead_runs(instance) == []
+    assert instance.get_run_by_id(run).status == dg.DagsterRunStatus.CANCELED
+
+
+@linux
 def test_a_retry_is_not_taken_for_the_dead_run_whose_tags_it_inherits(instance):
     dead = started(instance)
     retry = noted(instance, started(instance), f"{socket.gethostname()}:1:1@x", by=dead)
