@@ -95,7 +95,7 @@ def test_another_process_with_the_same_number_is_not_taken_for_the_run(instance)
 
 
 @linux
-def test_a_run_that_ends_well_while_its_process_is_looked_for_is_not_marked_failed(
+def test_a_run_that_ends_while_its_process_is_looked_for_is_not_marked_failed(
     instance, monkeypatch
 ):
     """It had been started again, with all of its stages."""
