@@ -190,7 +190,8 @@ def join(generations: pa.Table, judgements: pa.Table) -> tuple[pa.Table, pa.Tabl
             )
         places.append(place[case_id, arm])
     verdicts = judgements.take(pa.array(places, pa.int64()))
-    columns = {name: table[name] for table in (generations, verdicts) for name in table.schema.names}
+    columns = {name: generations[name] for name in generations.schema.names}
+    columns |= {name: verdicts[name] for name in verdicts.schema.names}
     held_out = columns["benchmark"].is_null()
     return (
         _of_schema(EVALUATION, columns).filter(held_out),
