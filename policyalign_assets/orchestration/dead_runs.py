@@ -37,7 +37,7 @@ def bury_dead_runs(instance: dg.DagsterInstance) -> list[str]:
         if host != socket.gethostname() or noted_by != run.run_id[:8]:
             continue
         if process_start(int(pid)) != start:
-            # It may have ended well since the runs were listed. A dead process changes nothing more.
+            # It may have ended since the runs were listed. A dead process changes nothing more.
             now = instance.get_run_by_id(run.run_id)
             if now is None or now.is_finished:
                 continue
