@@ -4,7 +4,7 @@
 
 Two PyTorch processes on two cores slow each other 10 to 25 times where their threads spin at
 barriers. `policyalign_assets.threads` lets them sleep; `--wait spinning` leaves it as PyTorch
-has it, for comparison, and takes 15 minutes. Run it on idle cores: any other program is one more
+has it, for comparison, and takes long. Run it on idle cores: any other program is one more
 competitor.
 """
 
