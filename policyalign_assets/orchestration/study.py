@@ -5,8 +5,6 @@ the same work and keeps the same files. An arm whose results are up to date cost
 materializing all partitions runs again only what a change touches.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

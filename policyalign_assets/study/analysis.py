@@ -30,7 +30,7 @@ from policyalign_assets.statistics import ALPHA, clustered_share, holm
 from policyalign_assets.study.results import SuiteOutcome, TrialResult
 from policyalign_assets.study.sweep import Sweep
 
-RESAMPLES = 4_000
+RESAMPLES = 2_000
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class ArmFigures:
 
 def compared(sweep: Sweep, results: Sequence[TrialResult], partition: str) -> list[ArmFigures]:
     """The arms that have results under this policy, in the order of the sweep file."""
-    mine = [r for r in results if r.partition == partition]
+    mine = sorted((r for r in results if r.partition == partition), key=lambda r: r.seed)
     by_arm = {
         arm: [r for r in mine if r.arm == arm and not r.failed]
         for arm in sweep.arms

@@ -16,11 +16,6 @@ from policyalign_assets.study.results import TrialResult
 from policyalign_assets.study.sweep import Sweep
 
 COMMAND = "policyalign study --work data/study --page docs/study.md"
-VERDICTS = (
-    ("better", "clearly better"),
-    ("worse", "clearly worse"),
-    ("unclear", "not told apart"),
-)
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,10 @@ def page_of(
         f"Made by `{COMMAND}`, which runs what is missing and writes this page anew. "
         "Do not edit it.",
     ]
-    blocks += [_where_ours_does_not_win(sweep, p, arms) for p, arms in by_partition.items()]
+    for partition, arms in by_partition.items():
+        blocks.append(_where_ours_does_not_win(sweep, partition, arms))
+        if any(arm.differences for arm in arms):
+            blocks.append(_where_ours_wins(sweep, arms))
     if not by_partition:
         blocks.append("**Nothing was run yet.**")
     blocks += [_design(sweep, results), "## The arms", _arms(sweep)]
@@ -56,28 +54,36 @@ def page_of(
 
 
 def _where_ours_does_not_win(sweep: Sweep, partition: str, arms: Sequence[ArmFigures]) -> str:
-    """The first paragraph: for each figure, which arms are better, worse, or not told apart."""
+    """The first paragraph: for each figure, which arms are better, shown or on average alone."""
     ours = f"`{sweep.reference}`"
     said = [f"**Where {ours} does not win** (`{partition}`)."]
     rivals = [a for a in arms if a.against == sweep.reference]
+    if not any(arm.differences for arm in rivals):
+        return f"{said[0]} Nothing is compared yet: {ours} or all other arms have no result."
     for name, figure in FIGURES.items():
-        groups: dict[str, list[str]] = {v: [] for v, _ in VERDICTS}
-        for arm in rivals:
-            if found := arm.differences.get(name):
-                groups[found.verdict].append(f"`{arm.arm}`")
-        if any(groups.values()):
-            said.append(
-                f"In {figure.label}, clearly better than {ours}: {_names(groups['better'])}."
-            )
-            if name in ("violations", "benign"):
-                said.append(f"Not told apart from it: {_names(groups['unclear'])}.")
-    cheaper = [
+        found = {f"`{a.arm}`": a.differences[name] for a in rivals if name in a.differences}
+        better = [arm for arm, d in found.items() if d.verdict == "better"]
+        higher = [a for a, d in found.items() if d.verdict == "unclear" and d.estimate > 0]
+        if found:
+            said.append(f"In {figure.label}, clearly better: {_names(better)}.")
+        if higher:
+            said.append(f"Higher on average, which is not shown: {_names(higher)}.")
+    untrained = [
         f"`{a.arm}`" for a in rivals if a.results and all(r.training is None for r in a.results)
     ]
-    if cheaper:
-        said.append(f"These need no training, and {ours} does: {_names(cheaper)}.")
-    if not rivals:
-        said.append("No other arm was run, so nothing is compared.")
+    if untrained:
+        said.append(f"These need no training, and {ours} does: {_names(untrained)}.")
+    return " ".join(said)
+
+
+def _where_ours_wins(sweep: Sweep, arms: Sequence[ArmFigures]) -> str:
+    ours = f"`{sweep.reference}`"
+    said = [f"**Where {ours} wins.**"]
+    for name, figure in FIGURES.items():
+        rivals = [a for a in arms if a.against == sweep.reference and name in a.differences]
+        worse = [f"`{a.arm}`" for a in rivals if a.differences[name].verdict == "worse"]
+        if rivals:
+            said.append(f"In {figure.label}, clearly better than: {_names(worse)}.")
     return " ".join(said)
 
 
@@ -229,22 +235,24 @@ def _costs(arms: Sequence[ArmFigures]) -> Iterable[str]:
         )
     busy = bool(loads) and max(loads) > 0.5 * cores
     said = (
-        "Prompt tokens are those of all calls for one request, beyond the request itself. "
-        "Latency is the median over single requests, in milliseconds, seed by seed, on our own "
-        "engine, which computes the policy anew for each request. Half of the requests break a "
-        "rule. The ratio is to the same model with nothing around it, asked at the same moment; a mean "
-        "over seeds of medians over requests. Seconds of training are wall time with sampling, and tokens are response tokens in "
-        "all updates."
+        "Prompt tokens are those of all calls for one request, beyond the request itself. Latency "
+        "is the median over single requests, in milliseconds, seed by seed, on our own engine, "
+        "which computes the policy anew for each request. Half of the requests break a rule. The "
+        "ratio is to the same model with nothing around it, asked at the same moment: a mean over "
+        "seeds of medians over requests. Training seconds are wall time with sampling. Response "
+        "tokens are those in all updates."
     )
     if busy:
         said += (
             f" **The cores were busy**: the load was {min(loads):.1f} to {max(loads):.1f} on "
-            f"{cores} cores. So latencies and seconds compare arms only roughly, and the ratios better."
+            f"{cores} cores. So latencies and seconds compare arms only roughly, and the ratios "
+            "better."
         )
     if not loads:
         said += " The load of the machine is not known."
     header = (
-        "arm", "added prompt tokens", "latency (ms)", "latency, ratio", "training (s)", "response tokens", "updates",
+        "arm", "added prompt tokens", "latency (ms)", "latency, ratio", "training (s)",
+        "response tokens", "updates",
     )  # fmt: skip
     return [said, _table(header, rows), "Latency with vLLM is left out: it was not measured."]
 

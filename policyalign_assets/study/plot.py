@@ -51,5 +51,6 @@ def study_plot(arms: Sequence[ArmFigures]) -> bytes:
         axes.set_yticks(ticks, [str(t) for t in ticks])
         axes.minorticks_off()
         tidy(axes)
-    canvas.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    if any(arm.shares for arm in arms):
+        canvas.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return png(canvas)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from policyalign_assets.files import write_whole
 from policyalign_assets.runtime.partition_lock import PartitionBusy, partition_lock
+from policyalign_assets.study.analysis import compared
 from policyalign_assets.study.page import Missing, missing_lines, page_of
 from policyalign_assets.study.plot import study_plot
 from policyalign_assets.study.results import TrialResult
@@ -92,3 +94,25 @@ def write_page(sweep: Sweep, state: State, page: Path) -> None:
     for name, arms in plots.items():
         write_whole(page.parent / "images" / name, study_plot(arms))
     write_whole(page, text.encode())
+
+
+def as_json(sweep: Sweep, state: State) -> dict[str, Any]:
+    """All figures by policy and arm, and what is missing or failed."""
+    figures: dict[str, dict[str, Any]] = {}
+    for partition in sweep.partitions:
+        for arm in compared(sweep, state.results, partition):
+            figures.setdefault(partition, {})[arm.arm] = {
+                "seeds": [r.seed for r in arm.results],
+                "failed": {r.seed: r.failed for r in arm.failed},
+                "against": arm.against,
+                "shares": {name: asdict(share) for name, share in arm.shares.items()},
+                "differences": {
+                    name: asdict(d) | {"verdict": d.verdict} for name, d in arm.differences.items()
+                },
+            }
+    return {
+        "reference": sweep.reference,
+        "results": len(state.results),
+        "missing": [asdict(trial) for trial in state.missing],
+        "figures": figures,
+    }

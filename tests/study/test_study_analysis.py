@@ -57,14 +57,14 @@ def test_seeds_that_differ_widen_the_interval():
 def test_the_interval_of_a_share_covers_a_true_share_that_varies_by_seed():
     rng = random.Random(3)
     covered = 0
-    for _ in range(60):
+    for _ in range(40):
         results = []
         for seed in range(4):
             share = min(1.0, max(0.0, rng.gauss(0.7, 0.08)))
-            results.append(result("a", seed, [int(rng.random() < share) for _ in range(60)]))
+            results.append(result("a", seed, [int(rng.random() < share) for _ in range(40)]))
         found = share_of(FIGURES["violations"], results)
         covered += found.low <= 0.7 <= found.high
-    assert covered >= 52  # 57 expected of an exact interval; a plain bootstrap over 4 seeds: 50
+    assert covered >= 35  # 38 expected of an exact interval
 
 
 def test_a_difference_is_paired_within_seeds_and_cases():
