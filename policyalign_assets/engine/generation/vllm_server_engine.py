@@ -45,7 +45,7 @@ class VllmServerEngine:
         description = describe(settings)
         self.tokenizer, self.end_ids = description.tokenizer, description.end_ids
         self._base_revision = self.revision = description.revision
-        self.model_id = settings.id
+        self.model_id, self.replicas = settings.id, len(settings.servers)
         self._folder = Path(settings.adapters_dir) if settings.adapters_dir else None
         self._versions: AdapterVersions | None = None
         self._run = secrets.token_hex(4)
@@ -55,11 +55,6 @@ class VllmServerEngine:
         self.context = min(
             description.context, *(r.context for r in self._replicas.all if r.context)
         )
-
-    @property
-    def replicas(self) -> int:
-        """The number of servers; rows 0 … replicas - 1 ask all of them."""
-        return len(self._replicas.all)
 
     @property
     def away(self) -> int:
