@@ -164,7 +164,7 @@ def _attribution(settings: Settings, policy: PolicyDocument, engine: Engine) -> 
         return None
     if isinstance(engine, TransformersEngine):
         loaded = engine.loaded
-    elif settings.model.engine == "vllm" or settings.model.id == BUNDLED:
+    elif settings.model.engine != "transformers" or settings.model.id == BUNDLED:
         return Attribution(policy, None)
     else:
         loaded = load_model(settings.model)
