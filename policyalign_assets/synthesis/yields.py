@@ -1,9 +1,10 @@
 """What became of every draft of one rule: the numbers always add up.
 
 Three sources give candidate texts: the policy's author (`written`), the generator (`drafted`), and
-templates that change rows which were kept before (`templated`: attack styles and recombinations). Each candidate is either kept, or
-dropped for exactly one reason. `surplus` is the reason for a good draft that came when its place
-was already filled, because each round asks for more drafts than places.
+templates that change rows which were kept before (`templated`: attack styles and recombinations).
+Each candidate is either kept, or dropped for exactly one reason. `surplus` is the reason for a good
+draft that came when its place was already filled, because each round asks for more drafts than
+places.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class RuleYield:
         if self.unaccounted:
             raise RuntimeError(
                 f"rule {rule_id}: {self.written} requests of the author, {self.drafted} drafts and "
-                f"{self.templated} templated texts, but {self.kept} kept and {sum(self.dropped.values())} dropped. "
+                f"{self.templated} templated texts, but {self.kept} kept and "
+                f"{sum(self.dropped.values())} dropped. "
                 "Fix: report this; synthesis lost count of a draft."
             )
