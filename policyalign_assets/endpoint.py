@@ -15,7 +15,7 @@ import os
 import re
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ MAX_NESTING = 64  # levels of one reply's JSON
 HEADERS = 4  # times the timeout: against headers that come byte by byte
 SHOWN = 200  # characters of an error's body that a message shows
 NO_COMPLETION = "the endpoint's reply is not that of a chat completion"
-_FAULT = "policyalign_fault"  # where the transport leaves what is wrong with a reply
+FAULT = "policyalign_fault"  # where the transport leaves what is wrong with a reply
 
 Result = TypeVar("Result")
 
@@ -82,23 +82,17 @@ class Endpoint:
     def __init__(self, settings: EndpointSettings, section: str, who: str) -> None:
         self.settings, self.section, self.who = settings, section, who
         check_host(settings.base_url or "", section)
-        self._key = _key(settings.api_key_variable, section)
+        self._key = read_key(settings.api_key_variable, section)
         self._tls = _tls(settings.ca_file, section)
 
     def run(self, work: Callable[[Asker], Awaitable[Result]]) -> Result:
-        """`work` with an open client: in this thread, or inside a notebook's event loop in a
-        thread of its own."""
+        """`work` with an open client; see `run_async`."""
 
         async def opened() -> Result:
             async with self._opened() as asker:
                 return await work(asker)
 
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(opened())
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, opened()).result()
+        return run_async(opened)
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Asker]:
@@ -106,7 +100,7 @@ class Endpoint:
         from openai import AsyncOpenAI
 
         s = self.settings
-        transport = _bounded(httpx2.AsyncHTTPTransport(verify=self._tls), s.timeout)
+        transport = bounded_transport(httpx2.AsyncHTTPTransport(verify=self._tls), s.timeout)
         async with (
             httpx2.AsyncClient(transport=transport, follow_redirects=False) as http,
             AsyncOpenAI(
@@ -120,14 +114,8 @@ class Endpoint:
             yield Asker(client, self)
 
     def shown(self, text: str) -> str:
-        """The beginning of untrusted text for a message: one line, without the key or its like."""
-        if len(self._key) > 4:
-            text = text.replace(self._key, "[key]")
-        text = re.sub(r"(?i)\b(?:bearer\s+|sk-|key-|token-)[\w.*-]{6,}", "[key]", text)
-        text = re.sub(r"[^\x20-\x7e\u00a1-\uffff]+", " ", " ".join(text.split()))
-        # numbers of requests differ from reply to reply, and equal faults are counted together
-        text = re.sub(r"\b(?=[\w-]*\d)[0-9a-zA-Z_-]{12,}\b", "…", text)
-        return text[:SHOWN]
+        """See `shown`."""
+        return shown(text, self._key)
 
 
 class Asker:
@@ -168,12 +156,12 @@ class Asker:
         except openai.APITimeoutError:
             raise EndpointDown(f"{who} gave no reply in time") from None
         except openai.APIConnectionError as error:
-            raise EndpointDown(f"{who}'s endpoint {_why_unreachable(error)}") from None
+            raise EndpointDown(f"{who}'s endpoint {why_unreachable(error)}") from None
         except openai.APIStatusError as error:
             raise self._status(error.status_code, error.response) from None
         except (openai.OpenAIError, ValueError, TypeError) as error:
             raise NotACompletion(f"{NO_COMPLETION} ({type(error).__name__})") from None
-        fault = raw.http_response.extensions.get(_FAULT)
+        fault = raw.http_response.extensions.get(FAULT)
         if fault:
             raise NotACompletion(fault)
         return read_completion(raw.http_response.content)
@@ -192,6 +180,27 @@ class Asker:
         if code in (408, 409, 429) or code >= 500:
             return EndpointDown(message)
         return EndpointRefuses(message + _fix(body, endpoint.section))
+
+
+def run_async(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+    """Runs `work` in this thread, or inside a notebook's event loop in a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work())
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work()).result()
+
+
+def shown(text: str, key: str) -> str:
+    """The beginning of untrusted text for a message: one line, without the key or its like."""
+    if len(key) > 4:
+        text = text.replace(key, "[key]")
+    text = re.sub(r"(?i)\b(?:bearer\s+|sk-|key-|token-)[\w.*-]{6,}", "[key]", text)
+    text = re.sub(r"[^\x20-\x7e\u00a1-\uffff]+", " ", " ".join(text.split()))
+    # numbers of requests differ from reply to reply, and equal faults are counted together
+    text = re.sub(r"\b(?=[\w-]*\d)[0-9a-zA-Z_-]{12,}\b", "…", text)
+    return text[:SHOWN]
 
 
 def read_completion(body: bytes) -> Completion:
@@ -250,7 +259,12 @@ def loads(text: str, **options: Any) -> Any:
     return json.loads(text, **options)
 
 
-def check_host(base_url: str, section: str, environ: Mapping[str, str] | None = None) -> None:
+def check_host(
+    base_url: str,
+    section: str,
+    environ: Mapping[str, str] | None = None,
+    field: str = "base_url",
+) -> None:
     """Raises SettingsError for a link-local address, and for a host that is not on the list of
     the deployment (POLICYALIGN_ENDPOINT_HOSTS: names with wildcards, separated by commas)."""
     host = (urlsplit(base_url).hostname or "").rstrip(".")
@@ -258,12 +272,12 @@ def check_host(base_url: str, section: str, environ: Mapping[str, str] | None = 
     patterns = [p.strip().lower() for p in allowed.split(",") if p.strip()]
     if patterns and not any(fnmatch(host, p) for p in patterns):
         raise SettingsError(
-            f"{section}.base_url names the host {host!r}, which {HOSTS_VARIABLE} does not allow. "
+            f"{section}.{field} names the host {host!r}, which {HOSTS_VARIABLE} does not allow. "
             f"Fix: use one of {', '.join(patterns)}, or ask whoever runs the deployment."
         )
     if _link_local(host):
         raise SettingsError(
-            f"{section}.base_url names {host!r}, a link-local address, where clouds keep the "
+            f"{section}.{field} names {host!r}, a link-local address, where clouds keep the "
             f"credentials of a machine. Fix: give the address of a model server."
         )
 
@@ -282,18 +296,22 @@ def _link_local(host: str) -> bool:
     return (mapped or address).is_link_local or str(address) == "fd00:ec2::254"
 
 
-def _key(variable: str | None, section: str) -> str:
+def read_key(variable: str | None, section: str, field: str = "api_key_variable") -> str:
+    """The key that the environment variable holds; "none" without a variable.
+
+    Raises SettingsError where the variable may hold another secret, or is not set.
+    """
     if not variable:
         return "none"
     if not may_hold_a_key(variable):
         raise SettingsError(
-            f"{section}.api_key_variable names {variable}, which may be any secret of this "
+            f"{section}.{field} names {variable}, which may be any secret of this "
             "machine. Fix: name a variable like POLICYALIGN_JUDGE_KEY, or list this one in "
             "POLICYALIGN_KEY_VARIABLES where the deployment is set up."
         )
     if not os.environ.get(variable):
         raise SettingsError(
-            f"{section}.api_key_variable names {variable}, which is not set. "
+            f"{section}.{field} names {variable}, which is not set. "
             "Fix: set it, or unset the setting."
         )
     return os.environ[variable]
@@ -311,7 +329,7 @@ def _tls(ca_file: str | None, section: str) -> ssl.SSLContext | bool:
         ) from None
 
 
-def _why_unreachable(error: BaseException) -> str:
+def why_unreachable(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -347,7 +365,13 @@ def _text(content: object) -> str | None:
 
 
 # ---- a transport that reads no more than it should -----------------------------------------------
-def _bounded(inner: httpx2.AsyncBaseTransport, seconds: float) -> httpx2.AsyncBaseTransport:
+def bounded_transport(
+    inner: httpx2.AsyncBaseTransport, seconds: float
+) -> httpx2.AsyncBaseTransport:
+    """`inner`, whose replies are bounded in size and in time.
+
+    What is wrong with a reply's body stands in its extensions under FAULT.
+    """
     import httpx2
 
     class Bounded(httpx2.AsyncBaseTransport):
@@ -373,7 +397,7 @@ def _bounded(inner: httpx2.AsyncBaseTransport, seconds: float) -> httpx2.AsyncBa
                 response.status_code,
                 headers=headers,
                 content=body,
-                extensions={_FAULT: fault} if fault else {},
+                extensions={FAULT: fault} if fault else {},
                 request=request,
             )
 

@@ -173,7 +173,7 @@ def adapter_folder(checkpoint: Checkpoint, data_dir: Location) -> Iterator[Path]
     if checkpoint.tuning != "lora":
         raise NotAnAdapter(
             f"checkpoint {checkpoint.checkpoint_id} is a whole model (distillation.tuning='full'), "
-            "but model.engine='vllm' accepts adapters only. Fix: set model.engine='transformers', "
+            "but vLLM (model.engine) accepts adapters only. Fix: set model.engine='transformers', "
             "or materialize distilled_checkpoint with distillation.tuning='lora'."
         )
     with _unchanged(checkpoint, data_dir) as local:

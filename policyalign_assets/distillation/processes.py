@@ -18,9 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Value = TypeVar("Value")
 
 
 class CannotShard(ValueError):
@@ -47,6 +49,10 @@ class Processes:
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sums over all processes; each gets the result."""
         return values
+
+    def from_main(self, value: Value) -> Value:
+        """The main process's value, on all processes."""
+        return value
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Sums gradients in place over all processes; a missing gradient counts as zero."""
@@ -95,6 +101,11 @@ class Accelerated(Processes):
         values = values.to(self.device, copy=True)
         torch.distributed.all_reduce(values)
         return values.cpu()
+
+    def from_main(self, value: Value) -> Value:
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         parameters = list(parameters)

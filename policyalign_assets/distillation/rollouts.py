@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 
 from policyalign_assets.distillation.adapters import save_student
-from policyalign_assets.engine.base import Generation, NotFinite, Progress, Sampling
+from policyalign_assets.distillation.processes import SINGLE_PROCESS, Processes
+from policyalign_assets.engine.base import AdapterEngine, Generation, NotFinite, Progress, Sampling
 from policyalign_assets.engine.forward.modules import ModelForward
 from policyalign_assets.engine.forward.scoring import response_logits
-from policyalign_assets.engine.generation.vllm_engine import VllmEngine
+from policyalign_assets.engine.generation.vllm_server_engine import VllmServerEngine
 
 CHECKED, TOKENS = 8, 64  # answers checked per step, and the number of their first tokens
 OVER_NOISE = 4.0  # a difference of more than this many times the noise means stale weights
@@ -38,19 +40,26 @@ class StaleWeights(RuntimeError):
 class VllmRollouts:
     """Samples with the student's current weights, like the trainer's own engine.
 
+    The engine runs in this process or at servers. With several training processes, each samples its
+    share, and the main one hands the adapter over for all; then the engine must be one of servers.
     `mismatch` is the difference between the two engines' log-probabilities in the last call (root
-    mean square over tokens, in nats).
+    mean square over tokens of all processes, in nats).
     """
 
     def __init__(
-        self, engine: VllmEngine, model: PeftModel, log: Callable[[str], None] = lambda _: None
+        self,
+        engine: AdapterEngine,
+        model: PeftModel,
+        log: Callable[[str], None] = lambda _: None,
+        processes: Processes = SINGLE_PROCESS,
     ):
-        self.engine, self.model, self.log = engine, model, log
+        self.engine, self.model, self.log, self.processes = engine, model, log, processes
         self.mismatch: float | None = None
         base: Any = model.get_base_model()
         self._dtype: torch.dtype = base.dtype
         self._calls = 0
         self._limit: float | None = None
+        self._checked = max(CHECKED, engine.replicas)  # each copy of the weights is checked
 
     def generate_ids(
         self,
@@ -59,15 +68,17 @@ class VllmRollouts:
         progress: Progress | None = None,
         rows: Sequence[int] | None = None,
     ) -> list[Generation]:
-        """Raises StaleWeights, PromptTooLong, NotFinite."""
+        """Raises StaleWeights, PromptTooLong, NotFinite; of servers also ServersDown."""
+        row_numbers = range(len(prompts)) if rows is None else rows
         if self._limit is None:
-            self._limit = self._measure_noise(prompts[:CHECKED], sampling)
+            some = slice(self._checked)
+            self._limit = self._measure_noise(prompts[some], sampling, row_numbers[some])
         self._calls += 1
-        self.engine.use_adapter(
-            lambda folder: save_student(self.model, folder), f"call-{self._calls}"
+        self._hand_over(lambda folder: save_student(self.model, folder))
+        generations, log_probs = self.engine.with_log_probs(
+            prompts, sampling, progress, row_numbers
         )
-        generations, log_probs = self.engine.with_log_probs(prompts, sampling, progress, rows)
-        self.mismatch = self._difference(prompts, generations, log_probs, CHECKED)
+        self.mismatch = self._difference(prompts, generations, log_probs, self._checked)
         if self.mismatch > self._limit:
             # A single rare token can cause that. All answers together are conclusive.
             self.mismatch = self._difference(prompts, generations, log_probs, len(prompts))
@@ -81,22 +92,33 @@ class VllmRollouts:
             )
         return generations
 
-    def _measure_noise(self, prompts: Sequence[list[int]], sampling: Sampling) -> float:
-        self.engine.use_adapter(None)
+    def _hand_over(self, write: Callable[[Path], object] | None) -> None:
+        """The engine answers with the adapter that `write` saves, or with the base model."""
+        if self.processes.main:
+            self.engine.use_adapter(write, f"call-{self._calls}")
+        if isinstance(self.engine, VllmServerEngine):
+            self.engine.adopt(self.processes.from_main(self.engine.adapter))
+
+    def _measure_noise(
+        self, prompts: Sequence[list[int]], sampling: Sampling, rows: Sequence[int]
+    ) -> float:
+        self._hand_over(None)
         with self.model.disable_adapter():
             noise = self._difference(
-                prompts, *self.engine.with_log_probs(prompts, sampling), CHECKED
+                prompts, *self.engine.with_log_probs(prompts, sampling, rows=rows), len(prompts)
             )
         self.log(f"vLLM and the trainer differ by {noise:.2g} nats on the base model")
         if noise > CEILING[self._dtype]:
             raise StaleWeights(
                 f"vLLM and the trainer differ by {noise:.2g} nats on the base model, more than "
                 "rounding explains: they do not compute the same model. Fix: set model.engine to "
-                "'transformers'."
+                "'transformers', or start the servers with the model, --dtype and "
+                "--logprobs-mode raw_logprobs that docs/deploy.md names."
             )
         return max(OVER_NOISE * noise, FLOOR[self._dtype])
 
-    @torch.inference_mode()
+    # Not in inference mode: with sharded weights, later updates need what is gathered here.
+    @torch.no_grad()
     def _difference(
         self,
         prompts: Sequence[list[int]],
@@ -104,10 +126,13 @@ class VllmRollouts:
         log_probs: Sequence[Sequence[float]],
         rows: int,
     ) -> float:
-        """The mismatch over the first `rows` answers. Raises NotFinite."""
-        squares = []
+        """The mismatch over the first `rows` answers of each process. Raises NotFinite.
+
+        All processes must call it with the same numbers of prompts and rows.
+        """
+        sums = torch.zeros(2, dtype=torch.float64)  # squares, tokens
         for start in range(0, min(rows, len(prompts)), CHECKED):
-            some = slice(start, start + CHECKED)
+            some = slice(start, min(start + CHECKED, rows))
             responses = [g.token_ids[:TOKENS] for g in generations[some]]
             tokens_M = torch.tensor([t for r in responses for t in r], device=self.model.device)
             theirs_M = torch.tensor(
@@ -116,8 +141,10 @@ class VllmRollouts:
             ours_MV = response_logits(
                 ModelForward(self.model), prompts[some], responses
             ).log_softmax(-1)
-            squares.append((ours_MV.gather(-1, tokens_M[:, None])[:, 0] - theirs_M).square())
-        difference = torch.cat(squares).mean().sqrt().item()
+            squares_M = (ours_MV.gather(-1, tokens_M[:, None])[:, 0] - theirs_M).square()
+            sums += torch.stack([squares_M.double().sum().cpu(), torch.tensor(len(squares_M))])
+        squares, tokens = self.processes.sum(sums).tolist()
+        difference = math.sqrt(squares / tokens) if not math.isnan(squares) else math.nan
         if math.isnan(difference):
             raise NotFinite("the student's log-probabilities are not numbers")
         return difference

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -43,11 +44,10 @@ from policyalign_assets.distillation.state import (
 from policyalign_assets.distillation.teacher import Teacher
 from policyalign_assets.distillation.tuning import Model, tuning_of
 from policyalign_assets.distillation.updates import FIX_NOT_FINITE, update
-from policyalign_assets.engine.base import NotFinite, Sampling, chat
+from policyalign_assets.engine.base import AdapterEngine, NotFinite, Sampling, chat
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.choose_forward import forward_of
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
-from policyalign_assets.engine.generation.vllm_engine import VllmEngine
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.engine.responses import check_lengths
 from policyalign_assets.settings import DistillationSettings
@@ -63,7 +63,7 @@ def distill(
     batch_tokens: int,
     log: LogLine = lambda _: None,
     processes: Processes = SINGLE_PROCESS,
-    vllm: VllmEngine | None = None,
+    vllm: AdapterEngine | None = None,
 ) -> tuple[Model, pa.Table]:
     """Trains the student; returns it and the TRAINING table, one row per step.
 
@@ -72,8 +72,8 @@ def distill(
     With full fine-tuning it is `loaded.model` itself.
     `work_dir` holds the saved steps: another call with the same inputs and folder continues after
     the last one. With several `processes`, all call this function alike and get the same result;
-    the main one saves. `vllm`, if given (single process only), samples the rollouts; teacher and
-    student are always scored by `loaded.model`.
+    the main one saves. `vllm`, if given, samples the rollouts, and with several processes it must
+    ask servers; teacher and student are always scored by `loaded.model`.
     Raises PromptTooLong before any work, and DistillationFailed if the loss is not finite or every
     response of a batch is empty.
     """
@@ -184,7 +184,7 @@ def _start(
     batch_tokens: int,
     log: LogLine,
     processes: Processes,
-    vllm: VllmEngine | None,
+    vllm: AdapterEngine | None,
 ) -> TrainState:
     tuning = tuning_of(loaded.model, settings)
     model = processes.shard(tuning.model)
@@ -193,7 +193,7 @@ def _start(
     student = forward_of(model, plain=tuning.plain and not settings.gradient_checkpointing)
     rollouts: RolloutEngine
     if vllm:
-        rollouts = VllmRollouts(vllm, model, log)
+        rollouts = VllmRollouts(vllm, model, log, processes)
     else:
         trained = LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision)
         rollouts = TransformersEngine(trained, batch_tokens, student)
@@ -229,7 +229,10 @@ def _sample(
         settings.max_new_tokens, settings.temperature, settings.seed * 1_000_003 + step
     )
     try:
-        with state.phases("rollout"), processes.gathered(state.tuning.model):
+        # An engine with weights of its own needs none of the trainer's.
+        own = isinstance(state.rollouts, VllmRollouts)
+        gathered = nullcontext() if own else processes.gathered(state.tuning.model)
+        with state.phases("rollout"), gathered:
             state.student.read()
             generations = state.rollouts.generate_ids(
                 [student for student, _, _ in prompts],

@@ -1,4 +1,4 @@
-"""Checks of what the configuration names besides the model: judge, generator and files."""
+"""Checks of what the configuration names besides the model: servers, judge, generator and files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from policyalign_assets.settings import Settings, SettingsError
 
 
 def connection_checks(settings: Settings, policy: PolicyDocument | None) -> Iterator[Finding]:
-    """One finding for each of judge, generator, firewall references and benchmark files."""
+    """One finding for each of servers, judge, generator, firewall references, benchmark files."""
+    if settings.model.engine == "vllm-server":
+        yield servers_check(settings)
     yield judge_check(settings, policy)
     yield generator_check(settings)
     yield firewall_check(settings)
@@ -33,6 +35,24 @@ def require_judge(settings: Settings, policy: PolicyDocument) -> Finding | None:
     if finding.level == "error":
         raise Unfit(f"this run needs its judge after training, and cannot use it: {finding}")
     return finding
+
+
+def servers_check(settings: Settings) -> Finding:
+    """Looks at health, model and context of each of `model.servers`. Loads no adapter."""
+    from policyalign_assets.engine.base import EngineUnavailable
+    from policyalign_assets.engine.generation.replicas import ServersDown
+    from policyalign_assets.engine.generation.vllm_server_engine import VllmServerEngine
+
+    try:
+        engine = VllmServerEngine(settings.model)
+    except (EngineUnavailable, ServersDown, SettingsError, ModelNotFound) as error:
+        return _from_message("servers", error)
+    said = "; ".join(engine.describe_servers())
+    if engine.away:
+        return Finding(
+            "servers", "note", said, "start the servers that are away; the others do their rows."
+        )
+    return Finding("servers", "ok", said)
 
 
 def judge_check(settings: Settings, policy: PolicyDocument | None) -> Finding:

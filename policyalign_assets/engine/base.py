@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 Role = Literal["system", "user", "assistant"]
@@ -92,6 +93,32 @@ class TokenEngine(Engine, Protocol):
         `rows` gives each prompt's row number in a larger batch. The row number selects the random
         numbers, so an answer does not depend on how the larger batch is split.
         """
+        ...
+
+
+class AdapterEngine(TokenEngine, Protocol):
+    """An engine with weights of its own, which answers with the base model or an adapter on it.
+
+    `replicas` is the number of copies of these weights. Rows 0 … replicas - 1 ask all of them.
+    """
+
+    replicas: int
+
+    def use_adapter(self, write: Callable[[Path], object] | None, version: str = "adapter") -> None:
+        """Answers from now on with the PEFT adapter that `write` saves into the given folder.
+
+        With None, answers with the base model.
+        """
+        ...
+
+    def with_log_probs(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> tuple[list[Generation], list[list[float]]]:
+        """Like `generate_ids`, with the sampled tokens' log-probabilities at temperature 1."""
         ...
 
 

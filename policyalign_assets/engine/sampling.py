@@ -32,6 +32,11 @@ def uniforms(sampling: Sampling, rows: Sequence[int]) -> torch.Tensor:
     )
 
 
+def seed_of_row(sampling: Sampling, row: int) -> int:
+    """The seed with which vLLM samples a row: another one for each row and each step."""
+    return (sampling.seed * 1_000_003 + row) % 2**63
+
+
 def choose(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor) -> torch.Tensor:
     """Samples one token per row by inverting the cumulative distribution at `uniform_B`.
 

@@ -88,14 +88,17 @@ class EndpointSettings(Section):
         return self
 
 
-def check_endpoint(base_url: str, section: str) -> None:
+def check_endpoint(
+    base_url: str, section: str, field: str = "base_url", key_field: str = "api_key_variable"
+) -> None:
+    """Raises ValueError for an address that is none, or that shows credentials."""
     url = urlsplit(base_url)
     if url.scheme not in ("http", "https") or not url.hostname:
-        raise ValueError(f"{section}.base_url must begin with http:// or https:// and name a host")
+        raise ValueError(f"{section}.{field} must begin with http:// or https:// and name a host")
     if url.username or url.password or url.query:
         raise ValueError(
-            f"{section}.base_url contains credentials or a query, which reports would show. "
-            f"Fix: remove them and use {section}.api_key_variable"
+            f"{section}.{field} contains credentials or a query, which reports would show. "
+            f"Fix: remove them and use {section}.{key_field}"
         )
 
 

@@ -40,6 +40,8 @@ PLAIN_VARIABLES = {
 NEVER_SHOWN = {
     "api_key_variable",
     "base_url",
+    "servers",
+    "server_key_variable",
     "webhook_variable",
     "smtp_password_variable",
     "smtp_user",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     Field,
@@ -11,7 +13,8 @@ from pydantic import (
     model_validator,
 )
 
-from policyalign_assets.settings.base import BUNDLED, NO_EFFECT, Section
+from policyalign_assets.settings.base import BUNDLED, NO_EFFECT, VARIABLE, Section
+from policyalign_assets.settings.endpoints import check_endpoint
 
 
 class ModelSettings(Section):
@@ -25,10 +28,49 @@ class ModelSettings(Section):
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    engine: Literal["transformers", "vllm"] = Field(
+    engine: Literal["transformers", "vllm", "vllm-server"] = Field(
         "transformers",
-        description="the engine that generates text; log-probabilities always come from "
-        "`transformers`",
+        description="the engine that generates text: in this process, or `vllm serve` at "
+        "`model.servers`; log-probabilities always come from `transformers`",
+    )
+    servers: tuple[str, ...] = Field(
+        (),
+        description="base addresses of `vllm serve` processes that hold the same model, for "
+        "example http://gpu1:8000; rows are spread over them",
+        json_schema_extra=NO_EFFECT,
+    )
+    adapters_dir: str | None = Field(
+        None,
+        description="folder that this machine and all of `model.servers` see at the same path: "
+        "adapters are handed over in it; without one, the servers must be on this machine",
+        json_schema_extra=NO_EFFECT,
+    )
+    server_key_variable: str | None = Field(
+        None,
+        pattern=VARIABLE,
+        description="environment variable that holds the key of `vllm serve --api-key`: "
+        "POLICYALIGN_..._KEY, or one that POLICYALIGN_KEY_VARIABLES lists",
+        json_schema_extra=NO_EFFECT,
+    )
+    server_timeout: float = Field(
+        600,
+        gt=0,
+        description="seconds for one answer of a server",
+        json_schema_extra=NO_EFFECT,
+    )
+    server_patience: float = Field(
+        120,
+        ge=0,
+        description="seconds for which work waits when none of the servers answers, before it "
+        "stops with an error",
+        json_schema_extra=NO_EFFECT,
+    )
+    server_concurrency: int = Field(
+        64,
+        ge=1,
+        le=4096,
+        description="rows that one server has at the same time",
+        json_schema_extra=NO_EFFECT,
     )
     gpu_memory: float = Field(
         0.45,
@@ -70,6 +112,48 @@ class ModelSettings(Section):
                 )
         return arguments
 
+    @field_validator("servers")
+    @classmethod
+    def _addresses_of_servers(cls, servers: tuple[str, ...]) -> tuple[str, ...]:
+        for address in servers:
+            check_endpoint(address, "model", "servers", "server_key_variable")
+            if urlsplit(address).path.rstrip("/").endswith("/v1"):
+                raise ValueError(
+                    "model.servers has an address that ends in /v1, but health and adapters are "
+                    "not below it. Fix: leave out /v1"
+                )
+        bare = tuple(address.rstrip("/") for address in servers)
+        if len(set(bare)) < len(bare):
+            raise ValueError("model.servers names a server twice. Fix: name each once")
+        return bare
+
+    @model_validator(mode="after")
+    def _servers_belong_to_their_engine(self):
+        if self.engine != "vllm-server":
+            for name in ("servers", "adapters_dir", "server_key_variable"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"model.{name} is set, but model.engine={self.engine!r} asks no server. "
+                        f"Fix: set model.engine='vllm-server', or unset model.{name}"
+                    )
+            return self
+        if not self.servers:
+            raise ValueError(
+                "model.engine='vllm-server' needs the addresses of the servers. "
+                "Fix: set model.servers, for example to http://gpu1:8000, or choose another engine"
+            )
+        if self.adapters_dir is not None and not Path(self.adapters_dir).is_absolute():
+            raise ValueError(
+                f"model.adapters_dir={self.adapters_dir!r} is no absolute path, but the servers "
+                "must find the adapters at the same path. Fix: give an absolute path"
+            )
+        if self.adapters_dir is None and not all(map(_on_this_machine, self.servers)):
+            raise ValueError(
+                "model.servers names another machine, which must read the adapters that training "
+                "writes. Fix: set model.adapters_dir to a folder that both see at the same path"
+            )
+        return self
+
     @model_validator(mode="after")
     def _revision_belongs_to_a_hub(self):
         if self.revision and (self.id == BUNDLED or Path(self.id).exists()):
@@ -78,3 +162,11 @@ class ModelSettings(Section):
                 f"revisions, and {self.id!r} is none. Fix: unset model.revision"
             )
         return self
+
+
+def _on_this_machine(address: str) -> bool:
+    host = urlsplit(address).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -87,9 +87,10 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _vllm_serves_the_training(self):
-        if self.model.engine == "vllm" and self.distillation.lora_rank > LORA_RANKS_OF_VLLM[-1]:
+        engine = self.model.engine
+        if engine != "transformers" and self.distillation.lora_rank > LORA_RANKS_OF_VLLM[-1]:
             raise ValueError(
-                f"model.engine='vllm' serves LoRA ranks up to {LORA_RANKS_OF_VLLM[-1]}, but "
+                f"model.engine={engine!r} serves LoRA ranks up to {LORA_RANKS_OF_VLLM[-1]}, but "
                 f"distillation.lora_rank={self.distillation.lora_rank}. "
                 "Fix: set a lower rank, or set model.engine='transformers'"
             )
@@ -97,7 +98,8 @@ class Settings(Section):
             raise ValueError(
                 "model.engine='vllm' supports training on one process only, but "
                 f"distillation.processes={self.distillation.processes}. "
-                "Fix: set distillation.processes=1, or set model.engine='transformers'"
+                "Fix: set distillation.processes=1, or set model.engine to 'vllm-server' or "
+                "'transformers'"
             )
         return self
 
@@ -111,10 +113,10 @@ class Settings(Section):
                 f"rounding of model.dtype={self.model.dtype!r}. "
                 "Fix: set model.dtype='float32', or set distillation.tuning='lora'"
             )
-        if self.model.engine == "vllm":
+        if self.model.engine != "transformers":
             raise ValueError(
-                "distillation.tuning='full' trains no adapter, but model.engine='vllm' can load "
-                "only an adapter at each step. "
+                "distillation.tuning='full' trains no adapter, but "
+                f"model.engine={self.model.engine!r} can load only an adapter at each step. "
                 "Fix: set model.engine='transformers', or set distillation.tuning='lora'"
             )
         if self.distillation.processes > 1:

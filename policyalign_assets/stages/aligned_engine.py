@@ -12,10 +12,9 @@ from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 
 from policyalign_assets.distillation.checkpoint import adapter_folder, load_aligned
-from policyalign_assets.engine.base import Engine
+from policyalign_assets.engine.base import AdapterEngine, Engine
 from policyalign_assets.engine.generation.opening import opened_vllm
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
-from policyalign_assets.engine.generation.vllm_engine import VllmEngine
 from policyalign_assets.engine.loading import LoadedModel, load_model
 from policyalign_assets.files import Location
 from policyalign_assets.records import Checkpoint
@@ -48,16 +47,16 @@ def base_and_aligned(
     with ExitStack() as stack:
 
         @cache
-        def vllm() -> VllmEngine:
+        def vllm() -> AdapterEngine:
             with adapter_folder(checkpoints[0], data) as folder:
                 rank = json.loads((folder / "adapter_config.json").read_text())["r"]
             return stack.enter_context(opened_vllm(settings, rank, beside_a_model=True))
 
-        def of_base() -> VllmEngine:
+        def of_base() -> AdapterEngine:
             vllm().use_adapter(None)
             return vllm()
 
-        def of_aligned(checkpoint: Checkpoint) -> VllmEngine:
+        def of_aligned(checkpoint: Checkpoint) -> AdapterEngine:
             with adapter_folder(checkpoint, data) as folder:
                 vllm().use_adapter(
                     lambda target: shutil.copytree(folder, target, dirs_exist_ok=True),

@@ -250,7 +250,7 @@ def _from_base(
     settings = context.settings.model
     with (
         opened_vllm(settings, distillation.lora_rank, beside_a_model=True)
-        if settings.engine == "vllm"
+        if settings.engine != "transformers"
         else nullcontext() as engine
     ):
         return distill(

@@ -168,7 +168,7 @@ def _one_run(
             context.report(f"{why}: training starts from the base model")
             loaded = load_model(settings.model)
     provenance |= {"lineage": no_lineage(why), "training_requests": sha256_table(requests)}
-    vllm = settings.model.engine == "vllm"
+    vllm = settings.model.engine != "transformers"
     with (
         opened_vllm(settings.model, distillation.lora_rank, beside_a_model=True)
         if vllm

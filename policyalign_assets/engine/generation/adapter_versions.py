@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -20,16 +22,20 @@ _PREFIX = "policyalign-adapters-"
 class AdapterVersions:
     """A temporary folder that belongs to this process.
 
-    Creating it also removes the folders of processes that were killed.
+    Creating it also removes the folders of this machine's processes that were killed.
+    `beginning` is how the paths of all such folders begin.
     """
 
     def __init__(self, parent: Path | None = None):
-        parent = parent or (
-            IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
-        )
-        for left in parent.glob(f"{_PREFIX}*"):
+        prefix = _PREFIX
+        if parent is None:
+            parent = IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+        else:  # other machines may use it too, and their locks may not be seen from here
+            prefix += f"{re.sub(r'[^a-zA-Z0-9]', '_', platform.node())}-"
+        self.beginning = str(parent / prefix)
+        for left in parent.glob(f"{prefix}*"):
             _remove_if_abandoned(left)
-        self.folder, self._version = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent)), 0
+        self.folder, self._version = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)), 0
         self._lock = _lock(self.folder)
 
     def put(self, write: Callable[[Path], object]) -> tuple[int, Path]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from policyalign_assets.engine.base import TokenEngine
+from policyalign_assets.engine.base import AdapterEngine, TokenEngine
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.generation.vllm_engine import VllmEngine
+from policyalign_assets.engine.generation.vllm_server_engine import VllmServerEngine
 from policyalign_assets.engine.loading import LoadedModel, load_model
 from policyalign_assets.settings import ModelSettings
 
@@ -18,7 +19,7 @@ def opened(settings: ModelSettings, loaded: LoadedModel | None = None) -> Iterat
 
     Pass `loaded`, the same model, if the caller also needs its logits: the `transformers` engine
     then generates with those weights, and vLLM frees its memory between calls.
-    Raises EngineUnavailable and ModelNotFound.
+    Raises EngineUnavailable, ServersDown and ModelNotFound.
     """
     if settings.engine == "transformers":
         yield TransformersEngine(loaded or load_model(settings), settings.batch_tokens)
@@ -30,9 +31,17 @@ def opened(settings: ModelSettings, loaded: LoadedModel | None = None) -> Iterat
 @contextmanager
 def opened_vllm(
     settings: ModelSettings, lora_rank: int = 1, beside_a_model: bool = False
-) -> Iterator[VllmEngine]:
-    """Opens vLLM with room for an adapter of `lora_rank`; see `VllmEngine` for `beside_a_model`."""
-    engine = VllmEngine(settings, lora_rank, beside_a_model)
+) -> Iterator[AdapterEngine]:
+    """Opens vLLM: in this process, or the servers that the settings name.
+
+    In this process it has room for an adapter of `lora_rank`; see `VllmEngine` for
+    `beside_a_model`. Servers were started with their own limits.
+    """
+    engine: VllmEngine | VllmServerEngine
+    if settings.engine == "vllm-server":
+        engine = VllmServerEngine(settings)
+    else:
+        engine = VllmEngine(settings, lora_rank, beside_a_model)
     try:
         yield engine
     finally:

@@ -28,6 +28,7 @@ from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.generation.adapter_versions import AdapterVersions
 from policyalign_assets.engine.loading import describe, model_path
 from policyalign_assets.engine.responses import check_lengths, finished
+from policyalign_assets.engine.sampling import seed_of_row
 from policyalign_assets.settings import LORA_RANKS_OF_VLLM, ModelSettings
 
 _ENVIRONMENT = {
@@ -50,6 +51,7 @@ class VllmEngine:
     Raises EngineUnavailable and ModelNotFound.
     """
 
+    replicas = 1
     _open = False  # whether this process has an open engine
 
     def __init__(self, settings: ModelSettings, lora_rank: int = 1, beside_a_model: bool = False):
@@ -122,7 +124,7 @@ class VllmEngine:
             return SamplingParams(
                 max_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
-                seed=sampling.seed * 1_000_003 + row if sampling.temperature else None,
+                seed=seed_of_row(sampling, row) if sampling.temperature else None,
                 stop_token_ids=list(self.end_ids),
                 detokenize=False,
                 logprobs=0,  # of the sampled token only
@@ -231,6 +233,6 @@ def _platform(settings: ModelSettings) -> Any:
     ):
         raise EngineUnavailable(
             "model.engine='vllm' cannot serve a training of several processes. Fix: train with one "
-            "process, or set model.engine='transformers'."
+            "process, or set model.engine to 'vllm-server' or 'transformers'."
         )
     return platform
