@@ -52,3 +52,5 @@ def study(
     for line in state.missing_lines():
         click.echo(line)
     click.echo(f"{len(state.results)} results are there, {len(state.missing)} are missing")
+    if state.earlier:
+        click.echo(f"an earlier version of the code made {state.earlier} of the results")

@@ -67,6 +67,7 @@ def study_report(
             "study": dg.MetadataValue.md(page.read_text(encoding="utf-8")),
             "results": len(state.results),
             "missing": len(state.missing),
+            "made by earlier code": state.earlier,
         },
     )
 

@@ -29,9 +29,15 @@ class Missing:
 
 
 def page_of(
-    sweep: Sweep, results: Sequence[TrialResult], missing: Sequence[Missing]
+    sweep: Sweep,
+    results: Sequence[TrialResult],
+    missing: Sequence[Missing],
+    earlier: int = 0,
 ) -> tuple[str, dict[str, list[ArmFigures]]]:
-    """The page as Markdown, and its plots: {file name: arms to draw}."""
+    """The page as Markdown, and its plots: {file name: arms to draw}.
+
+    earlier: how many of the results an earlier version of the code made.
+    """
     by_partition = {p: compared(sweep, results, p) for p in sweep.partitions}
     by_partition = {p: arms for p, arms in by_partition.items() if arms}
     plots = {f"study-{p.replace('|', '-')}.png": arms for p, arms in by_partition.items()}
@@ -46,7 +52,7 @@ def page_of(
             blocks.append(_where_ours_wins(sweep, arms))
     if not by_partition:
         blocks.append("**Nothing was run yet.**")
-    blocks += [_design(sweep, results), "## The arms", _arms(sweep)]
+    blocks += [_design(sweep, results, earlier), "## The arms", _arms(sweep)]
     for (partition, arms), plot in zip(by_partition.items(), plots, strict=True):
         blocks += _partition(sweep, partition, arms, plot)
     blocks += ["## What is missing", *_missing(missing, results), "## How to read it", *_NOTES]
@@ -91,13 +97,15 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(names) if names else "none"
 
 
-def _design(sweep: Sweep, results: Sequence[TrialResult]) -> str:
+def _design(sweep: Sweep, results: Sequence[TrialResult], earlier: int) -> str:
     model = sweep.settings.get("model", {}).get("id", "bundled")
     return (
         f"Model `{model}`, seeds {', '.join(map(str, sweep.seeds))}, {sweep.share:.0%} of the "
         f"default rows and held-out cases, {sweep.steps} training steps; {len(results)} results. "
-        "A seed draws the instructions, the scores and the training anew. All arms of a seed have "
-        "the same tables and the same number of updates, where their line does not say otherwise. "
+        + (f"**An earlier version of the code made {earlier} of them.** " if earlier else "")
+        + "A seed draws the instructions, the scores and the training anew. All arms of a seed "
+        "have the same tables and the same number of updates, where their line does not say "
+        "otherwise. "
         "The bundled model lives in a closed world of its own, so every figure is of that world "
         "([bundled-model.md](bundled-model.md)). The English model is not part of the study: it "
         "does not follow policies well enough to be a teacher "
@@ -313,7 +321,7 @@ def _missing(missing: Sequence[Missing], results: Sequence[TrialResult]) -> Iter
     lines = [f"- {markdown_cell(line)}" for line in missing_lines(missing)]
     if not lines and not failed:
         return ["Nothing: every trial of the sweep has a result."]
-    why = "Trials that were not run, for want of time, or whose result earlier code made:"
+    why = "Not run, for want of time; or the result answers an earlier sweep file or policy:"
     return [*(["\n".join(failed)] if failed else []), *([why, "\n".join(lines)] if lines else [])]
 
 

@@ -72,6 +72,8 @@ class Training:
 class TrialResult:
     """failed: why the training ended without a model; then nothing is measured.
 
+    asked: what the sweep file and the policy asked for, and no code. A result with the same `asked`
+    and another `fingerprint` was made by an earlier version of the code.
     added_prompt_tokens: over what the request alone takes, of all calls for one request; a mean.
     """
 
@@ -86,6 +88,7 @@ class TrialResult:
     latency: Latency | None = None
     training: Training | None = None
     failed: str | None = None
+    asked: str = ""
     format: int = FORMAT
 
 
@@ -117,15 +120,6 @@ def read_result(file: Path) -> TrialResult:
                 f"{file}: the suite {suite!r} has lists of unequal lengths. Fix: remove the file."
             )
     return result
-
-
-def kept_result(
-    folder: Path, partition: str, arm: str, seed: int, fingerprint: str
-) -> TrialResult | None:
-    """The result that is there and was made from what `fingerprint` covers, or None."""
-    file = file_of(folder, partition, arm, seed)
-    result = read_result(file) if file.exists() else None
-    return result if result and result.fingerprint == fingerprint else None
 
 
 def digest_of(results: Sequence[TrialResult]) -> str:

@@ -20,17 +20,22 @@ from policyalign_assets.study.page import Missing, missing_lines, page_of
 from policyalign_assets.study.plot import study_plot
 from policyalign_assets.study.results import TrialResult
 from policyalign_assets.study.sweep import Sweep, SweepError
-from policyalign_assets.study.trials import Trial, there, trials_of
+from policyalign_assets.study.trials import Trial, trials_of
 
 Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class State:
-    """Results that are up to date, and the trials that have none."""
+    """Results, and the trials that have none.
+
+    earlier: how many of the results an earlier version of the code made. They answer what the
+    sweep file asks, so they are shown, and `run_study` makes them anew.
+    """
 
     results: list[TrialResult]
     missing: list[Missing]
+    earlier: int = 0
 
     def missing_lines(self) -> list[str]:
         """A line for each arm under each policy and each reason, with its seeds."""
@@ -41,15 +46,17 @@ def state_of(sweep: Sweep, work: Path, policies: Path, arms: Sequence[str] = ())
     """The state of all trials, or of some arms.
 
     Raises ResultError, and PolicyError where a partition of the sweep has no policy."""
-    results, missing = [], []
+    results, missing, earlier = [], [], 0
     for trial in trials_of(sweep, work, policies, tuple(arms)):
-        result = trial.kept()
-        if result:
+        result = trial.there()
+        current = result is not None and result.fingerprint == trial.fingerprint()
+        if result and (current or result.asked == trial.asked()):
             results.append(result)
+            earlier += not current
         else:
-            why = "out of date" if there(trial) else "not run"
+            why = "out of date" if result else "not run"
             missing.append(Missing(trial.arm, trial.partition, trial.seed, why))
-    return State(results, missing)
+    return State(results, missing, earlier)
 
 
 def run_study(
@@ -90,7 +97,7 @@ def _run(trial: Trial, log: Log) -> None:
 
 def write_page(sweep: Sweep, state: State, page: Path) -> None:
     """Writes the page, and its plots beside it in `images/`."""
-    text, plots = page_of(sweep, state.results, state.missing)
+    text, plots = page_of(sweep, state.results, state.missing, state.earlier)
     for name, arms in plots.items():
         write_whole(page.parent / "images" / name, study_plot(arms))
     write_whole(page, text.encode())
@@ -113,6 +120,7 @@ def as_json(sweep: Sweep, state: State) -> dict[str, Any]:
     return {
         "reference": sweep.reference,
         "results": len(state.results),
+        "made by earlier code": state.earlier,
         "missing": [asdict(trial) for trial in state.missing],
         "figures": figures,
     }

@@ -170,7 +170,7 @@ class Sweep(Section):
                 "judge.kind='rules' reads only whether it declines. "
                 "Fix: guard: words or guard: model, or set judge.kind under `settings`"
             )
-        if spec.training in ("sft", "dpo") and settings.model.engine == "vllm":
+        if spec.training in ("sft", "dpo") and settings.model.engine != "transformers":
             raise SettingsError(
                 f"training: {spec.training} samples by model.engine='transformers' alone. "
                 "Fix: set model.engine='transformers' under `settings`"

@@ -41,7 +41,7 @@ from policyalign_assets.study.results import (
     Training,
     TrialResult,
     file_of,
-    kept_result,
+    read_result,
     write_result,
 )
 from policyalign_assets.study.sweep import Arm, Sweep
@@ -108,9 +108,26 @@ class Trial:
             ]
         )
 
+    def asked(self) -> str:
+        """Covers what the sweep file and the policy ask for, without the code that does it."""
+        sweep = self.sweep
+        return digest(
+            [
+                self.spec.model_dump(mode="json", exclude={"about", "against"}),
+                [self.partition, self.seed, self.policy.content_hash],
+                [sweep.share, sweep.steps, sweep.latency_requests, sweep.settings],
+            ]
+        )
+
+    def there(self) -> TrialResult | None:
+        """The result that is there, up to date or not. Raises ResultError."""
+        file = file_of(self.results, self.partition, self.arm, self.seed)
+        return read_result(file) if file.exists() else None
+
     def kept(self) -> TrialResult | None:
         """The result, if it is there and up to date. Raises ResultError."""
-        return kept_result(self.results, self.partition, self.arm, self.seed, self.fingerprint())
+        result = self.there()
+        return result if result and result.fingerprint == self.fingerprint() else None
 
     def run(self, log: Log = lambda _: None) -> TrialResult:
         """Runs the trial and keeps its result.
@@ -120,7 +137,7 @@ class Trial:
         fingerprint, settings, policy = self.fingerprint(), self.settings, self.policy
         empty = TrialResult(
             self.arm, self.partition, self.seed, fingerprint, self.sweep.share,
-            settings.distillation.steps,
+            settings.distillation.steps, asked=self.asked(),
         )  # fmt: skip
         unfinished = self.work / "unfinished" / fingerprint
         instructions, scores = _tables(policy, settings, self.work, log)
@@ -264,11 +281,6 @@ def trials_of(
             for seed in sweep.seeds:
                 if (not arms or arm in arms) and (not seeds or seed in seeds):
                     yield Trial(sweep, arm, partition, seed, work, policies)
-
-
-def there(trial: Trial) -> bool:
-    """Whether a result of the trial is there, up to date or not."""
-    return file_of(trial.results, trial.partition, trial.arm, trial.seed).exists()
 
 
 def _tables(

@@ -135,6 +135,22 @@ def test_a_changed_arm_alone_is_out_of_date(ran, tmp_path):
     assert state.missing_lines() == [f"out of date: ours, {PARTITION}, seed 13"]
 
 
+def test_results_of_earlier_code_are_shown_and_said_and_run_again(ran, monkeypatch):
+    from policyalign_assets.study import trials
+
+    folder, _ = ran
+    before = (folder / "study.md").read_bytes()
+    monkeypatch.setattr(trials, "own_version", lambda stage, settings: f"another {stage}")
+    assert "an earlier version of the code made 2 of the results" in command(folder, "--show")
+    page = (folder / "study.md").read_text()
+    assert "**An earlier version of the code made 2 of them.**" in page
+    again = []
+    monkeypatch.setattr(running, "_run", lambda trial, log: again.append(trial.arm))
+    command(folder)
+    assert again == ["model_guard", "ours"]
+    (folder / "study.md").write_bytes(before)
+
+
 def test_an_arm_or_seed_that_the_sweep_lacks_is_refused(ran):
     folder, _ = ran
     sweep = read_sweep(folder / "sweep.yaml")
