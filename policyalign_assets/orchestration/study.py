@@ -42,7 +42,7 @@ def study_arm(context: dg.AssetExecutionContext, pipeline: Pipeline) -> dg.Mater
         data_version=dg.DataVersion(digest_of(state.results)),
         metadata={
             "results": len(state.results),
-            "missing": [f"{trial}: {why}" for trial, why in state.missing] or "none",
+            "missing": state.missing_lines() or "none",
             "failed": [f"seed {r.seed}: {r.failed}" for r in state.results if r.failed] or "none",
         },
     )

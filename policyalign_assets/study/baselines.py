@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -144,7 +145,7 @@ def _train(
             mini = batch[at : at + settings.mini_batch_size]
             student.read()
             value = budget.fitted(
-                lambda mini=mini: _gradients(loss, mini, tuning, optimizer, settings, budget)
+                partial(_gradients, loss, mini, tuning, optimizer, settings, budget)
             )
             norm = torch.nn.utils.clip_grad_norm_(tuning.trained().values(), settings.max_grad_norm)
             if not math.isfinite(value) or not math.isfinite(norm.item()):

@@ -228,7 +228,8 @@ def _costs(arms: Sequence[ArmFigures]) -> Iterable[str]:
         latencies = [r.latency for r in arm.results if r.latency]
         trainings = [r.training for r in arm.results if r.training]
         tokens = [r.added_prompt_tokens for r in arm.results if r.added_prompt_tokens is not None]
-        loads += [x.load for x in (*latencies, *trainings) if x.load is not None]
+        loads += [x.load for x in latencies if x.load is not None]
+        loads += [x.load for x in trainings if x.load is not None]
         cores = max([cores, *(x.cores for x in latencies)])
         rows.append(
             (

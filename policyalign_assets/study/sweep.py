@@ -127,11 +127,11 @@ class Sweep(Section):
                 f"settings has the section {min(unknown)!r}. Fix: one of {', '.join(OF_ALL)}"
             )
         _no_seed(self.settings)
-        for arm in self.arms:  # a wrong setting is said now, not after an hour
+        for name in self.arms:  # a wrong setting is said now, not after an hour
             try:
-                self.settings_of(arm, self.seeds[0])
+                self.settings_of(name, self.seeds[0])
             except SettingsError as error:
-                raise ValueError(f"arm {arm}: {error}") from None
+                raise ValueError(f"arm {name}: {error}") from None
         return self
 
     def settings_of(self, arm: str, seed: int) -> Settings:

@@ -11,6 +11,7 @@ from helpers import one_thread
 from policyalign_assets.cli.main import main
 from policyalign_assets.orchestration import study as assets
 from policyalign_assets.orchestration.resources import Pipeline
+from policyalign_assets.runtime.partition_lock import partition_lock
 from policyalign_assets.study import run as running
 from policyalign_assets.study.results import file_of, read_result
 from policyalign_assets.study.run import run_study, state_of
@@ -183,6 +184,20 @@ def test_dagster_makes_the_same_and_only_what_is_missing(ran, monkeypatch):
         (made,) = report.asset_materializations_for_node("study_report")
     assert made.metadata["results"].value == 2 and made.metadata["missing"].value == 0
     assert (folder / "data/study/study.md").read_bytes() == (folder / "study.md").read_bytes()
+
+
+def test_dagster_says_what_an_arm_lacks(ran, tmp_path, monkeypatch):
+    """Another process holds the trial, so this run leaves it out, and says so."""
+    folder, _ = ran
+    monkeypatch.setattr(assets, "SWEEP", read_sweep(folder / "sweep.yaml"))
+    pipeline = Pipeline(data_dir=str(tmp_path), policies_dir=str(folder / "policies"))
+    with partition_lock(tmp_path / "study", f"study ours, {PARTITION}, seed 13", "another", 0):
+        done = dg.materialize(
+            [assets.study_arm], partition_key="ours", resources={"pipeline": pipeline}
+        )
+    (made,) = done.asset_materializations_for_node("study_arm")
+    assert made.metadata["missing"].value == [f"not run: ours, {PARTITION}, seed 13"]
+    assert made.metadata["results"].value == 0
 
 
 def test_nothing_makes_the_study_by_itself():
