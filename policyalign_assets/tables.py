@@ -24,9 +24,10 @@ INSTRUCTIONS = pa.schema(
         ("text", pa.string()),
         ("seed", pa.int64()),
         ("round", pa.int32()),
-        ("model_id", pa.string()),
+        ("model_id", pa.string()),  # of the generator; "author" if the policy's author wrote it
         ("model_revision", pa.string()),
-        # the cell of the grid; null if the generator uses no grid (the bundled model)
+        # the cell of the grid; null if the generator uses no grid (the bundled model), or no
+        # generator wrote the request
         ("intent", pa.string()),
         ("persona", pa.string()),
         ("format", pa.string()),

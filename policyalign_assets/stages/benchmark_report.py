@@ -198,6 +198,8 @@ def _compared(
 def _funnel(instructions: pa.Table, filtered: pa.Table) -> dict[str, int]:
     yields = yields_of(instructions).values()
     funnel = {"drafts": sum(y["drafted"] for y in yields)}
+    if written := sum(y.get("written", 0) for y in yields):
+        funnel = {"requests by the policy's author": written} | funnel
     for reason in sorted({r for y in yields for r in y["dropped"]}):
         funnel[f"dropped in synthesis: {reason}"] = sum(y["dropped"].get(reason, 0) for y in yields)
     funnel["violating instructions"] = sum(y["violating"] for y in yields)

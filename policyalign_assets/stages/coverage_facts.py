@@ -65,9 +65,12 @@ def _funnel(yields: Mapping[str, Mapping]) -> dict[str, str]:
     reasons = sorted({reason for y in counts.values() for reason in y.dropped})
     titles = [f"{r} (firewall)" if r in FIREWALL_REASONS else r for r in reasons]
     return markdown_table(
-        ("rule", "drafted", "by templates", "kept", *titles),
+        ("rule", "by the author", "drafted", "by templates", "kept", *titles),
         [
-            (rule_id, y.drafted, y.templated, y.kept, *(y.dropped[reason] for reason in reasons))
+            (
+                *(rule_id, y.written, y.drafted, y.templated, y.kept),
+                *(y.dropped[reason] for reason in reasons),
+            )
             for rule_id, y in counts.items()
         ],
     )

@@ -126,6 +126,7 @@ def _totals(yields: list[RuleYield]) -> Facts:
         "violating": sum(y.violating for y in yields),
         "twins": sum(y.twins for y in yields),
         "neighbours": sum(y.neighbours for y in yields),
+        "by the policy's author": sum(y.written for y in yields),
         "drafted": sum(y.drafted for y in yields),
         "made by templates": sum(y.templated for y in yields),
         "kept": sum(y.kept for y in yields),

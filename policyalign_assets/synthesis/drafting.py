@@ -26,9 +26,11 @@ from policyalign_assets.synthesis.ladder import Draft, draft_with_ladder
 from policyalign_assets.synthesis.yields import SURPLUS, RuleYield
 from policyalign_assets.world import prompts
 
-CODE_VERSION = 4  # raise it when new code changes how drafts are asked for, checked or kept
+CODE_VERSION = 5  # raise it when new code changes how drafts are asked for, checked or kept
 
 Row = dict[str, Any]  # a row of INSTRUCTIONS without the columns of the policy
+
+AUTHOR = "author"  # in place of a model's id, in rows that the policy's author wrote
 
 _REDUCED_PROMPTS = {
     "violating": prompts.VIOLATION,
@@ -66,14 +68,16 @@ def reduced_prompt(kind: str, rule: str, request: str = "") -> str:
 class Examples:
     """Requests that the policy's author wrote, without those that are held out to test with.
 
-    They are shown to the generator on the full grid, and never become rows themselves.
+    They become rows, and on the full grid they also show the generator what is wanted.
     """
 
     violates: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
 
     def of_kind(self, kind: str) -> tuple[str, ...]:
-        return {"violating": self.violates, "neighbour": self.allowed}.get(kind, ())
+        """kind: of a row. A duty's requests are those that call for it."""
+        known = {"violating": self.violates, "duty": self.violates, "neighbour": self.allowed}
+        return known.get(kind, ())
 
 
 NO_EXAMPLES = Examples()
@@ -109,19 +113,21 @@ class Drafting:
         self.entailed: set[tuple[str, str]] = set()  # (kind, text) that the judge confirmed
         self.counts = RuleYield(settings.per_rule)
         self.tied = self.tried = 0  # main drafts that belong to the rule, of those attributed
-        for text in (*examples.violates, *examples.allowed) if self.full else ():
-            self.seen.add_exact(text)  # a draft that repeats an example is no new request
 
     def run(self) -> tuple[list[Row], RuleYield]:
         kind, settings, counts = main_kind(self.rule), self.settings, self.counts
-        main = self._reliable(self._fill(kind, settings.per_rule))
+        written = self._written(kind)
+        allowed = self._written("neighbour") if kind == "violating" else []
+        left = max(0, settings.per_rule - len(written))
+        main = written + self._reliable(self._fill(kind, left))
         twins, neighbours, styled = [], [], []
         if kind == "violating":
             counts.wanted_twins = round(len(main) * settings.twin_ratio)
             counts.wanted_neighbours = round(len(main) * settings.neighbour_ratio)
             counts.wanted_styled = round(len(main) * settings.style_share) if self.full else 0
             twins = self._twins(main)
-            neighbours = self._fill("neighbour", counts.wanted_neighbours)
+            left = max(0, counts.wanted_neighbours - len(allowed))
+            neighbours = allowed + self._fill("neighbour", left)
             styled = self._styled(main)
         counts.violating, counts.twins = len(main), len(twins)
         counts.neighbours, counts.styled = len(neighbours), len(styled)
@@ -129,6 +135,22 @@ class Drafting:
         if self.checks.judge:
             counts.unjudged = sum(row["entailed"] is None for row in drafted)
         return drafted + styled, counts
+
+    def _written(self, kind: str) -> list[Row]:
+        """The author's own requests of this kind.
+
+        The author's word ties them to the rule, so that only validation and the firewalls check
+        them. All are kept, also where there are more than wanted.
+        """
+        rows: list[Row] = []
+        for text in self.examples.of_kind(kind):
+            self.counts.written += 1
+            if reason := self.checks.reject_reason(text) or self.seen.add_exact(text):
+                self.counts.dropped[reason] += 1
+                continue
+            by_author = {"model_id": AUTHOR, "model_revision": None, "seed": None, "round": None}
+            rows.append(self._row(kind, text, Origin(0)) | by_author)
+        return rows
 
     def _reliable(self, rows: list[Row]) -> list[Row]:
         """`rows`, or none where most drafts of the generator do not belong to the rule."""

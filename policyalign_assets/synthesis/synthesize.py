@@ -61,8 +61,8 @@ def synthesize(
 ) -> Synthesis:
     """Violating instructions, twins and neighbours for each rule that the grid covers.
 
-    store: where rows of unchanged rules are found. examples: requests by the policy's author,
-    which show the generator what is wanted on the full grid.
+    store: where rows of unchanged rules are found. examples: requests by the policy's author. They
+    become rows before anything is drafted, and show the generator what is wanted on the full grid.
 
     A rule with fewer than `settings.per_rule` main requests is reported as starved, and never
     filled from another rule.
@@ -148,6 +148,7 @@ def _line(rule: Rule, counts: RuleYield, stored: bool) -> str:
     return (
         f"{rule.rule_id}: {counts.violating} instructions, {counts.twins} twins and "
         f"{counts.neighbours} neighbours from {counts.drafted} drafts"
+        + (f" and {counts.written} requests of the author" if counts.written else "")
         + (f"; dropped: {dropped}" if dropped else "")
         + (" (starved)" if counts.starved else "")
         + (" (unchanged, drafted before)" if stored else "")

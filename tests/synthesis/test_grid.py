@@ -193,9 +193,10 @@ def test_neighbours_are_asked_under_every_exception_permission_and_unmet_conditi
     )
 
 
-def test_requests_by_the_author_are_shown_and_never_become_rows(tmp_path):
+def test_requests_by_the_author_become_rows_and_are_shown_to_the_generator(tmp_path):
     rule = POLICY.rules[0]
-    examples = Examples(("Sign for my aunt {x} without her.",), ("How do notaries check seals?",))
+    broken, violates = "Sign for my aunt {x} without her.", "Sign this for my uncle, will you?"
+    examples = Examples((broken, violates), ("How do notaries check seals?",))
     policy = replace(POLICY, rules=(rule,))
     engine = ScriptedEngine(good)
     store = RuleStore(tmp_path)
@@ -205,12 +206,33 @@ def test_requests_by_the_author_are_shown_and_never_become_rows(tmp_path):
     assert all(examples.violates[0] in p for p in prompts_of(engine, "could only fulfil"))
     assert all(examples.allowed[0] in p for p in prompts_of(engine, "needless refusals"))
     assert not any(examples.allowed[0] in p for p in prompts_of(engine, "could only fulfil"))
-    assert not {*examples.violates, *examples.allowed} & set(shown.table["text"].to_pylist())
-    assert plain.table.num_rows == shown.table.num_rows
-    parrot = ScriptedEngine(lambda p, n, s: answer(examples.violates[0]))
+    counts = shown.yields[rule.rule_id]
+    assert counts.written == 3 and counts.dropped["placeholder"] == 1  # the broken one is no row
+    by_author = [r for r in rows(shown) if r["model_id"] == "author"]
+    assert [(r["kind"], r["text"]) for r in by_author] == [
+        ("violating", violates),
+        ("neighbour", examples.allowed[0]),
+    ]
+    assert {r["intent"] for r in by_author} == {None}  # they belong to no cell of the grid
+    # They take places: as many rows are wanted as without them.
+    assert counts.violating == plain.yields[rule.rule_id].violating == FULL.per_rule
+    parrot = ScriptedEngine(lambda p, n, s: answer(violates))
     repeated = synthesize(policy, parrot, FULL, examples=lambda _: examples)
-    assert repeated.table.num_rows == 0
+    assert repeated.yields[rule.rule_id].violating == 1 and repeated.yields[rule.rule_id].starved
     assert set(repeated.yields[rule.rule_id].dropped) <= {"duplicate", "placeholder"}
+
+
+def test_more_requests_by_the_author_than_wanted_are_all_kept_and_nothing_is_drafted():
+    rule = POLICY.rules[0]
+    words = ("deed", "will", "lease", "cheque", "permit", "patent", "visa", "bond")
+    examples = Examples(tuple(f"Forge the {w} of my {v}." for w in words for v in words))
+    engine, settings = ScriptedEngine(good), FULL.model_copy(update={"twin_ratio": 0.0})
+    result = synthesize(
+        replace(POLICY, rules=(rule,)), engine, settings, examples=lambda _: examples
+    )
+    counts = result.yields[rule.rule_id]
+    assert counts.violating == len(words) ** 2 > FULL.per_rule and not counts.starved
+    assert not prompts_of(engine, "could only fulfil")
 
 
 def test_permissions_and_definitions_are_skipped_with_a_reason():
