@@ -217,7 +217,7 @@ def _filtering(sweep: Sweep, arms: Sequence[ArmFigures]) -> Iterable[str]:
         "At least one of these differences is shown, in bold."
         if shown
         else "None of these differences is shown. So the filter is neither shown to help nor to "
-        "harm, and the default, which keeps nearly all instructions, stays."
+        "harm, and the default, which keeps three quarters of the violations, stays."
     )
     return ["\n".join(lines), said]
 
@@ -227,6 +227,7 @@ def _costs(arms: Sequence[ArmFigures]) -> Iterable[str]:
     for arm in arms:
         latencies = [r.latency for r in arm.results if r.latency]
         trainings = [r.training for r in arm.results if r.training]
+        processor = [x.cpu_seconds for x in trainings if x.cpu_seconds is not None]
         tokens = [r.added_prompt_tokens for r in arm.results if r.added_prompt_tokens is not None]
         loads += [x.load for x in latencies if x.load is not None]
         loads += [x.load for x in trainings if x.load is not None]
@@ -238,18 +239,22 @@ def _costs(arms: Sequence[ArmFigures]) -> Iterable[str]:
                 " / ".join(f"{x.median:.0f}" for x in latencies) or "not measured",
                 f"{_mean([x.ratio for x in latencies]):.2f}" if latencies else "not measured",
                 f"{_mean([x.seconds for x in trainings]):.0f}" if trainings else "none",
+                (f"{_mean(processor):.0f}" if processor else "not measured")
+                if trainings
+                else "none",
                 f"{_mean([x.tokens for x in trainings]):,.0f}" if trainings else "none",
                 f"{_mean([x.updates for x in trainings]):.0f}" if trainings else "none",
             )
         )
     busy = bool(loads) and max(loads) > 0.5 * cores
     said = (
-        "Prompt tokens are those of all calls for one request, beyond the request itself. Latency "
-        "is the median over single requests, in milliseconds, seed by seed, on our own engine, "
-        "which computes the policy anew for each request. Half of the requests break a rule. The "
-        "ratio is to the same model with nothing around it, asked at the same moment: a mean over "
-        "seeds of medians over requests. Training seconds are wall time with sampling. Response "
-        "tokens are those in all updates."
+        "Prompt tokens are those of all calls for one request, beyond the request itself: below 0 "
+        "where a guard declines requests, which then reach no model. Latency is the median over "
+        "single requests, in milliseconds, seed by seed, on our own engine, which computes the "
+        "policy anew for each request. Half of the requests break a rule. The ratio is to the same "
+        "model with nothing around it, asked at the same moment: a mean over seeds of medians over "
+        "requests. Training seconds are wall time with sampling, with processor time beside them. "
+        "Response tokens are those in all updates."
     )
     if busy:
         said += (
@@ -261,7 +266,7 @@ def _costs(arms: Sequence[ArmFigures]) -> Iterable[str]:
         said += " The load of the machine is not known."
     header = (
         "arm", "added prompt tokens", "latency (ms)", "latency, ratio", "training (s)",
-        "response tokens", "updates",
+        "training (CPU s)", "response tokens", "updates",
     )  # fmt: skip
     return [said, _table(header, rows), "Latency with vLLM is left out: it was not measured."]
 

@@ -58,7 +58,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class Training:
-    """seconds: wall time, sampling included. tokens: response tokens in all updates."""
+    """seconds: wall time, sampling included. tokens: response tokens in all updates.
+
+    cpu_seconds: processor time of all threads; None where the training was resumed.
+    """
 
     seconds: float
     tokens: int
@@ -66,6 +69,7 @@ class Training:
     instructions: int
     load: float | None
     same_pairs: int | None = None
+    cpu_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ a seed are made once and shared by all of its arms.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,7 @@ class Trial:
             *anchors(distillation, settings.model.id),
         ]
         batch_tokens, text = settings.model.batch_tokens, policy.prompt_text
+        resumed, begun = unfinished.exists(), time.process_time()
         if self.spec.training == "distillation":
             model, history = distill(
                 [text], mix, loaded, distillation, unfinished, batch_tokens, log
@@ -229,6 +231,8 @@ class Trial:
             training = Training(
                 made.seconds, made.tokens, made.updates, len(mix), load(), made.same
             )
+        if not resumed:
+            training = replace(training, cpu_seconds=time.process_time() - begun)
         revision = f"{loaded.revision}+{self.arm}"
         return LoadedModel(model, loaded.tokenizer, loaded.model_id, revision), training
 

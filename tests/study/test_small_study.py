@@ -96,7 +96,12 @@ def test_each_arm_has_a_result_with_outcomes_costs_and_training(ran):
     assert guarded.suites["violations"].outcomes == [1] * 4
     assert guarded.training is None and guarded.added_prompt_tokens > 50
     assert ours.added_prompt_tokens == 0 and ours.latency.median > 0 and ours.latency.n == 4
-    assert ours.training.updates == 1 and ours.training.tokens > 0 and ours.steps == 1
+    assert (
+        ours.training.updates == 1
+        and ours.training.cpu_seconds > 0
+        and ours.training.tokens > 0
+        and ours.steps == 1
+    )
     # the untrained model solves its own tasks; one step changes little
     assert sum(ours.suites["capability"].outcomes) >= 3
 
