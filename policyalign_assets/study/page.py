@@ -259,8 +259,8 @@ def _costs(arms: Sequence[ArmFigures]) -> Iterable[str]:
     if busy:
         said += (
             f" **The cores were busy**: the load was {min(loads):.1f} to {max(loads):.1f} on "
-            f"{cores} cores. So latencies and seconds compare arms only roughly, and the ratios "
-            "better."
+            f"{cores} cores, and processes may have waited for long. So latencies and wall times "
+            "compare arms only roughly, and the ratios and processor times better."
         )
     if not loads:
         said += " The load of the machine is not known."
