@@ -39,8 +39,8 @@ test-fast: .venv/installed
 
 # The vLLM engine on the bundled model, on a CPU, in an environment of its own.
 test-vllm: .venv-vllm/installed
-	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/engine/test_vllm.py tests/stages/test_vllm_stages.py \
-	    tests/releases/test_served_releases.py
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/engine/test_vllm.py tests/engine/test_real_vllm_server.py \
+	    tests/stages/test_vllm_stages.py tests/releases/test_served_releases.py
 
 ui: .venv/installed
 	@mkdir -p data/reports

@@ -6,8 +6,12 @@ weights are:
 
   DDP     Each process holds the whole model.
   FSDP2   Each process holds a part of every layer's base weights, and gathers a layer while it
-          computes with it. Rollouts would gather all layers for every single token, so the whole
-          model is gathered once before them and released afterwards.
+          computes with it. Rollouts by this process would gather all layers for every single token,
+          so the whole model is gathered once before them and released afterwards. With rollouts by
+          servers (`model.engine=vllm-server`) no process ever holds the whole model on its device.
+
+Before weights are sharded they are mapped from their files, if the files have the model's dtype:
+then they are in no process's own memory, and all processes of a machine share the mapped pages.
 
 Only the adapter is trained, and it is small, so every process holds all of it. Gradients are summed
 in one exchange before each optimizer step. A saved step or a checkpoint is therefore the same as
@@ -135,17 +139,18 @@ class Accelerated(Processes):
                 "the class of its layers as fsdp_transformer_layer_cls_to_wrap in "
                 "distillation.accelerate_config."
             )
+        # By identity, since a reference would keep a whole weight on the device after its sharding.
         base = {
-            p
+            id(p)
             for layer in layers
             for name, p in layer.named_parameters()
             if ".lora_" not in f".{name}"
         }
-        kept = {p for p in model.parameters() if p not in base}
+        kept = {p for p in model.parameters() if id(p) not in base}
         for p in kept:
             p.data = p.data.to(self.device)
         mesh = init_device_mesh(self.device.type, (self.count,))
-        for layer in layers:
+        for layer in layers:  # each goes to the device, where its other parts are freed
             fully_shard(
                 layer,
                 mesh=mesh,

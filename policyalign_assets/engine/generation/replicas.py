@@ -447,7 +447,10 @@ class Session:
             return reply.content
         said = self._replicas.shown(reply.text)
         if NOT_FINITE in reply.text:
-            raise NotFinite(f"the model at {replica.address} gives logits that are not numbers")
+            raise NotFinite(
+                f"the model at {replica.address} gives logits that are not numbers (start that "
+                "server again before another attempt, since its cache may keep them)"
+            )
         if reply.status_code == 404:
             raise _NotServed(f"HTTP 404: {said}")
         message = f"answers with HTTP {reply.status_code}" + (f": {said}" if said else "")

@@ -205,7 +205,10 @@ class VllmServerEngine:
                 f"{ANSWERED_OTHERWISE}"
             )
         if any(p is None or not math.isfinite(p) for p in log_probs):
-            raise NotFinite(f"model {self.model_id!r} gives logits that are not numbers")
+            raise NotFinite(
+                f"model {self.model_id!r} gives logits that are not numbers (start the servers "
+                "again before another attempt, since their cache may keep them)"
+            )
         if how == "stop" and tokens[-1] not in self.end_ids:
             raise ServerRefuses(
                 "a server of model.servers ends answers at tokens of its own. Fix: start it with "
