@@ -16,6 +16,7 @@ from policyalign_assets.orchestration import (
     leaderboard,
     observed,
     release_checks,
+    study,
 )
 from policyalign_assets.orchestration.launchers import launcher_from_environment
 from policyalign_assets.orchestration.realign import (
@@ -28,7 +29,7 @@ from policyalign_assets.orchestration.storage import ParquetStorage, RecordStora
 
 defs = dg.Definitions(
     assets=[
-        *dg.load_assets_from_modules([assets, catalog, deployments, leaderboard]),
+        *dg.load_assets_from_modules([assets, catalog, deployments, leaderboard, study]),
         *external.external_assets,
         *observed.observed_assets,
     ],

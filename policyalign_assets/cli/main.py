@@ -68,6 +68,10 @@ COMMANDS: dict[str, Entry] = {
     "revoke": Entry("policyalign_assets.cli.ledger:revoke", "Revoke a release, with a reason."),
     "serve": Entry("policyalign_assets.cli.serve:serve", "Serve a verified release with vLLM."),
     "status": Entry("policyalign_assets.cli.status:status", "Say what is out of date, and why."),
+    "study": Entry(
+        "policyalign_assets.cli.study:study",
+        "Compare the method and its parts with what a team would do instead.",
+    ),
     "verify": Entry(
         "policyalign_assets.cli.verify:verify_command",
         "Check a release: signature, files, weights, policy, gates, approval.",

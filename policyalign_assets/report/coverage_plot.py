@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from policyalign_assets.report.plots import _DPI, _GREY, _STYLE, _png, _tidy
+from policyalign_assets.report.plots import _DPI, _GREY, _STYLE, png, tidy
 from policyalign_assets.synthesis.coverage import Coverage
 
 _MADE, _SELECTED = "#b3cde0", _STYLE["aligned"]["color"]
@@ -42,5 +42,5 @@ def coverage_plot(coverage: Coverage, score: str) -> bytes:
         histogram.text(0.5, 0.5, "not measured", transform=histogram.transAxes, ha="center")
     histogram.set_title(f"Score ({score}); dotted: each rule's median", loc="left", fontsize=11)
     for axes in (bars, histogram):
-        _tidy(axes)
-    return _png(figure)
+        tidy(axes)
+    return png(figure)

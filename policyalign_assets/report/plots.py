@@ -60,13 +60,13 @@ def main_plot(report: AlignmentReport, narrow: bool = False) -> bytes:
         color=_GREY,
         arrowprops={"arrowstyle": "->", "color": _GREY},
     )
-    _tidy(axes)
+    tidy(axes)
     if points:
         size = 7.5 if narrow else 10
         figure.legend(loc="outside lower center", ncols=1, frameon=False, fontsize=size)
     else:
         axes.text(0.5, 0.3, "not measured", transform=axes.transAxes, ha="center")
-    return _png(figure)
+    return png(figure)
 
 
 def training_plot(training: Mapping[str, Sequence[float | None]]) -> bytes:
@@ -87,9 +87,9 @@ def training_plot(training: Mapping[str, Sequence[float | None]]) -> bytes:
             marker="." if few else None,
         )
         axes.set_title(title, loc="left", fontsize=11)
-        _tidy(axes)
+        tidy(axes)
     panels[-1].set_xlabel("Optimizer step")
-    return _png(figure)
+    return png(figure)
 
 
 def history_plot(versions: Sequence[Version], panels: Mapping[str, str]) -> bytes:
@@ -115,11 +115,11 @@ def history_plot(versions: Sequence[Version], panels: Mapping[str, str]) -> byte
             )
         axes.set_title(f"{title} (%)", loc="left", fontsize=11)
         axes.margins(x=0.1, y=0.15)
-        _tidy(axes)
+        tidy(axes)
     all_axes[-1].set_xticks(
         range(len(versions)), [v.created_at[:16].replace("T", "\n") for v in versions], fontsize=8
     )
-    return _png(figure)
+    return png(figure)
 
 
 def _draw_point(axes: Axes, point: OperatingPoint) -> None:
@@ -170,13 +170,15 @@ def _range(intervals: Iterable[Interval]) -> tuple[float, float]:
     return -0.035 * top, top
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """Removes the frame's upper and right side, and draws a light grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()

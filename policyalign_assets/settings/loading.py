@@ -32,6 +32,7 @@ PLAIN_VARIABLES = {
     "EXCHANGE",
     "IMAGE",
     "SHARED_DATA",
+    "STUDY",
     "KEY_VARIABLES",
     "ENDPOINT_HOSTS",
 }
