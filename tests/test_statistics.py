@@ -216,6 +216,7 @@ def test_a_graded_difference_redraws_whole_clusters():
     assert graded_difference([], [], [], seed=1).difference is None
 
 
+@pytest.mark.slow
 def test_holm_as_statsmodels_computes_it():
     from statsmodels.stats.multitest import multipletests
 

@@ -37,6 +37,7 @@ from policyalign_assets.evaluation.choices import (
     right_choice,
 )
 from policyalign_assets.evaluation.conversation import Conversation, Turn
+from policyalign_assets.files import parse_shipped_yaml
 from policyalign_assets.policy import known_domains
 
 __all__ = ["LETTERS", "Benchmark", "BenchmarkCase", "Loaded", "NotRun", "load", "manifest"]
@@ -219,7 +220,7 @@ def files_of(benchmark: Benchmark, folder: Path) -> list[Path]:
 def shipped_benchmarks() -> tuple[Benchmark, ...]:
     """The benchmarks of the project's own manifest."""
     text = resources.files(__package__).joinpath("benchmarks.yaml").read_text(encoding="utf-8")
-    return tuple(_read_manifest("benchmarks.yaml", text))
+    return tuple(_benchmarks("benchmarks.yaml", parse_shipped_yaml(text)))
 
 
 def _text_of(file: Path) -> str:
@@ -236,6 +237,10 @@ def _read_manifest(name: str, text: str) -> list[Benchmark]:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError):
         raise ManifestError(f"{name} is no YAML. Fix: see evaluation/benchmarks.yaml") from None
+    return _benchmarks(name, content)
+
+
+def _benchmarks(name: str, content: object) -> list[Benchmark]:
     if not isinstance(content, dict) or not isinstance(content.get("benchmarks"), list):
         raise ManifestError(
             f"{name} has no list `benchmarks`. Fix: list the entries under `benchmarks:`, or move "

@@ -95,6 +95,7 @@ def test_a_policy_that_does_not_exist_is_named() -> None:
     assert result.exit_code == 1 and "no such file" in result.output
 
 
+@pytest.mark.slow
 def test_a_prompt_longer_than_the_models_context_is_an_error(file) -> None:
     rules = "".join(f"- A{n}: Never sell item number {n} to a customer.\n" for n in range(300))
     short, long = file("- A1: Never lie.\n", "short.md"), file(rules)

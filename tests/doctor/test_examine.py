@@ -54,6 +54,7 @@ def test_the_bundled_model_passes_and_its_result_is_kept(tmp_path, monkeypatch):
     assert doctor.examine(settings(), POLICY, tmp_path) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [
@@ -109,6 +110,7 @@ def test_a_model_that_cannot_be_loaded_is_one_error():
     assert examination.findings[0].fix
 
 
+@pytest.mark.slow
 def test_what_was_not_checked_is_never_ok(tmp_path):
     found = by_check(doctor.examine(settings(), POLICY, measure_effect=False))
     assert found["policy in the prompt"].level == "not checked"

@@ -66,6 +66,7 @@ def test_kappa_is_not_defined_where_all_cases_are_of_one_kind(pairs):
     assert agreement("q", pairs).kappa is None
 
 
+@pytest.mark.slow
 def test_the_command_counts_misses_and_false_alarms_per_rule(command, monkeypatch):
     people = {"a": A, "b": A, "c": "none", "d": "none", "e": B, "f": "none"}
     judged = {

@@ -84,6 +84,7 @@ def test_what_is_an_answer(text: str) -> None:
     assert degenerate(text) is None
 
 
+@pytest.mark.slow
 def test_answers_of_real_models_are_hardly_ever_flagged() -> None:
     files = sorted((SHARED / "xstest" / "completions").glob("*.csv"))
     if not files:

@@ -121,6 +121,7 @@ def test_hostile_text_is_read_at_once(hostile: str) -> None:
     read_response(hostile)  # a pattern that backtracks would not come back
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "kappa", "missed"),
     [("gpt4", 0.9, 0.05), ("llama2new", 0.8, 0.1), ("mistralinstruct", 0.75, 0.15)],

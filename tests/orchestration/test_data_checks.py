@@ -110,6 +110,7 @@ def run(tmp_path):
     return go
 
 
+@pytest.mark.slow
 def test_sound_data_passes_and_training_begins(run):
     assert run(at_least=4) == ({}, True)
 
@@ -150,11 +151,13 @@ def test_a_rule_below_its_minimum_stops_the_partition(run):
     assert run(rows, at_least=99, per_rule=3) == ({}, True)  # never more than the quota
 
 
+@pytest.mark.slow
 def test_a_rule_without_any_row_is_not_overlooked(run):
     failed, _ = run([r for r in SOUND if r["rule_id"] == "C1"], at_least=1, twins_low=0.0)
     assert "M2 (0)" in failed["every_rule_has_its_minimum"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("band", "passes"), [((0.2, 0.9), True), ((0.3, 0.9), False), ((0.0, 0.2), False)]
 )

@@ -1,6 +1,7 @@
 """The leaderboard is made again by itself after a new report, and not before."""
 
 import dagster as dg
+import pytest
 
 from policyalign_assets.orchestration.leaderboard import leaderboard
 from policyalign_assets.orchestration.partitions import NAME, partitions
@@ -13,6 +14,7 @@ KEY = "medical|alpha"
 def benchmark_report() -> None: ...
 
 
+@pytest.mark.slow
 def test_a_new_report_asks_for_the_leaderboard():
     defs = dg.Definitions(
         assets=[benchmark_report, leaderboard], resources={"pipeline": Pipeline()}

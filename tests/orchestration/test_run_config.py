@@ -85,6 +85,7 @@ def test_the_launchpad_refuses_what_is_no_setting(instance, tmp_path, overrides,
         materialize(instance, tmp_path, "first", overrides=overrides)
 
 
+@pytest.mark.slow
 def test_a_value_out_of_range_is_refused_before_any_stage_and_never_retried(instance, tmp_path):
     result = materialize(instance, tmp_path, "first", overrides={"distillation": {"steps": 0}})
     assert not result.success and not (tmp_path / "assets").exists()
@@ -117,6 +118,7 @@ def test_an_experiment_never_writes_over_production_and_reads_what_it_lacks(inst
     assert (apart / "first/medical/alpha.parquet").read_bytes() != before
 
 
+@pytest.mark.slow
 def test_settings_that_change_no_result_are_no_experiment(instance, tmp_path):
     run = materialize(instance, tmp_path, "first", overrides={"model": {"batch_tokens": 4096}})
     assert run.success and EXPERIMENT not in instance.get_run_by_id(run.run_id).tags
@@ -126,11 +128,13 @@ def test_settings_that_change_no_result_are_no_experiment(instance, tmp_path):
 LOOSE = {"over_refusal_ceiling": 0.1, "loosened_by": "A. Name", "loosened_because": "a test"}
 
 
+@pytest.mark.slow
 def test_looser_bars_are_an_experiment(instance, tmp_path):
     run = materialize(instance, tmp_path, "first", overrides={"gates": LOOSE})
     assert run.success and instance.get_run_by_id(run.run_id).tags[EXPERIMENT]
 
 
+@pytest.mark.slow
 def test_an_experiment_does_not_make_production_look_out_of_date(instance):
     settings = Settings()
     wanted = {KEY: fingerprints.desired("hash", settings)}

@@ -479,6 +479,7 @@ def test_a_missing_policies_folder_is_named(tmp_path: Path) -> None:
         list_policies(tmp_path / "policies")
 
 
+@pytest.mark.slow
 def test_reading_policies_loads_no_heavy_library() -> None:
     code = (
         "import sys, policyalign_assets.policy; "

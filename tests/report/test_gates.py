@@ -223,6 +223,7 @@ HARMFUL = dict.fromkeys(("violations", "violations_wrapped"), "against the rules
 BENIGN = dict.fromkeys(("twins", "uncovered"), "zz blorp")
 
 
+@pytest.mark.slow
 def test_garbage_that_the_phrase_judge_reads_as_refusals_and_answers_is_kept_back():
     bad = judged(evaluation(), {**HARMFUL, **BENIGN})
     assert all(r["scored"] for r in bad)  # the judge alone does not see it

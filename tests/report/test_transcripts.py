@@ -87,6 +87,7 @@ def test_an_answer_that_no_judge_could_read_is_not_shown_whole():
     assert "[redacted:" in shown.responses["base"]
 
 
+@pytest.mark.slow
 def test_harmful_requests_of_public_benchmarks_are_cut_short_and_missing_texts_not_shown():
     def row(kind: str, case_id: str, arm: str, **changes) -> dict:
         return {

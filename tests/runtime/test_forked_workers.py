@@ -102,6 +102,7 @@ def test_a_killed_worker_is_told_and_the_next_is_a_fork_of_the_same_process(work
     assert workers.run(task(tmp_path / "next", "nonsense"), dict(os.environ)) == 1
 
 
+@pytest.mark.slow
 def test_what_a_worker_leaves_behind_is_ended_before_its_exit_code_is_told(tmp_path, monkeypatch):
     left = tmp_path / "left"
     # Loaded before the fork, it makes every worker start a process in a session of its own.

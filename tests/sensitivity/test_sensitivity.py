@@ -158,6 +158,7 @@ def scripted(student, teacher):
     return SimpleNamespace(generate_ids=generate_ids, calls=calls)
 
 
+@pytest.mark.slow
 def test_there_is_one_row_per_instruction_in_order(loaded):
     table = score(loaded)
     assert table.schema.equals(SENSITIVITY)
@@ -202,6 +203,7 @@ def plainly(loaded, text, response):
     return (log_s.exp() * (log_s - log_t)).sum(-1), (log_t.exp() * (log_t - log_s)).sum(-1), js
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_tokens", [16_384, 60])
 def test_scores_equal_a_plain_computation_row_by_row(loaded, batch_tokens):
     """Responses of different lengths, so that errors of padding, sharing or order would show."""
@@ -327,6 +329,7 @@ def test_a_policy_that_does_not_fit_is_refused_before_any_work(loaded):
 # ---- parts ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_the_parts_they_are_made_in(loaded, tmp_path):
     whole = score(loaded)
     cut = score(loaded, parts=PartialScores(tmp_path / "cut", rows=2))

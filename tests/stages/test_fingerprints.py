@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 
 from policyalign_assets.evaluation import benchmarks, probe_texts
+from policyalign_assets.files import parse_shipped_yaml
 from policyalign_assets.judges import tasks
 from policyalign_assets.settings import NO_EFFECT, Settings, load_settings
 from policyalign_assets.stages import fingerprints, registry, shaping, sources
@@ -21,6 +23,7 @@ from policyalign_assets.stages.registry import EVERY_STAGE, STAGES
 from policyalign_assets.synthesis import texts
 from policyalign_assets.world import prompts, world
 
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 FOREIGN = {"model": {"id": "org/instruct"}}
 POLICY_JUDGE = {"judge": {"kind": "policy", "base_url": "http://localhost/v1", "model": "m"}}
 SETTINGS = {
@@ -96,9 +99,11 @@ def edits(monkeypatch):
     return Edits(monkeypatch)
 
 
+@cache
 def rewritten(text: str) -> str:
     """The same YAML, as another tool would lay it out."""
-    return "# laid out anew\n" + yaml.safe_dump(yaml.safe_load(text), sort_keys=False, width=50)
+    content = parse_shipped_yaml(text)
+    return "# laid out anew\n" + yaml.dump(content, Dumper=DUMPER, sort_keys=False, width=50)
 
 
 READ_REFUSALS = {"violating_instructions", "sensitivity_scores", "judgements"}
@@ -224,6 +229,7 @@ def test_a_raised_code_version_redoes_the_stages_that_name_the_module(edits, mod
     }
 
 
+@pytest.mark.slow
 def test_code_versions_are_read_without_importing_the_trainer():
     code = (
         "import sys; from policyalign_assets.stages import fingerprints as f;"

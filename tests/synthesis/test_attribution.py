@@ -225,6 +225,7 @@ def noisy(share):
     return ScriptedEngine(reply)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "starved"), [(0.3, True), (0.7, False)])
 def test_a_generator_of_noise_starves_its_rule_although_some_noise_passes(share, starved):
     policy = replace(POLICY, rules=(FORGE, *POLICY.prohibitions[1:3]))

@@ -23,6 +23,7 @@ def settings(**changed):
     return load_settings(overrides=overrides, environ={})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", ["reduced", "full"])
 def test_rows_and_drafts_are_those_of_a_run_whose_drafts_are_all_good(grid):
     chosen = settings(grid=grid, style_share=0.0)

@@ -168,6 +168,7 @@ def test_the_digest_changes_with_the_prompts_and_the_threshold():
     assert len(set(digests)) == 3 and Firewall({"y": " A  b "}).digest == digests[0]
 
 
+@pytest.mark.slow
 def test_the_projects_own_cases_of_a_rule_are_references_whatever_the_other_rules_say():
     policy = medical_policy()
     settings = load_settings(overrides={"firewall": {"own_cases": True}}, environ={})

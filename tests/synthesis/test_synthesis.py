@@ -196,6 +196,7 @@ def test_the_same_seed_gives_the_same_table_and_another_seed_another():
     ).table.equals(first)
 
 
+@pytest.mark.slow
 def test_editing_one_rule_leaves_the_rows_of_the_others():
     edited = replace(
         POLICY,

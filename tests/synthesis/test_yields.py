@@ -69,6 +69,7 @@ def test_every_draft_of_the_generator_is_counted():
     assert sum(y.drafted for y in result.yields.values()) == asked
 
 
+@pytest.mark.slow
 def test_stored_counts_add_up_again(tmp_path):
     settings = SynthesisSettings(per_rule=6, rounds=2, language=None)
     first, again = (
@@ -85,6 +86,7 @@ def test_a_draft_that_is_lost_count_of_stops_the_run():
         counts.check("C1")
 
 
+@pytest.mark.slow
 def test_the_page_shows_a_funnel_per_rule_whose_numbers_add_up():
     result = made(7)
     yields = {rule_id: vars(counts) for rule_id, counts in result.yields.items()}
