@@ -1,6 +1,7 @@
 """The engine `vllm-server` against a real `vllm serve`: `make test-vllm`. Skipped without vLLM."""
 
 import sys
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from helpers import one_thread
@@ -13,6 +14,7 @@ from vllm_server import free_port, vllm_serving
 from policyalign_assets.distillation.adapters import student_parameters
 from policyalign_assets.engine.base import NotFinite, Sampling
 from policyalign_assets.engine.generation.opening import opened_vllm
+from policyalign_assets.engine.generation.replicas import ServersDown
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
@@ -31,13 +33,20 @@ def quick():
         yield
 
 
-@pytest.fixture(scope="module")
-def address():
+@contextmanager
+def served():
+    """Yields the address of a server of its own."""
     port = free_port()
     arguments = [str(BUNDLED_WEIGHTS), *FLAGS, "--port", str(port)]
     variables = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "OMP_NUM_THREADS": "1"}
     with vllm_serving(sys.executable, arguments, port, **variables) as url:
         yield url.removesuffix("/v1")
+
+
+@pytest.fixture(scope="module")
+def address():
+    with served() as url:
+        yield url
 
 
 @pytest.fixture()
@@ -81,6 +90,26 @@ def test_training_has_the_losses_of_the_engine_in_this_process(engine, tmp_path)
     assert len(set(ours["loss"].to_pylist())) == SMALL.steps
     (noise,) = [line for line in lines if "on the base model" in line]
     assert noise.startswith("vLLM and the trainer differ by ")
+
+
+def test_a_server_that_ends_is_one_clear_error_and_training_resumes_with_another(engine, tmp_path):
+    settings, lines = SMALL.model_copy(update={"save_every": 1, "steps": 4}), []
+    _, whole = train(tmp_path / "whole", engine, settings)
+    with ExitStack() as serving:
+        address = serving.enter_context(served())
+
+        def end(line: str) -> None:
+            if line.startswith("step 2/"):
+                serving.close()
+
+        with (
+            opened_vllm(settings_of(address, server_timeout=300, server_patience=2)) as its_engine,
+            pytest.raises(ServersDown, match=f"{address} cannot be reached.*Fix: start"),
+        ):
+            train(tmp_path / "cut", its_engine, settings, end)
+    _, again = train(tmp_path / "cut", engine, settings, lines.append)
+    assert "resumed after step 2 from its saved state" in lines
+    assert again["loss"].to_pylist() == pytest.approx(whole["loss"].to_pylist(), abs=1e-4)
 
 
 def test_weights_that_are_not_numbers_are_an_error_and_not_a_text(engine):

@@ -17,7 +17,8 @@ from policyalign_assets.engine.base import NotFinite, PromptTooLong, Sampling, c
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.generation import adapter_versions, replicas
 from policyalign_assets.engine.generation.opening import opened, opened_vllm
-from policyalign_assets.engine.generation.replicas import ServerRefuses, ServersDown
+from policyalign_assets.engine.generation.replicas import ServersDown
+from policyalign_assets.engine.generation.server_requests import ServerRefuses
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import LoadedModel, load_model
 from policyalign_assets.runtime.exchange import problem_of
@@ -292,6 +293,17 @@ def test_a_server_that_cannot_read_the_adapter_is_named_with_its_words(weights, 
         pytest.raises(ServerRefuses, match=r"max_lora_rank 16.*Fix: .*--max-lora-rank"),
     ):
         hand_over(engine, students[0])
+
+
+def test_a_server_that_is_drained_while_adapters_are_loaded_is_left_out(two, prompts, students):
+    def drained(path, request):
+        return (503, {}) if path == "/v1/load_lora_adapter" else None
+
+    with opened_vllm(settings_of(*two)) as engine:
+        two[0].fault = drained
+        hand_over(engine, students[0])
+        assert len(engine.generate_ids(prompts, GREEDY)) == 8
+    assert (two[0].answered, two[1].answered) == (0, 8)
 
 
 # ---- servers that go away ------------------------------------------------------------------------

@@ -132,7 +132,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 from policyalign_assets.engine.base import Sampling
 from policyalign_assets.engine.generation.opening import opened_vllm
 from policyalign_assets.settings import ModelSettings
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/engine"]
 from test_vllm import serve, student
 if __name__ == "__main__":
     with opened_vllm(ModelSettings(engine="vllm"), lora_rank=4) as engine:
@@ -180,5 +180,8 @@ def test_weights_that_are_not_numbers_are_an_error_and_not_a_text():
         serve(engine, broken)
         with pytest.raises(NotFinite):
             engine.generate(CHATS[:2], Sampling(4))
-        with pytest.raises(EngineUnavailable, match="open in this process already"), opened(VLLM):
+        with (
+            pytest.raises(EngineUnavailable, match="has an open vLLM engine"),
+            opened(VLLM),
+        ):
             pass

@@ -4,7 +4,6 @@ Row n goes to server n modulo the number of servers. A server that refuses conne
 or 429, or does not answer in time gets no rows for a while: the others take them over. It comes
 back when it is healthy, serves the right model and has the current adapter. Work ends with
 `ServersDown` when no server has answered for `model.server_patience` seconds.
-The servers are not trusted with more than their answers: see `policyalign_assets.endpoint`.
 """
 
 from __future__ import annotations
@@ -19,17 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from policyalign_assets.endpoint import (
-    FAULT,
     EndpointDown,
     bounded_transport,
     check_host,
-    loads,
     read_key,
     run_async,
-    shown,
-    why_unreachable,
 )
-from policyalign_assets.engine.base import EngineUnavailable, NotFinite
+from policyalign_assets.engine.generation.server_requests import (
+    PROBE,
+    Lost,
+    NotServed,
+    Requests,
+    ServerRefuses,
+)
 from policyalign_assets.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -37,10 +38,7 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds without rows for a server that has failed
 LOST = 8  # how often one row may be lost with its server before the work stops
-PROBE = 20.0  # seconds for a look at a server's health and models
 LOADING = 300.0  # seconds for a server to load an adapter
-# The last words of a server whose reply would hold NaN, which JSON cannot.
-NOT_FINITE = "not JSON compliant"
 
 NAME = "policyalign-"  # how the names of our adapters begin
 
@@ -49,18 +47,6 @@ Result = TypeVar("Result")
 
 class ServersDown(EndpointDown):
     """None of the servers answers. The same work may succeed later."""
-
-
-class ServerRefuses(EngineUnavailable):
-    """A server does not take a request, or serves something else. Nothing mends itself here."""
-
-
-class _Lost(Exception):
-    """A server gave no answer this time."""
-
-
-class _NotServed(Exception):
-    """A server does not know the model or the adapter."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +81,10 @@ class Replicas:
         for address in settings.servers:
             check_host(address, "model", field="servers")
         self.settings, self.names = settings, names
-        self._key = read_key(settings.server_key_variable, "model", "server_key_variable")
+        self.key = read_key(settings.server_key_variable, "model", "server_key_variable")
         self.all = [Replica(address) for address in settings.servers]
         self.adapter: Adapter | None = None  # that each server must have
-        self._base: dict[str, str] = {}  # the name of the base model at each address
+        self.base: dict[str, str] = {}  # the name of the base model at each address
 
     def run(self, work: Callable[[Session], Awaitable[Result]]) -> Result:
         """`work` with open connections; see `run_async`."""
@@ -117,7 +103,7 @@ class Replicas:
         transport = bounded_transport(
             httpx2.AsyncHTTPTransport(limits=limits), self.settings.server_timeout
         )
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key != "none" else {}
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key != "none" else {}
         async with httpx2.AsyncClient(
             transport=transport,
             follow_redirects=False,
@@ -128,7 +114,7 @@ class Replicas:
 
     def model_at(self, replica: Replica) -> str:
         """The name to ask for: the adapter's, or the base model's at this server."""
-        return self.adapter.name if self.adapter else self._base[replica.address]
+        return self.adapter.name if self.adapter else self.base[replica.address]
 
     def failed(self, replica: Replica, why: str) -> None:
         """Notes that a server gave no answer, and says so once."""
@@ -158,15 +144,13 @@ class Replicas:
             "again; it goes on after what is saved."
         )
 
-    def shown(self, text: str) -> str:
-        return shown(text, self._key)
-
 
 class Session:
     """The servers, with open connections: for one call of the engine."""
 
     def __init__(self, replicas: Replicas, client: httpx2.AsyncClient):
-        self._replicas, self._client = replicas, client
+        self._replicas = replicas
+        self._requests = Requests(client, replicas.key, replicas.settings.server_timeout)
         self._last_answer = time.monotonic()
         self._probing = {r.address: asyncio.Lock() for r in replicas.all}
         free = replicas.settings.server_concurrency
@@ -212,7 +196,7 @@ class Session:
                     continue
                 try:
                     reply = await self._complete(replica, request)
-                except _Lost as error:
+                except Lost as error:
                     self._replicas.failed(replica, str(error))
                     lost += 1
                     if lost == LOST:
@@ -229,13 +213,13 @@ class Session:
     async def _complete(self, replica: Replica, request: dict[str, Any]) -> Mapping[str, Any]:
         content = {**request, "model": self._replicas.model_at(replica)}
         try:
-            return _whole(await self._post(replica, "v1/completions", content))
-        except _NotServed:  # a server that was started again has no adapter
+            return _whole(await self._requests.post(replica.address, "v1/completions", content))
+        except NotServed:  # a server that was started again has no adapter
             await self._bring_up(replica)
         try:
-            return _whole(await self._post(replica, "v1/completions", content))
-        except _NotServed as error:
-            raise _Lost(f"does not know {content['model']!r} ({error})") from None
+            return _whole(await self._requests.post(replica.address, "v1/completions", content))
+        except NotServed as error:
+            raise Lost(f"does not know {content['model']!r} ({error})") from None
 
     async def _choose(self, row: int) -> Replica:
         """The server for a row: its own, or the next one that answers."""
@@ -262,7 +246,7 @@ class Session:
                 return False
             try:
                 await self._bring_up(replica)
-            except _Lost as error:
+            except Lost as error:
                 replica.away_until, replica.why = 0.0, ""
                 self._replicas.failed(replica, str(error))
                 return False
@@ -278,7 +262,7 @@ class Session:
         async def look(replica: Replica) -> None:
             try:
                 await self._bring_up(replica)
-            except _Lost as error:
+            except Lost as error:
                 self._replicas.failed(replica, str(error))
             else:
                 self._replicas.answered(replica)
@@ -314,20 +298,20 @@ class Session:
         async def at(replica: Replica) -> None:
             try:
                 await work(replica)
-            except _Lost as error:
+            except Lost as error:
                 self._replicas.failed(replica, str(error))
 
         await asyncio.gather(*(at(r) for r in self._replicas.all if not r.away_until))
 
     async def _bring_up(self, replica: Replica) -> None:
-        """Raises _Lost, and ServerRefuses where the server serves another model."""
-        await self._request(replica, "GET", "health", None, PROBE)
+        """Raises Lost, and ServerRefuses where the server serves another model."""
+        await self._requests.request(replica.address, "GET", "health", None, PROBE)
         served = await self._served(replica)
         self._check_base(replica, served)
         try:
-            version = (await self._get(replica, "version")).get("version")
-            replica.version = self._replicas.shown(str(version or "unknown"))
-        except (_NotServed, ServerRefuses):
+            version = (await self._requests.get(replica.address, "version")).get("version")
+            replica.version = self._requests.shown(str(version or "unknown"))
+        except (NotServed, ServerRefuses):
             replica.version = "unknown"
         adapter = self._replicas.adapter
         if adapter and adapter.name not in {m.get("id") for m in served}:
@@ -335,9 +319,9 @@ class Session:
 
     async def _served(self, replica: Replica) -> list[Mapping[str, Any]]:
         try:
-            reply = await self._get(replica, "v1/models")
+            reply = await self._requests.get(replica.address, "v1/models")
             return [m for m in reply["data"] if isinstance(m, dict)]
-        except (_NotServed, KeyError, TypeError):
+        except (NotServed, KeyError, TypeError):
             raise ServerRefuses(
                 f"{replica.address} of model.servers lists no models, so it is no `vllm serve`. "
                 "Fix: give the base address of `vllm serve`, without /v1."
@@ -348,13 +332,13 @@ class Session:
         bases = [m for m in served if not m.get("parent")]
         mine = next((m for m in bases if {m.get("id"), m.get("root")} & set(names)), None)
         if mine is None or not isinstance(mine.get("id"), str):
-            others = self._replicas.shown(", ".join(str(m.get("id")) for m in bases)) or "nothing"
+            others = self._requests.shown(", ".join(str(m.get("id")) for m in bases)) or "nothing"
             raise ServerRefuses(
                 f"{replica.address} of model.servers serves {others}, and not the model of "
                 f"model.id={names[0]!r}. Fix: start it with the same model and "
                 f"--served-model-name {names[0]}, or correct model.servers."
             )
-        self._replicas._base[replica.address] = str(mine["id"])
+        self._replicas.base[replica.address] = str(mine["id"])
         limit = mine.get("max_model_len")
         if not isinstance(limit, int) or limit < 1:
             raise ServerRefuses(
@@ -369,9 +353,9 @@ class Session:
         content = {"lora_name": adapter.name, "lora_path": str(adapter.path)}
         for attempt in range(2):
             try:
-                await self._post(replica, "v1/load_lora_adapter", content, LOADING)
+                await self._requests.post(replica.address, "v1/load_lora_adapter", content, LOADING)
                 return
-            except _NotServed as error:
+            except NotServed as error:
                 raise ServerRefuses(
                     f"{replica.address} loads no adapters at run time ({error}). Fix: start it "
                     "with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora, and let it "
@@ -390,74 +374,14 @@ class Session:
 
     async def _unload(self, replica: Replica, name: str) -> None:
         try:
-            await self._post(replica, "v1/unload_lora_adapter", {"lora_name": name}, LOADING)
-        except (_NotServed, ServerRefuses) as error:
+            await self._requests.post(
+                replica.address, "v1/unload_lora_adapter", {"lora_name": name}, LOADING
+            )
+        except (NotServed, ServerRefuses) as error:
             if "cannot be found" not in str(error):
                 logging.getLogger(__name__).warning(
                     "%s keeps the adapter %s: %s", replica.address, name, error
                 )
-
-    # ---- requests --------------------------------------------------------------------------------
-
-    async def _get(self, replica: Replica, path: str) -> Mapping[str, Any]:
-        return self._object(replica, await self._request(replica, "GET", path, None, PROBE))
-
-    async def _post(
-        self, replica: Replica, path: str, content: dict[str, Any], seconds: float | None = None
-    ) -> Mapping[str, Any]:
-        body = await self._request(replica, "POST", path, content, seconds)
-        return self._object(replica, body) if path == "v1/completions" else {}
-
-    def _object(self, replica: Replica, body: bytes) -> Mapping[str, Any]:
-        try:
-            read = loads(body.decode("utf-8", "replace"))
-        except ValueError:
-            read = None
-        if not isinstance(read, dict):
-            raise ServerRefuses(
-                f"{replica.address} of model.servers does not reply as `vllm serve` does. Fix: "
-                "give the base address of `vllm serve`, without /v1."
-            )
-        return read
-
-    async def _request(
-        self,
-        replica: Replica,
-        method: str,
-        path: str,
-        content: dict[str, Any] | None,
-        seconds: float | None,
-    ) -> bytes:
-        """The body of a reply of status 200. Raises _Lost, _NotServed, ServerRefuses, NotFinite."""
-        import httpx2
-
-        limit = seconds or self._replicas.settings.server_timeout
-        try:
-            async with asyncio.timeout(limit):
-                reply = await self._client.request(
-                    method, f"{replica.address}/{path}", json=content
-                )
-        except (httpx2.TimeoutException, TimeoutError):
-            raise _Lost(f"gave no reply within {limit:,.0f} s") from None
-        except (httpx2.TransportError, httpx2.InvalidURL) as error:
-            raise _Lost(why_unreachable(error)) from None
-        if reply.status_code == 200:
-            if fault := reply.extensions.get(FAULT):
-                raise ServerRefuses(f"{replica.address}: {fault}.")
-            return reply.content
-        said = self._replicas.shown(reply.text)
-        if NOT_FINITE in reply.text:
-            raise NotFinite(
-                f"the model at {replica.address} gives logits that are not numbers (start that "
-                "server again before another attempt, since its cache may keep them)"
-            )
-        if reply.status_code == 404:
-            raise _NotServed(f"HTTP 404: {said}")
-        message = f"answers with HTTP {reply.status_code}" + (f": {said}" if said else "")
-        lost = reply.status_code in (408, 425, 429) or reply.status_code >= 500
-        if lost and path != "v1/load_lora_adapter":
-            raise _Lost(message)
-        raise ServerRefuses(f"{replica.address} of model.servers {message}.")
 
 
 def _whole(reply: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -467,5 +391,5 @@ def _whole(reply: Mapping[str, Any]) -> Mapping[str, Any]:
     except (KeyError, TypeError, IndexError):
         stopped = False
     if stopped:
-        raise _Lost("broke off an answer")
+        raise Lost("broke off an answer")
     return reply

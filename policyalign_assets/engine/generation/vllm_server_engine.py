@@ -22,7 +22,8 @@ from typing import Any
 from policyalign_assets.engine.base import Chat, Generation, NotFinite, Progress, Sampling
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.generation.adapter_versions import AdapterVersions
-from policyalign_assets.engine.generation.replicas import NAME, Adapter, Replicas, ServerRefuses
+from policyalign_assets.engine.generation.replicas import NAME, Adapter, Replicas
+from policyalign_assets.engine.generation.server_requests import ServerRefuses
 from policyalign_assets.engine.loading import describe, model_path
 from policyalign_assets.engine.responses import check_lengths, finished
 from policyalign_assets.engine.sampling import seed_of_row
