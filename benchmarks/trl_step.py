@@ -25,8 +25,8 @@ def trl_steps(
 ) -> tuple[list[float], int]:
     """Seconds of each of `settings.steps` steps, and the peak bytes on the GPU.
 
-    build: arguments of `workload.random_model`. TRL caches no policy prefix and does not merge the adapter
-    for rollouts; everything else is set alike.
+    build: arguments of `workload.random_model`. TRL caches no policy prefix and does not merge the
+    adapter for rollouts; everything else is set alike.
     """
     from datasets import Dataset
     from transformers import TrainerCallback
