@@ -52,7 +52,13 @@ def work(steps: int) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         distill(
-            [policy.prompt_text], asked, workload.qwen2(), settings, Path(folder), 16_384, report
+            [policy.prompt_text],
+            asked,
+            workload.random_model(),
+            settings,
+            Path(folder),
+            16_384,
+            report,
         )
 
 

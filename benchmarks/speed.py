@@ -47,8 +47,17 @@ from policyalign_assets.sensitivity.score import score_instructions
 from policyalign_assets.settings import DistillationSettings, SensitivitySettings
 from policyalign_assets.tables import INSTRUCTIONS
 
-MODELS = {  # shapes of Qwen2.5
+MODELS = {  # shapes of Qwen2.5, and of SmolLM2-135M
     "5m": {},
+    "135m": {
+        "llama": True,
+        "vocabulary": 49_152,
+        "hidden": 576,
+        "layers": 30,
+        "heads": 9,
+        "key_heads": 3,
+        "intermediate": 1_536,
+    },
     "0.5b": {
         "vocabulary": 151_936,
         "hidden": 896,
@@ -111,7 +120,7 @@ def main() -> None:
         else f"{platform.machine()} CPU, {a.threads} threads"
     )
     title = (
-        f"{device}; Qwen2 shape {a.model}, {a.dtype}; policy {a.policy} tokens, "
+        f"{device}; shape {a.model}, {a.dtype}; policy {a.policy} tokens, "
         f"prompt {a.prompt}, response {a.response}, batch {a.batch}; "
         f"torch {torch.__version__}; medians of {a.repeats}"
     )
@@ -171,7 +180,7 @@ def arguments() -> argparse.Namespace:
 
 
 def model(a: argparse.Namespace) -> LoadedModel:
-    return workload.qwen2(**MODELS[a.model], dtype=getattr(torch, a.dtype), device=a.device)
+    return workload.random_model(**MODELS[a.model], dtype=getattr(torch, a.dtype), device=a.device)
 
 
 def texts(a: argparse.Namespace, n: int) -> tuple[SimpleNamespace, list[str]]:
@@ -243,6 +252,11 @@ def step(a: argparse.Namespace) -> list[Line]:
     rate, peak = (
         flops / (shares["teacher"] + shares["student"]),
         matmul_rate(build["dtype"], a.device),
+    )
+    spread = {"ours": [row["seconds"] for row in ours], "TRL": trl, "TRL, our memory": lent}
+    print(
+        "seconds a step, least to most:",
+        {k: f"{min(v):.3g} to {max(v):.3g} (n = {len(v)})" for k, v in spread.items() if v},
     )
     print(
         "our step by phase:",

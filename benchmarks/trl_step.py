@@ -25,15 +25,15 @@ def trl_steps(
 ) -> tuple[list[float], int]:
     """Seconds of each of `settings.steps` steps, and the peak bytes on the GPU.
 
-    build: arguments of `workload.qwen2`. TRL caches no policy prefix and does not merge the adapter
-    for rollouts; everything else is set alike.
+    build: arguments of `workload.random_model`. TRL caches no policy prefix and does not merge the
+    adapter for rollouts; everything else is set alike.
     """
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
     torch.set_num_threads(threads)
-    loaded = workload.qwen2(**build)
+    loaded = workload.random_model(**build)
 
     class Clock(TrainerCallback):
         begun, seconds = 0.0, []

@@ -9,7 +9,14 @@ import random
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from policyalign_assets.engine.loading import LoadedModel
 
@@ -44,19 +51,23 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def qwen2(
+def random_model(
     vocabulary: int = 2_048,
     hidden: int = 256,
     layers: int = 5,
     heads: int = 4,
     key_heads: int = 2,
     intermediate: int = 704,
+    llama: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     seed: int = 0,
 ) -> LoadedModel:
-    """A Qwen2 model with random weights: about 5 M parameters with the defaults."""
-    config = Qwen2Config(
+    """A Qwen2 or Llama model with random weights: about 5 M parameters with the defaults.
+
+    llama: a Llama model, whose head shares the weights of the embeddings.
+    """
+    config = (LlamaConfig if llama else Qwen2Config)(
         vocab_size=vocabulary,
         hidden_size=hidden,
         num_hidden_layers=layers,
@@ -64,20 +75,20 @@ def qwen2(
         num_key_value_heads=key_heads,
         intermediate_size=intermediate,
         max_position_embeddings=4_096,
-        tie_word_embeddings=False,
+        tie_word_embeddings=llama,
         initializer_range=0.05,
     )
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     with torch.device(device):
-        model = Qwen2ForCausalLM(config)
+        model = (LlamaForCausalLM if llama else Qwen2ForCausalLM)(config)
     torch.set_default_dtype(before)
     words = tokenizer()
     model.generation_config = GenerationConfig(
         eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id
     )
-    return LoadedModel(model.eval(), words, "random-qwen2", "0")
+    return LoadedModel(model.eval(), words, "random", "0")
 
 
 def text(tokens: int, seed: int) -> str:
