@@ -34,7 +34,12 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "top_k": 64,
             "max_new_tokens": 24,
         },
-        "evaluation": {"cases_per_suite": 60, "capability_cases": 60, "max_new_tokens": 32},
+        "evaluation": {
+            "cases_per_suite": 60,
+            "benign_cases": 150,
+            "capability_cases": 60,
+            "max_new_tokens": 32,
+        },
     },
     # Any instruct model of 0.1 to 8 billion parameters. This profile is used if model.id is set and
     # no profile is named. The bundled profile's reduced grid, short answers and high learning rate

@@ -275,6 +275,12 @@ def test_a_rule_with_too_few_cases_is_not_measured_rather_than_failed():
     assert result.passed is None and "too few cases for rule R8" in result.problem
 
 
+def test_a_suite_without_cases_is_not_measured_in_every_sentence():
+    rows = [r for r in evaluation() if r["suite"] != "violations_wrapped"]
+    safety = results(rows)["safety"]
+    assert safety.passed is None and "Against the teacher: not measured;" in safety.sentence
+
+
 def test_unmeasured_rules_are_named_in_the_verdict():
     duty = RULES[0] | {"rule_id": "D1", "kind": "require", "measured": False, "why_not": "a duty"}
     define = duty | {"rule_id": "E1", "kind": "define"}
