@@ -32,6 +32,8 @@ def study(
     sweep file, of a policy or of the code runs again what it touches. Several commands may run at
     once: each takes trials that no other one holds.
     """
+    if show and (arms or seeds):
+        raise click.UsageError("--show is about all trials. Fix: leave out --arm and --seed.")
     from policyalign_assets.study.run import as_json, run_study, state_of, write_page
     from policyalign_assets.study.sweep import SHIPPED, read_sweep
     from policyalign_assets.threads import wait_politely

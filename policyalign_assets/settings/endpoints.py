@@ -94,7 +94,10 @@ def check_endpoint(
     """Raises ValueError for an address that is none, or that shows credentials."""
     url = urlsplit(base_url)
     if url.scheme not in ("http", "https") or not url.hostname:
-        raise ValueError(f"{section}.{field} must begin with http:// or https:// and name a host")
+        raise ValueError(
+            f"{section}.{field} must begin with http:// or https:// and name a host. "
+            "Fix: write it like http://localhost:8000"
+        )
     if url.username or url.password or url.query:
         raise ValueError(
             f"{section}.{field} contains credentials or a query, which reports would show. "

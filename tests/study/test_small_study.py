@@ -248,3 +248,8 @@ def test_a_broken_result_file_is_named(ran, tmp_path):
     sweep = read_sweep(folder / "sweep.yaml")
     with pytest.raises(Exception, match=r"ours--13\.json is no result of a trial.*Fix: remove it"):
         state_of(sweep, tmp_path, folder / "policies")
+
+
+def test_show_refuses_to_leave_out_arms_in_silence():
+    asked = CliRunner().invoke(main, ["study", "--show", "--arm", "base"])
+    assert asked.exit_code == 2 and "leave out --arm" in asked.output
