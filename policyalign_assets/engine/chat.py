@@ -16,13 +16,15 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from policyalign_assets.engine.base import Chat, Message
+from policyalign_assets.engine.base import Chat
 from policyalign_assets.engine.version import TEMPLATE_DATE
 
 
@@ -39,20 +41,16 @@ def render(
     Raises NoChatTemplate if the tokenizer has no template, or one that drops, repeats or reorders
     messages.
     """
-    chat = tuple(Message(m.role, m.content.strip()) for m in chat)
-    pieces, messages = _pieces(tokenizer, chat, add_generation_prompt)
-    contents = [m.content for m in chat]
-    by_piece = _tokenize(tokenizer, pieces[0])
-    control = list(by_piece)
-    for content, piece in zip(contents, pieces[1:], strict=True):
-        piece_ids = _tokenize(tokenizer, piece)
-        by_piece += content_ids(tokenizer, content) + piece_ids
-        control += piece_ids
-    text = _rendered(tokenizer, _filled(messages, contents), add_generation_prompt)
-    one_pass = _tokenize(tokenizer, text)
-    harmless = not any(_holds_control_token(tokenizer, content) for content in contents)
-    if harmless and _control_tokens(tokenizer, one_pass) == _control_tokens(tokenizer, control):
-        return one_pass
+    contents = [m.content.strip() for m in chat]
+    template = _template(tokenizer, tuple(m.role for m in chat), add_generation_prompt)
+    if not any(_holds_control_token(tokenizer, content) for content in contents):
+        text = _rendered(tokenizer, _filled(template.messages, contents), add_generation_prompt)
+        one_pass = _tokenize(tokenizer, text)
+        if _control_tokens(tokenizer, one_pass) == template.control:
+            return one_pass
+    by_piece = list(template.pieces[0])
+    for content, piece in zip(contents, template.pieces[1:], strict=True):
+        by_piece += [*content_ids(tokenizer, content), *piece]
     return by_piece
 
 
@@ -74,8 +72,7 @@ def set_arguments(
 
 def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template renders a system message. Raises NoChatTemplate."""
-    chat = (Message("system", "policy"), Message("user", "request"))
-    return len(_pieces(tokenizer, chat, True)[1]) == len(chat)
+    return len(_pieces(tokenizer, ("system", "user"), True)[1]) == 2
 
 
 def content_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -95,15 +92,49 @@ def content_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ]
 
 
-_Template = list[tuple[str, list[str]]]  # for each rendered message: its role and its placeholders
+# for each rendered message: its role and its placeholders
+_Messages = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True)
+class _Template:
+    """What a chat template prints around contents.
+
+    pieces: ids of what it prints before, between and after them.
+    control: the control tokens among these.
+    """
+
+    messages: _Messages
+    pieces: tuple[tuple[int, ...], ...]
+    control: list[int]
+
+
+def _template(
+    tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...], add_generation_prompt: bool
+) -> _Template:
+    """The template for messages of these `roles`; made once, since thousands of chats share it."""
+    made = _templates.setdefault(tokenizer, {})
+    key = (str(tokenizer.chat_template), roles, add_generation_prompt)
+    if key not in made:
+        texts, messages = _pieces(tokenizer, roles, add_generation_prompt)
+        pieces = tuple(tuple(_tokenize(tokenizer, text)) for text in texts)
+        control = _control_tokens(tokenizer, [i for piece in pieces for i in piece])
+        made[key] = _Template(messages, pieces, control)
+    return made[key]
+
+
+_templates: WeakKeyDictionary[PreTrainedTokenizerBase, dict[object, _Template]] = (
+    WeakKeyDictionary()
+)
 
 
 def _pieces(
-    tokenizer: PreTrainedTokenizerBase, chat: Chat, add_generation_prompt: bool
-) -> tuple[list[str], _Template]:
+    tokenizer: PreTrainedTokenizerBase, roles: Sequence[str], add_generation_prompt: bool
+) -> tuple[list[str], _Messages]:
     """What the template prints before, between and after the contents, and the messages it took.
 
-    The messages are those of `chat`, or fewer if the system message had to join the user's.
+    There is one message for each of `roles`, or one fewer if the system message had to join the
+    user's.
     """
     if not tokenizer.chat_template:
         raise NoChatTemplate(
@@ -113,10 +144,9 @@ def _pieces(
     # The content cannot guess a fresh nonce. It has letters only, so that no template or normalizer
     # changes it.
     nonce = "".join(chr(ord("a") + b % 26) for b in secrets.token_bytes(24))
-    marks = [f"{nonce}{chr(ord('a') + i)}" for i in range(len(chat))]
-    messages: _Template = [(m.role, [mark]) for m, mark in zip(chat, marks, strict=True)]
-    roles = [m.role for m in chat]
-    joinable = roles[:2] == ["system", "user"]
+    marks = [f"{nonce}{chr(ord('a') + i)}" for i in range(len(roles))]
+    messages: _Messages = tuple((role, (mark,)) for role, mark in zip(roles, marks, strict=True))
+    joinable = tuple(roles[:2]) == ("system", "user")
     try:
         text = _rendered(tokenizer, _filled(messages, marks), add_generation_prompt)
     except TemplateError as error:
@@ -128,7 +158,7 @@ def _pieces(
             ) from error
         text = ""
     if joinable and marks[0] not in text:
-        messages = [("user", [marks[0], marks[1]]), *messages[2:]]
+        messages = (("user", (marks[0], marks[1])), *messages[2:])
         try:
             text = _rendered(tokenizer, _filled(messages, marks), add_generation_prompt)
         except TemplateError as error:
@@ -171,7 +201,7 @@ def _split(
     return pieces
 
 
-def _filled(messages: _Template, contents: Sequence[str]) -> list[dict[str, str]]:
+def _filled(messages: _Messages, contents: Sequence[str]) -> list[dict[str, str]]:
     """The messages with `contents` in place of their placeholders, in order."""
     rest = iter(contents)
     return [

@@ -18,13 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from policyalign_assets.engine.base import Generation, Progress, Sampling, TokenEngine, chat
-from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.choose_forward import forward_of
+from policyalign_assets.engine.cpu.forks import batches_for_cores, spread
 from policyalign_assets.engine.forward.protocol import Forward
 from policyalign_assets.engine.forward.scoring import prompt_prefix, response_hidden
 from policyalign_assets.engine.loading import LoadedModel
@@ -152,8 +153,12 @@ class _Scorer:
         shared = prefix.length if prefix else 0
         step = max(1, LOGITS // forward.model.config.get_text_config().vocab_size)
         lengths = [len(teacher_prompts[i]) - shared + len(responses[i]) for i in todo]
-        for batch in by_length(lengths, self.batch_tokens):
-            rows = [todo[j] for j in batch]
+        batches = [
+            [todo[j] for j in batch] for batch in batches_for_cores(lengths, self.batch_tokens)
+        ]
+
+        def of_batch(rows: list[int]) -> list[list[np.ndarray]]:
+            """The divergences of each row of a batch, as arrays that another process can send."""
             tokens = [responses[i] for i in rows]
             student_MD = response_hidden(forward, [student_prompts[i] for i in rows], tokens)
             teacher_MD = response_hidden(
@@ -168,6 +173,9 @@ class _Scorer:
             ]
             per_token = (torch.cat(chunk).cpu() for chunk in zip(*chunks))
             per_row = (x.split([len(t) for t in tokens]) for x in per_token)
-            for i, *of_row in zip(rows, *per_row, strict=True):
-                results[i] = TokenDivergences(*of_row)
+            return [[x.numpy() for x in of_row] for of_row in zip(*per_row, strict=True)]
+
+        for at, made in spread(of_batch, batches):
+            for i, of_row in zip(batches[at], made, strict=True):
+                results[i] = TokenDivergences(*map(torch.from_numpy, of_row))
         return results

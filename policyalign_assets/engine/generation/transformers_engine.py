@@ -2,7 +2,7 @@
 
 The decoding loop is our own. `generate` of transformers copies a shared policy into every row and
 keeps decoding finished rows until the slowest one ends. Here the policy is computed once, and
-finished rows leave the batch.
+finished rows leave the batch. On a CPU, each core decodes batches of its own (`engine/cpu/forks`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 
 from policyalign_assets.engine.base import Chat, Generation, NotFinite, Progress, Sampling
-from policyalign_assets.engine.batching import by_length
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.choose_forward import forward_of
+from policyalign_assets.engine.cpu.forks import batches_for_cores, spread
 from policyalign_assets.engine.forward.protocol import Forward
 from policyalign_assets.engine.forward.scoring import prompt_prefix
 from policyalign_assets.engine.forward.shared_prefix import Prefix
@@ -69,20 +69,31 @@ class TransformersEngine:
             prefix = prompt_prefix(self.forward, prompts)
             shared = prefix.length if prefix else 0
             lengths = [len(p) - shared + sampling.max_new_tokens for p in prompts]
-            todo = list(by_length(lengths, self.batch_tokens))
-            while todo:
-                batch = todo.pop(0)
-                decoded = self._decode_if_it_fits(
+
+            def decode(batch: list[int]) -> list[list[int]] | None:
+                return self._decode_if_it_fits(
                     [prompts[i][shared:] for i in batch], prefix, sampling, [rows[i] for i in batch]
                 )
-                if decoded is None:
-                    # Try again in halves. A row's answer does not depend on its batch.
-                    todo[:0] = [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
-                    continue
-                for i, tokens in zip(batch, decoded, strict=True):
-                    results[i] = finished(tokens, self.loaded.end_ids, self.loaded.tokenizer)
-                if progress:
-                    progress(len(results), len(prompts))
+
+            todo = batches_for_cores(lengths, self.batch_tokens)
+            while todo:
+                too_large = []
+                for at, decoded in spread(decode, todo):
+                    if decoded is None:
+                        too_large.append(todo[at])
+                        continue
+                    for i, tokens in zip(todo[at], decoded, strict=True):
+                        results[i] = finished(tokens, self.loaded.end_ids, self.loaded.tokenizer)
+                    if progress:
+                        progress(len(results), len(prompts))
+                if too_large:
+                    self._halve()
+                # Try again in halves. A row's answer does not depend on its batch.
+                todo = [
+                    half
+                    for batch in too_large
+                    for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :])
+                ]
         return [results[i] for i in range(len(prompts))]
 
     def _decode_if_it_fits(
@@ -94,20 +105,22 @@ class TransformersEngine:
     ) -> list[list[int]] | None:
         """Like `_decode`; returns None if the batch does not fit into memory.
 
-        Later batches are then half as large. Raises OutOfMemoryError if a single row does not fit.
+        Raises OutOfMemoryError if a single row does not fit.
         """
         try:
             return self._decode(suffixes, prefix, sampling, row_numbers)
         except torch.OutOfMemoryError:
             if len(suffixes) == 1:
                 raise
-        self.batch_tokens //= 2
         # Outside of `except`, because the error keeps the tensors of its frames alive.
         torch.cuda.empty_cache()
+        return None
+
+    def _halve(self) -> None:
+        self.batch_tokens //= 2
         logging.getLogger(__name__).warning(
             "out of memory: generation continues with batches of %d tokens", self.batch_tokens
         )
-        return None
 
     def _decode(
         self,
