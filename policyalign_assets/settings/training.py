@@ -47,7 +47,7 @@ class DistillationSettings(Section):
     lora_rank: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
     anchors: int = Field(
-        100,
+        200,
         ge=0,
         description="everyday requests among the instructions, which preserve the other skills",
     )
