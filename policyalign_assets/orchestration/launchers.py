@@ -29,7 +29,7 @@ from policyalign_assets.runtime.execution import make
 from policyalign_assets.runtime.forked_workers import ForkedWorkers, can_fork
 from policyalign_assets.runtime.guard import guarded
 from policyalign_assets.stages.interface import StageContext, StageInput, StageResult
-from policyalign_assets.stages.registry import DEPLOYMENT_STAGES
+from policyalign_assets.stages.registry import DEPLOYMENT_STAGES, EVERY_STAGE
 
 WORKER = ("-m", "policyalign_assets.runtime.worker")  # arguments of Python, before the folder
 SOURCES = str(Path(policyalign_assets.__file__).parents[1])
@@ -148,6 +148,8 @@ class Subprocess(OutOfProcess):
             yield self
             return
         with contextlib.closing(ForkedWorkers(self.grace_seconds)) as self._workers:
+            if context.run and _loads_a_model(context.run):
+                self._workers.begin(_with_sources(os.environ))
             yield self
 
     @contextlib.contextmanager
@@ -165,11 +167,21 @@ class Subprocess(OutOfProcess):
                 dg.PipesFileMessageReader(str(pipes / "messages")),
             ) as session,
         ):
-            path = os.pathsep.join(filter(None, (SOURCES, os.environ.get("PYTHONPATH"))))
-            environ = {**os.environ, "PYTHONPATH": path, **session.get_bootstrap_env_vars()}
+            environ = {**_with_sources(os.environ), **session.get_bootstrap_env_vars()}
             if self._workers is not None:
                 return self._workers.run(folder, environ)
             return run_guarded([sys.executable, *WORKER, folder], self.grace_seconds, environ)
+
+
+def _with_sources(environ: Mapping[str, str]) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, (SOURCES, environ.get("PYTHONPATH"))))
+    return {**environ, "PYTHONPATH": path}
+
+
+def _loads_a_model(run: dg.DagsterRun) -> bool:
+    """Whether a stage of the run needs a worker. A run that names no steps makes all of its job."""
+    steps = run.step_keys_to_execute
+    return steps is None or any(s.loads_model for n, s in EVERY_STAGE.items() if n in steps)
 
 
 def run_guarded(command: list[str], grace: float, environment: dict[str, str]) -> int:

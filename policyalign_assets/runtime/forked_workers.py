@@ -63,8 +63,7 @@ class ForkedWorkers:
         128 + n or -n for signal n. If this call is interrupted, everything is ended first.
         """
         try:
-            if self._running is None:
-                self._start(environment)
+            self.begin(environment)
             return self._ask(json.dumps([folder, environment]).encode())
         except ConnectionError:
             # The process or its guard has been ended. The next worker is a fork of another one.
@@ -80,7 +79,13 @@ class ForkedWorkers:
             running, self._running = self._running, None
             running.close()
 
-    def _start(self, environment: dict[str, str]) -> None:
+    def begin(self, environment: dict[str, str]) -> None:
+        """Starts the process that is forked, and does not wait until it has loaded its modules.
+
+        Called before the first worker is needed, it loads them while the run does something else.
+        """
+        if self._running is not None:
+            return
         self._running = contextlib.ExitStack()
         self._socket, theirs = socket.socketpair()
         self._running.enter_context(self._socket)

@@ -337,3 +337,31 @@ def test_what_a_run_keeps_among_temporary_files_is_marked_so_that_it_can_be_swep
     with dg.DagsterInstance.ephemeral() as ephemeral:
         assert dg.materialize([stage], instance=ephemeral).success
     assert kept and all(MARK in name for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("stages", "begun"),
+    [(["sensitivity_scores", "policy_document"], 1), (["policy_document", "leaderboard"], 0)],
+)
+def test_a_run_loads_pytorch_early_if_and_only_if_one_of_its_stages_needs_it(
+    stages, begun, monkeypatch
+):
+    beginnings: list[dict[str, str]] = []
+    monkeypatch.setattr(launchers, "can_fork", lambda: True)
+    monkeypatch.setattr(launchers.ForkedWorkers, "begin", lambda _, env: beginnings.append(env))
+
+    def asset(name: str) -> dg.AssetsDefinition:
+        @dg.asset(name=name)
+        def made(launcher: Subprocess) -> None:
+            assert len(beginnings) == begun
+
+        return made
+
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        all_assets = [asset(n) for n in ("policy_document", "sensitivity_scores", "leaderboard")]
+        assert dg.materialize(
+            all_assets,
+            instance=ephemeral,
+            selection=stages,
+            resources={"launcher": Subprocess()},
+        ).success

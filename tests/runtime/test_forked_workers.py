@@ -102,6 +102,20 @@ def test_a_killed_worker_is_told_and_the_next_is_a_fork_of_the_same_process(work
     assert workers.run(task(tmp_path / "next", "nonsense"), dict(os.environ)) == 1
 
 
+def test_what_is_begun_early_makes_the_first_worker_and_ends_without_any(tmp_path):
+    begun = ForkedWorkers(1.0, modules=())
+    begun.begin(dict(os.environ))
+    (forked,) = within(60, lambda: below(begun._guard.pid))
+    assert begun.run(task(tmp_path / "task", "nonsense"), dict(os.environ)) == 1
+    assert below(begun._guard.pid) == [forked]
+    begun.close()
+    unused = ForkedWorkers(1.0, modules=())
+    unused.begin(dict(os.environ))
+    processes = [unused._guard.pid, *within(60, lambda: below(unused._guard.pid))]
+    unused.close()
+    assert gone_within(10, [forked, *processes]) == []
+
+
 @pytest.mark.slow
 def test_what_a_worker_leaves_behind_is_ended_before_its_exit_code_is_told(tmp_path, monkeypatch):
     left = tmp_path / "left"
