@@ -25,7 +25,7 @@ import torch
 from policyalign_assets.engine.base import Generation, Progress, Sampling, TokenEngine, chat
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.choose_forward import forward_of
-from policyalign_assets.engine.cpu.forks import batches_for_cores, spread
+from policyalign_assets.engine.cpu.forks import batches_for, forks_for, spread
 from policyalign_assets.engine.forward.protocol import Forward
 from policyalign_assets.engine.forward.scoring import prompt_prefix, response_hidden
 from policyalign_assets.engine.loading import LoadedModel
@@ -153,8 +153,9 @@ class _Scorer:
         shared = prefix.length if prefix else 0
         step = max(1, LOGITS // forward.model.config.get_text_config().vocab_size)
         lengths = [len(teacher_prompts[i]) - shared + len(responses[i]) for i in todo]
+        forks = forks_for(forward)
         batches = [
-            [todo[j] for j in batch] for batch in batches_for_cores(lengths, self.batch_tokens)
+            [todo[j] for j in batch] for batch in batches_for(forks, lengths, self.batch_tokens)
         ]
 
         def of_batch(rows: list[int]) -> list[list[np.ndarray]]:
@@ -175,7 +176,7 @@ class _Scorer:
             per_row = (x.split([len(t) for t in tokens]) for x in per_token)
             return [[x.numpy() for x in of_row] for of_row in zip(*per_row, strict=True)]
 
-        for at, made in spread(of_batch, batches):
+        for at, made in spread(of_batch, batches, forks):
             for i, of_row in zip(batches[at], made, strict=True):
                 results[i] = TokenDivergences(*map(torch.from_numpy, of_row))
         return results

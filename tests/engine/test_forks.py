@@ -14,14 +14,18 @@ import pytest
 from helpers import ROOT
 from test_guard import gone_within
 
+from policyalign_assets.engine.cpu import forks
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="forks are made on Linux alone"),
 ]
 SETUP = """
 import json, os, signal, threading, time
+from types import SimpleNamespace
 import torch
 from policyalign_assets.engine.cpu import forks
+SMALL, LARGE = SimpleNamespace(copied=True), SimpleNamespace(copied=False)
 """
 
 
@@ -44,7 +48,7 @@ def test_each_item_is_done_once_by_one_of_several_processes_and_a_failure_is_rai
             time.sleep(0.02)
             return n * n, os.getpid(), torch.get_num_threads()
 
-        done = dict(forks.spread(work, range(20)))
+        done = dict(forks.spread(work, range(20), 2))
         squares = [done[n][0] for n in range(20)]
         workers = {pid for _, pid, _ in done.values()}
         threads = {n for _, _, n in done.values()}
@@ -66,7 +70,7 @@ def test_each_item_is_done_once_by_one_of_several_processes_and_a_failure_is_rai
         failures = []
         for bad in (wrong, killed):
             try:
-                list(forks.spread(bad, range(6)))
+                list(forks.spread(bad, range(6), 2))
             except Exception as error:
                 failures.append([type(error).__name__, str(error)])
         try:
@@ -84,16 +88,23 @@ def test_each_item_is_done_once_by_one_of_several_processes_and_a_failure_is_rai
     assert left is None  # no process is left behind
 
 
-def test_no_fork_is_made_with_one_thread_or_beside_threads_of_python():
-    assert said_by("print(json.dumps(forks.cores()))", threads=1) == 1
-    beside = """
+def test_forks_are_for_small_models_and_never_beside_threads_of_python_or_with_one_thread():
+    said = said_by("""
+        found = [forks.forks_for(SMALL), forks.forks_for(LARGE)]
         over = threading.Event()
         threading.Thread(target=over.wait).start()
-        print(json.dumps([forks.cores(), dict(forks.spread(lambda n: os.getpid(), [0]))[0]
-                          == os.getpid()]))
+        found.append(forks.forks_for(SMALL))
         over.set()
-    """
-    assert said_by(beside) == [1, True]
+        torch.set_num_threads(64)
+        time.sleep(0.1)
+        found.append(forks.forks_for(SMALL))
+        torch.set_num_threads(1)
+        found.append(forks.forks_for(SMALL))
+        found.append(dict(forks.spread(lambda n: os.getpid(), [0, 1], 1)) == dict.fromkeys(
+            [0, 1], os.getpid()))
+        print(json.dumps(found))
+    """)
+    assert said == [2, 1, 1, forks.MOST, 1, True]
 
 
 def test_forks_end_with_their_parent():
@@ -136,12 +147,12 @@ def test_answers_and_scores_are_those_of_one_process():
         table = pa.Table.from_pylist(rows, schema=pa.schema(
             [(f.name, f.type) for f in INSTRUCTIONS]))
         scores = score_instructions(policy, table, loaded, engine, settings.sensitivity, 16_384)
-        print(json.dumps([forks.cores(), greedy, drawn, scores["reverse_kl"].to_pylist(),
-                          scores["js"].to_pylist()]))
+        columns = [scores[c].to_pylist() for c in ("reverse_kl", "js")]
+        print(json.dumps([forks.forks_for(engine.forward), greedy, drawn, *columns]))
     """ % str(ROOT / "policies")  # noqa: UP031 - the script has braces
-    cores, *spread = said_by(script)
+    two, *spread = said_by(script)
     one, *alone = said_by(script, threads=1)
-    assert (cores, one) == (2, 1)
+    assert (two, one) == (2, 1)
     assert spread[:2] == alone[:2]
     for a, b in zip(spread[2:], alone[2:], strict=True):
         assert a == pytest.approx(b, abs=1e-5)

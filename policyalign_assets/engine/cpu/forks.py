@@ -24,39 +24,46 @@ from typing import Any, TypeVar
 import torch
 
 from policyalign_assets.engine.batching import by_length
+from policyalign_assets.engine.forward.protocol import Forward
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 PR_SET_PDEATHSIG = 1
 LEAST = 16  # rows for which a fork is worth while
+MOST = 8  # forks, since each has a batch and its keys and values in memory
 
 
 class ForkDied(RuntimeError):
     """A fork of this process ended before its work did."""
 
 
-def cores() -> int:
-    """How many forks are worth while here; 1 means none."""
-    if sys.platform != "linux" or threading.active_count() > 1 or torch.cuda.is_initialized():
-        return 1
-    return torch.get_num_threads()
+def forks_for(forward: Forward) -> int:
+    """How many forks are worth while for passes of a model; 1 means none.
+
+    Of a large model, each fork would read all weights for a few rows, so it has none. Small ones
+    are those that are computed with copies of their weights (`plain_llama.py`).
+    """
+    forks_are_safe = sys.platform == "linux" and threading.active_count() == 1
+    return min(MOST, torch.get_num_threads()) if forward.copied and forks_are_safe else 1
 
 
-def batches_for_cores(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Like `by_length`, and at least one batch for each core where there are enough rows."""
-    forks = min(cores(), len(lengths) // LEAST)
+def batches_for(forks: int, lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Like `by_length`, and at least one batch for each fork where there are enough rows."""
+    forks = min(forks, len(lengths) // LEAST)
     if forks > 1:
         batch_tokens = min(batch_tokens, max(lengths) + sum(lengths) // forks)
     return list(by_length(lengths, batch_tokens))
 
 
-def spread(work: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
-    """Yields (i, work(items[i])) in the order in which they are ready.
+def spread(
+    work: Callable[[Item], Result], items: Sequence[Item], forks: int
+) -> Iterator[tuple[int, Result]]:
+    """Yields (i, work(items[i])) in the order in which they are ready, from at most `forks` forks.
 
     Results travel by pickle, so they should hold no large tensors. Raises what `work` raises, and
     ForkDied.
     """
-    forks = min(cores(), len(items))
+    forks = min(forks, len(items))
     if forks < 2:
         yield from ((i, work(item)) for i, item in enumerate(items))
         return

@@ -15,7 +15,7 @@ import torch
 from policyalign_assets.engine.base import Chat, Generation, NotFinite, Progress, Sampling
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.choose_forward import forward_of
-from policyalign_assets.engine.cpu.forks import batches_for_cores, spread
+from policyalign_assets.engine.cpu.forks import batches_for, forks_for, spread
 from policyalign_assets.engine.forward.protocol import Forward
 from policyalign_assets.engine.forward.scoring import prompt_prefix
 from policyalign_assets.engine.forward.shared_prefix import Prefix
@@ -75,10 +75,11 @@ class TransformersEngine:
                     [prompts[i][shared:] for i in batch], prefix, sampling, [rows[i] for i in batch]
                 )
 
-            todo = batches_for_cores(lengths, self.batch_tokens)
+            forks = forks_for(self.forward)
+            todo = batches_for(forks, lengths, self.batch_tokens)
             while todo:
                 too_large = []
-                for at, decoded in spread(decode, todo):
+                for at, decoded in spread(decode, todo, forks):
                     if decoded is None:
                         too_large.append(todo[at])
                         continue
