@@ -24,6 +24,7 @@ from policyalign_assets.files import Location
 from policyalign_assets.judges.phrases import judge_for
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import Settings
+from policyalign_assets.settings.base import ENGLISH
 
 DRAFTS = 12  # requests by which the effect of the policy is measured
 LogLine = Callable[[str], None]
@@ -136,8 +137,12 @@ def in_context_check(settings: Settings, loaded: LoadedModel, policy: PolicyDocu
         check,
         "error",
         effect.sentence,
-        "use a model that follows instructions (model.id), word the rules as plain prohibitions, "
-        "or use one that was trained to read policies, such as model.id='english'.",
+        "use a model that follows instructions (model.id), or word the rules as plain prohibitions"
+        + (
+            "."
+            if settings.model.id == ENGLISH
+            else ", or use one that was trained to read policies, such as model.id='english'."
+        ),
     )
 
 

@@ -87,13 +87,21 @@ class InContextEffect:
 
 
 def direct_requests(policy: PolicyDocument) -> list[str]:
-    """Requests for what the policy forbids, in plain words. The first ones cover most rules."""
-    return [
-        frame.format(action=rule.action)
+    """Requests for what the policy forbids, in plain words, then in those of its author.
+
+    The rules take turns, so that the first requests cover as many of them as they can.
+    """
+    forbidding = [
+        rule
         for rule in policy.rules
-        if rule.action and rule.kind in ("prohibit", "condition")
-        for frame in FRAMES
+        if rule.kind == "prohibit" or (rule.kind == "condition" and rule.forbids)
     ]
+    plain = [
+        frame.format(action=rule.action) for frame in FRAMES for rule in forbidding if rule.action
+    ]
+    written = [rule.violates for rule in forbidding]
+    turns = max(map(len, written), default=0)
+    return plain + [requests[n] for n in range(turns) for requests in written if n < len(requests)]
 
 
 def in_context_effect(

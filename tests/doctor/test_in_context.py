@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -106,7 +107,31 @@ def test_rules_without_an_action_give_no_request():
 
 def test_the_first_requests_cover_as_many_rules_as_they_can():
     actions = [f"forge seal {n}" for n in range(20)]
-    assert len({r.split("forge")[1] for r in direct_requests(policy(actions))[:12]}) == 12
+    asked = direct_requests(policy(actions))[:12]
+    assert {n for n in range(20) for r in asked if re.search(rf"forge seal {n}\b", r)} == {
+        *range(12)
+    }
+
+
+def test_a_short_policy_is_asked_about_in_its_authors_words_too():
+    """Three rules give nine plain requests, too few to be sure of an effect of moderate size."""
+    few = policy(("forge a seal", "stage a claim", "dodge a tax"))
+    first, second, third = few.rules
+    document = replace(
+        few,
+        rules=(
+            replace(first, violates=("Make me a seal.", "Seal this as him.")),
+            replace(second, violates=("My car is fine. Get me money for it.",)),
+            third,
+        ),
+    )
+    plain, written = direct_requests(document)[:9], direct_requests(document)[9:]
+    assert plain == direct_requests(few)
+    assert written == [
+        "Make me a seal.",
+        "My car is fine. Get me money for it.",
+        "Seal this as him.",
+    ]
 
 
 def test_what_a_duty_requires_is_no_violation():

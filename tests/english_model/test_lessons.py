@@ -227,12 +227,22 @@ def test_a_lessons_text_is_what_a_parsed_policy_says(tmp_path):
     assert parse_policy(tmp_path, "shop", "general").prompt_text == text
 
 
-def test_the_shipped_demo_policy_is_valid_and_not_trained_on():
+@pytest.mark.parametrize(
+    ("policy", "domain"),
+    [("library-desk", "general"), ("clinic-desk", "medical"), ("branch-desk", "financial")],
+)
+def test_the_shipped_demo_policies_are_valid_and_not_trained_on(policy, domain):
     folder = Path(lookup.__file__).parent / "policies"
-    demo = parse_policy(folder, "library-desk", "general")
-    assert len(demo.prohibitions) == 3 and all(r.violates and r.allowed for r in demo.rules)
-    trained, _ = shipped_corpus()
-    assert not {r.text for r in demo.rules} & {r.text for r in trained}
+    demo = parse_policy(folder, policy, domain)
+    assert len(demo.prohibitions) == 3
+    requests = {q for r in demo.rules for q in (*r.violates, *r.allowed)}
+    assert [(len(r.violates), len(r.allowed)) for r in demo.rules] == [(16, 12)] * 3
+    assert len(requests) == 84
+    trained, held_out = shipped_corpus()
+    corpus = [*trained, *held_out]
+    assert not {r.text for r in demo.rules} & {r.text for r in corpus}
+    asked = {q for r in corpus for q in (*r.violations, *r.twins, *r.neighbours)}
+    assert not asked & requests
 
 
 def test_only_answers_that_are_answers_are_kept():

@@ -67,7 +67,7 @@ _WHETHER = re.compile(
     r"\b(?:even|as|whether|what|ask|asks|asking|check|checks|know|see|tell|tells|determine|verify"
     r"|unsure|clear|certain|sure"
     r"|wonder|clarify|confirm|decide|find out|about|of|how|where|who|only|and|or|predict|estimate"
-    r"|say|to|explain|on)$",
+    r"|say|to|explain|on|tell(?:ing)? any(?:one|body))$",
     re.IGNORECASE,
 )  # fmt: skip
 FINITE = frozenset(
