@@ -27,7 +27,7 @@ from policyalign_assets.policy import PolicyDocument, Rule
 from policyalign_assets.policy.author_requests import heldout_requests
 from policyalign_assets.synthesis.duplicates import normalize
 
-CODE_VERSION = 2  # raise it when new code changes which held-out cases are built
+CODE_VERSION = 3  # raise it when new code changes which held-out cases are built
 
 Scoring = Literal["judge", "rule", "text"]
 

@@ -25,9 +25,9 @@ def probe_cases(violations: Sequence[TestCase], cases: int, seed: int) -> list[T
     """`cases` of each probe, from `violations`: single requests that break a rule."""
     made: list[TestCase] = []
     for suite, change in _CHANGES.items():
-        rng = random.Random(f"{seed}/{suite}")
-        for number, source in enumerate(_evenly(violations, cases, rng)):
-            kind, conversation = change(source.conversation.request, rng)
+        for number, source in enumerate(_evenly(violations, cases, f"{seed}/{suite}")):
+            request = source.conversation.request
+            kind, conversation = change(request, random.Random(f"{seed}/{suite}/{request}"))
             made.append(_changed(source, suite, number, kind, conversation))
     return made
 
@@ -35,9 +35,8 @@ def probe_cases(violations: Sequence[TestCase], cases: int, seed: int) -> list[T
 def pressure_cases(violations: Sequence[TestCase], cases: int, seed: int) -> list[TestCase]:
     """`cases` conversations in which the user does not give up, all patterns equally often."""
     patterns = probe_texts().pressure
-    rng = random.Random(f"{seed}/pressure")
     made = []
-    for number, source in enumerate(_evenly(violations, cases, rng)):
+    for number, source in enumerate(_evenly(violations, cases, f"{seed}/pressure")):
         kind, messages = patterns[number % len(patterns)]
         request = source.conversation.request
         conversation = Conversation.of(*(message.format(r=request) for message in messages))
@@ -71,13 +70,16 @@ def uncovered_cases(cases: int, exclude: Sequence[str] = ()) -> list[TestCase]:
     return made
 
 
-def _evenly(violations: Sequence[TestCase], cases: int, rng: random.Random) -> list[TestCase]:
-    """`cases` of `violations`, all rules equally often as far as they last."""
+def _evenly(violations: Sequence[TestCase], cases: int, seed: str) -> list[TestCase]:
+    """`cases` of `violations`, all rules equally often as far as they last.
+
+    Which ones depends on each request alone, so an edit of one rule leaves the others' as they are.
+    """
     by_rule: dict[str | None, list[TestCase]] = {}
     for case in violations:
         by_rule.setdefault(case.rule_id, []).append(case)
     for group in by_rule.values():
-        rng.shuffle(group)
+        group.sort(key=lambda case: random.Random(f"{seed}/{case.prompt}").random())
     rounds = max((len(group) for group in by_rule.values()), default=0)
     in_turn = [g[i] for i in range(rounds) for g in by_rule.values() if i < len(g)]
     return in_turn[:cases]

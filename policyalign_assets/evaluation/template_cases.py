@@ -6,6 +6,9 @@ that the model knows, but no pair of frame and action that it was trained on, as
 * `violations`: the action of a rule, asked plainly
 * `violations_wrapped`: the same, disguised as role-play, claimed authority and the like
 
+What is drawn for a rule depends on that rule alone, so that an edit of one rule leaves the cases of
+the others as they were: their answers are paired with those of the last release.
+
 Others are `twins` (the object of a rule with a permitted verb), `conditions_forbidden` and
 `conditions_allowed` (both sides of a rule's condition or exception), and probes in wording that
 neither training nor synthesis uses.
@@ -14,8 +17,10 @@ neither training nor synthesis uses.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count, cycle
 
 from policyalign_assets.evaluation.case_plan import is_duty
 from policyalign_assets.evaluation.cases import TestCase, suite_of
@@ -136,6 +141,7 @@ class _Templates:
     ):
         actions = tuple(s.action for s in stated)
         reserved = frozenset(a.text for a in actions)
+        self.seed = seed
         self.world = World(random.Random(seed), "train", reserved, invented=0.0)
         self.policy = WorldPolicy(policy.prompt_text, actions)
         self.texts: ProbeTexts = probe_texts()
@@ -154,64 +160,71 @@ class _Templates:
                 found.append(replace(case, case_id=f"{name}-{len(found):04d}", suite=name))
         return found
 
+    def _turns(self, stated: Sequence[_Stated], suite: str) -> Iterator[_Stated]:
+        """Each rule in turn, without end, with random numbers of this rule's own for each turn."""
+        again = Counter[str]()
+        places = []
+        for s in stated:
+            again[s.action.text] += 1
+            places.append(again[s.action.text])
+        for turn in count() if stated else ():
+            for s, place in zip(stated, places, strict=True):
+                self.world.rng = random.Random(
+                    f"{self.seed}/{suite}/{s.action.text}/{place}/{turn}"
+                )
+                yield s
+
     def violations(self, stated: list[_Stated], wrapped: bool) -> Iterator[TestCase]:
-        while stated:
-            for s in stated:
-                text = self._fresh_request(s.action)
-                if wrapped:
-                    text = self._choice(lexicon()["wrappers"]).format(r=text)
-                yield _case(text, "covered", s, wrapped)
+        for s in self._turns(stated, "violations_wrapped" if wrapped else "violations"):
+            text = self._fresh_request(s.action)
+            if wrapped:
+                text = self._choice(lexicon()["wrappers"]).format(r=text)
+            yield _case(text, "covered", s, wrapped)
 
     def twins(self, stated: list[_Stated]) -> Iterator[TestCase]:
-        while stated:
-            for s in stated:
-                action = Action(self._choice(TWIN_VERBS), _twin_object(s.action.obj))
-                if action not in self.policy.actions:
-                    yield _case(self.world.request(action), "twin", None, False, action.text)
+        for s in self._turns(stated, "twins"):
+            action = Action(self._choice(TWIN_VERBS), _twin_object(s.action.obj))
+            if action not in self.policy.actions:
+                yield _case(self.world.request(action), "twin", None, False, action.text)
 
     def sides(self, stated: list[_Stated], forbidden: bool) -> Iterator[TestCase]:
         """Requests on one side of a rule's condition and exceptions, which they state as facts."""
-        sides = [(s, *side) for s in stated for side in _facts(s.rule) if side[2] is forbidden]
-        while sides:
-            for s, kind, fact, _ in sides:
-                request = self.world.request(s.action)
-                yield _case(f"{fact} {request}", kind, s, False)
+        sides = [s for s in stated for side in _facts(s.rule) if side[2] is forbidden]
+        facts = cycle(side for s in stated for side in _facts(s.rule) if side[2] is forbidden)
+        for s, (kind, fact, _) in zip(self._turns(sides, f"sides {forbidden}"), facts):
+            yield _case(f"{fact} {self.world.request(s.action)}", kind, s, False)
 
     def wording(self, stated: list[_Stated]) -> Iterator[TestCase]:
         return self._framed(stated, self.texts.frames, "unseen_frame")
 
     def disguises(self, stated: list[_Stated]) -> Iterator[TestCase]:
-        while stated:
-            for s in stated:
-                request = self._fresh_request(s.action)
-                text = self._choice(self.texts.wrappers).format(r=request)
-                yield _case(text, "unseen_wrapper", s, True)
+        for s in self._turns(stated, "disguises"):
+            request = self._fresh_request(s.action)
+            text = self._choice(self.texts.wrappers).format(r=request)
+            yield _case(text, "unseen_wrapper", s, True)
 
     def paraphrases(self, stated: list[_Stated]) -> Iterator[TestCase]:
         known = [s for s in stated if s.action.verb in self.texts.verbs]
-        while known:
-            for s in known:
-                frame = self._choice(self.texts.paraphrases)
-                verb = self.texts.verbs[s.action.verb]
-                yield _case(frame.format(verb=verb, obj=s.action.obj), "paraphrase", s, False)
+        for s in self._turns(known, "paraphrases"):
+            frame = self._choice(self.texts.paraphrases)
+            verb = self.texts.verbs[s.action.verb]
+            yield _case(frame.format(verb=verb, obj=s.action.obj), "paraphrase", s, False)
 
     def mentions(self, stated: list[_Stated]) -> Iterator[TestCase]:
         return self._framed(stated, self.texts.mentions, "mention", benign=True)
 
     def benign_wording(self, stated: list[_Stated]) -> Iterator[TestCase]:
-        while stated:
-            for s in stated:
-                action = Action(self._choice(TWIN_VERBS), _twin_object(s.action.obj))
-                text = self._choice(self.texts.frames).format(p=action.text)
-                yield _case(text, "twin", None, False, action.text)
+        for s in self._turns(stated, "benign wording"):
+            action = Action(self._choice(TWIN_VERBS), _twin_object(s.action.obj))
+            text = self._choice(self.texts.frames).format(p=action.text)
+            yield _case(text, "twin", None, False, action.text)
 
     def _framed(
         self, stated: list[_Stated], frames: tuple[str, ...], kind: str, benign: bool = False
     ) -> Iterator[TestCase]:
-        while stated:
-            for s in stated:
-                text = self._choice(frames).format(p=s.action.text)
-                yield _case(text, kind, None if benign else s, False, s.action.text)
+        for s in self._turns(stated, kind):
+            text = self._choice(frames).format(p=s.action.text)
+            yield _case(text, kind, None if benign else s, False, s.action.text)
 
     def _fresh_request(self, action: Action) -> str:
         """A request for `action` in a frame that training did not use with it, if any is left."""

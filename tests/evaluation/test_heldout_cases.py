@@ -1,13 +1,18 @@
 """The conformance suites: exactly the held-out requests, and never one that is trained on."""
 
+from collections import Counter
+
 import pyarrow as pa
 import pytest
 from helpers import ScriptedEngine
 from test_grid import FULL, POLICY, good
 from test_report import case, small_report
 
-from policyalign_assets.evaluation.cases import conformance_cases
+from policyalign_assets.evaluation.cases import TestCase, conformance_cases
+from policyalign_assets.evaluation.held_out import held_out_cases
+from policyalign_assets.policy import parse_policy
 from policyalign_assets.report.summary import markdown_summary
+from policyalign_assets.settings import load_settings
 from policyalign_assets.synthesis.synthesize import synthesize
 from policyalign_assets.tables import INSTRUCTIONS
 
@@ -93,3 +98,31 @@ def test_the_report_shows_them_under_their_own_name_and_says_who_wrote_them():
     assert report.gate_figures.over_refusal.change.n == 0
     assert {u.suite for u in report.gate_figures.unscored} <= {"violations"}
     assert not any("training generator" in s for s in small_report(rows[:1]).limits)
+
+
+def test_an_edit_of_one_rule_leaves_the_cases_of_the_others_as_they_were(tmp_path):
+    """Their answers are paired with those of the last release, and those of the base are kept."""
+
+    def cases_with(action: str) -> list[TestCase]:
+        (tmp_path / "desk").mkdir(exist_ok=True)
+        actions = ("forge a signature", action, "alter a prescription", "sell a stolen badge")
+        rules = "\n".join(f"- D{n}: Never help anyone {a}." for n, a in enumerate(actions, 1))
+        (tmp_path / "desk/policy.md").write_text(
+            f"---\ntitle: Desk\nowner: A\ndomains: [medical]\n---\n\n## Rules\n\n{rules}\n"
+        )
+        policy = parse_policy(tmp_path, "desk", "medical")
+        settings = load_settings(environ={}, overrides={"evaluation": {"cases_per_suite": 80}})
+        return held_out_cases(policy, INSTRUCTIONS.empty_table(), settings).cases
+
+    def of_others(cases: list[TestCase]) -> Counter[tuple[str, str]]:
+        mine = ("fake a diagnosis", "hide an accident")
+        return Counter(
+            (c.suite, repr(c.conversation))
+            for c in cases
+            if not any(a.split(" ", 1)[1] in repr(c.conversation) for a in mine)
+        )
+
+    before, after = map(of_others, map(cases_with, ("fake a diagnosis", "hide an accident")))
+    # Suites have a fixed size, so a rule may get a case more or less than before.
+    assert (before & after).total() >= 0.97 * before.total()
+    assert {suite for suite, _ in before} >= {"violations", "twins", "probe_typo", "pressure"}
