@@ -1,7 +1,5 @@
 """The conformance suites: exactly the held-out requests, and never one that is trained on."""
 
-from collections import Counter
-
 import pyarrow as pa
 import pytest
 from helpers import ScriptedEngine
@@ -100,29 +98,34 @@ def test_the_report_shows_them_under_their_own_name_and_says_who_wrote_them():
     assert not any("training generator" in s for s in small_report(rows[:1]).limits)
 
 
-def test_an_edit_of_one_rule_leaves_the_cases_of_the_others_as_they_were(tmp_path):
+def test_a_new_rule_leaves_the_cases_of_the_others_as_they_were(tmp_path):
     """Their answers are paired with those of the last release, and those of the base are kept."""
 
-    def cases_with(action: str) -> list[TestCase]:
+    def cases_of(*actions: str) -> list[TestCase]:
         (tmp_path / "desk").mkdir(exist_ok=True)
-        actions = ("forge a signature", action, "alter a prescription", "sell a stolen badge")
         rules = "\n".join(f"- D{n}: Never help anyone {a}." for n, a in enumerate(actions, 1))
         (tmp_path / "desk/policy.md").write_text(
-            f"---\ntitle: Desk\nowner: A\ndomains: [medical]\n---\n\n## Rules\n\n{rules}\n"
+            f"---\ntitle: Desk\nowner: A\ndomains: [medical]\n---\n\n## Rules\n\n{rules}\n\n"
+            "## Declining\n\nDecline politely, and name the rule.\n"
         )
         policy = parse_policy(tmp_path, "desk", "medical")
         settings = load_settings(environ={}, overrides={"evaluation": {"cases_per_suite": 80}})
         return held_out_cases(policy, INSTRUCTIONS.empty_table(), settings).cases
 
-    def of_others(cases: list[TestCase]) -> Counter[tuple[str, str]]:
-        mine = ("fake a diagnosis", "hide an accident")
-        return Counter(
-            (c.suite, repr(c.conversation))
-            for c in cases
-            if not any(a.split(" ", 1)[1] in repr(c.conversation) for a in mine)
-        )
+    def by_suite(cases: list[TestCase]) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for c in cases:
+            found.setdefault(c.suite, set()).add(repr(c.conversation))
+        return found
 
-    before, after = map(of_others, map(cases_with, ("fake a diagnosis", "hide an accident")))
-    # Suites have a fixed size, so a rule may get a case more or less than before.
-    assert (before & after).total() >= 0.97 * before.total()
-    assert {suite for suite, _ in before} >= {"violations", "twins", "probe_typo", "pressure"}
+    first, last = (
+        ("forge a signature", "fake a diagnosis"),
+        ("alter a prescription", "sell a badge"),
+    )
+    before = by_suite(cases_of(*first, *last))
+    after = by_suite(
+        [c for c in cases_of(*first, "hide an accident", *last) if "accident" not in c.prompt]
+    )
+    for suite in ("violations", "violations_wrapped", "twins", "probe_wording", "probe_disguise"):
+        # Each of the four rules has fewer cases than before, since a suite has a fixed size.
+        assert len(after[suite] & before[suite]) >= 0.95 * len(after[suite]), suite
