@@ -83,15 +83,31 @@ def every_rule_has_its_minimum(
     )
 
 
-@dg.asset_check(asset="filtered_instructions", blocking=True, partitions_def=partitions)
+@dg.asset_check(
+    asset="filtered_instructions",
+    blocking=True,
+    partitions_def=partitions,
+    additional_ins=_INSTRUCTIONS,
+)
 def twin_ratio_is_in_band(
-    pipeline: Pipeline, filtered_instructions: pa.Table
+    pipeline: Pipeline, filtered_instructions: pa.Table, violating_instructions: pa.Table
 ) -> dg.AssetCheckResult:
-    """Too few benign twins and the model learns to refuse; too many and it learns to answer."""
-    from policyalign_assets.filtering.select import RANKED
+    """Too few benign twins and the model learns to refuse; too many and it learns to answer.
 
-    kinds = [r["kind"] for r in filtered_instructions.to_pylist() if r["selected"]]
-    violating, twins = sum(k == "violating" for k in kinds), kinds.count("twin")
+    The allowed requests that the policy's author wrote for a rule count as its twins.
+    """
+    from policyalign_assets.filtering.select import RANKED
+    from policyalign_assets.synthesis.drafting import AUTHOR
+
+    authors = {
+        r["instruction_id"]
+        for r in violating_instructions.select(["instruction_id", "kind", "model_id"]).to_pylist()
+        if r["model_id"] == AUTHOR and r["kind"] == "neighbour"
+    }
+    chosen = [r for r in filtered_instructions.to_pylist() if r["selected"]]
+    kinds = [r["kind"] for r in chosen]
+    violating = kinds.count("violating")
+    twins = kinds.count("twin") + sum(r["instruction_id"] in authors for r in chosen)
     low, high = pipeline.settings.filtering.twins_low, pipeline.settings.filtering.twins_high
     if pipeline.settings.synthesis.twin_ratio == 0 or not violating:
         return _result(

@@ -152,6 +152,15 @@ def test_a_rule_below_its_minimum_stops_the_partition(run):
 
 
 @pytest.mark.slow
+def test_allowed_requests_by_the_author_count_as_twins(run):
+    near = [row(f"near-{n}", "C1", "neighbour") for n in range(2)]
+    failed, _ = run(SOUND + near, at_least=1, twins_low=0.5)  # 2 twins for 8
+    assert set(failed) == {"twin_ratio_is_in_band"}
+    by_author = [r | {"model_id": "author"} for r in near]
+    assert run(SOUND + by_author, at_least=1, twins_low=0.5) == ({}, True)
+
+
+@pytest.mark.slow
 def test_a_rule_without_any_row_is_not_overlooked(run):
     failed, _ = run([r for r in SOUND if r["rule_id"] == "C1"], at_least=1, twins_low=0.0)
     assert "M2 (0)" in failed["every_rule_has_its_minimum"]
