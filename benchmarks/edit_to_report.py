@@ -157,7 +157,7 @@ def measure(folder: Path, domains: list[str], cold: bool) -> None:
         "POLICYALIGN_DEPLOYMENTS_DIR": str(folder / "deployments"),
         "POLICYALIGN_AUTOMATION__ENABLED": "true",
         "POLICYALIGN_AUTOMATION__SENSOR_SECONDS": os.environ.get(
-            "POLICYALIGN_AUTOMATION__SENSOR_SECONDS", "10"
+            "POLICYALIGN_AUTOMATION__SENSOR_SECONDS", "2"
         ),
         "POLICYALIGN_WARM_START__ENABLED": "false" if cold else "true",
         "PYTHONWARNINGS": "ignore",

@@ -12,7 +12,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -42,11 +42,12 @@ from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import EvaluationSettings
 from policyalign_assets.tables import GENERATIONS
 
-CODE_VERSION = 4  # raise it when new code changes what is asked, in which form, or the info
+CODE_VERSION = 5  # raise it when new code changes what is asked, in which form, or the info
 TOO_LONG = "the request does not fit into the model's context"
 
 Row = dict[str, Any]
 AnyCase = TestCase | BenchmarkCase
+AnyCaseT = TypeVar("AnyCaseT", TestCase, BenchmarkCase)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def generate(
 ) -> tuple[pa.Table, list[BenchmarkRun]]:
     """Greedy answers of each arm (GENERATIONS), and what became of each benchmark.
 
-    The aligned model with the policy in its prompt is not asked the probes.
+    The aligned model with the policy in its prompt is asked `with_policy_cases` of each suite and
+    of each kind in a benchmark, and no probes.
 
     repeats: further aligned models by arm (`suites.repeat_arm`). They are asked what the aligned
         model is asked without the policy in its prompt.
@@ -122,23 +124,26 @@ def generate(
     for arm, model in models.items() if choices else ():
         report(f"arm {arm}: {len(choices)} multiple-choice questions")
         rows += _chosen(arm, model, choices, store)
-    probes: list[AnyCase] = [c for c in cases if SUITES[c.suite].probe]
-    gated: list[AnyCase] = [c for c in cases if not SUITES[c.suite].probe]
-    groups_without_probes: list[tuple[list[AnyCase], Generate]] = [
-        (gated, all_at_once),
-        ([*free], what_fits),
-    ]
-    groups = [*groups_without_probes, (probes, what_fits)]
+    probes = [c for c in cases if SUITES[c.suite].probe]
+    gated = [c for c in cases if not SUITES[c.suite].probe]
+    Groups = tuple[tuple[Sequence[AnyCase], Generate], ...]
+    groups: Groups = ((gated, all_at_once), (free, what_fits), (probes, what_fits))
+    most = settings.with_policy_cases
+    few: Groups = (
+        (evenly(gated, most, lambda case: case.suite), all_at_once),
+        (evenly(free, most, lambda case: f"{case.benchmark} {case.kind}"), what_fits),
+    )
     of_base, of_aligned = tuple(ARMS)[:2], tuple(ARMS)[2:]
     of_repeats = [((arm,), model) for arm, model in repeats.items()]
     for arms, unopened in ((of_base, base), (of_aligned, aligned), *of_repeats):
         model = replace(unopened, engine=cache(unopened.engine))  # loaded at most once for both
         for arm in arms:
             system = policy.prompt_text if arm.endswith("_policy") else None
-            report(
-                f"arm {arm}: {len(cases)} held-out cases, {len(free)} cases of public benchmarks"
-            )
-            for group, how in groups_without_probes if arm == ALIGNED_POLICY else groups:
+            asked = few if arm == ALIGNED_POLICY else groups
+            public_cases = len(asked[1][0])
+            own = sum(len(group) for group, _ in asked) - public_cases
+            report(f"arm {arm}: {own} held-out cases, {public_cases} cases of public benchmarks")
+            for group, how in asked:
                 made = replies_of(model, group, system, policy.prompt_text, sampling, store, how)
                 rows += [answer_row(arm, c, a) for c, a in zip(group, made, strict=True)]
     same = {"policy_hash": policy.content_hash}
@@ -199,7 +204,7 @@ def _public(
         except NotRun as reason:
             runs.append(BenchmarkRun(benchmark, str(reason)))
             continue
-        chosen = evenly(loaded.cases, settings.benchmark_cases)
+        chosen = evenly(loaded.cases, settings.benchmark_cases, lambda case: case.kind)
         cases += chosen
         runs.append(
             BenchmarkRun(
@@ -225,11 +230,13 @@ def _loaded(benchmark: Benchmark, settings: EvaluationSettings, *models: Model) 
     )
 
 
-def evenly(cases: list[BenchmarkCase], most: int | None) -> list[BenchmarkCase]:
+def evenly(
+    cases: Sequence[AnyCaseT], most: int | None, kind_of: Callable[[AnyCaseT], str]
+) -> list[AnyCaseT]:
     """At most `most` cases of each kind, evenly over the file, so that every category is in."""
     chosen = []
-    for kind in dict.fromkeys(c.kind for c in cases):
-        same = [c for c in cases if c.kind == kind]
+    for kind in dict.fromkeys(map(kind_of, cases)):
+        same = [c for c in cases if kind_of(c) == kind]
         n = min(most or len(same), len(same))
         chosen += [same[i * len(same) // n] for i in range(n)]
     return chosen

@@ -84,7 +84,8 @@ def benchmark(
             "choices; a chat does not show it"
         )
     loaded = load(entry, Path(folder) if folder else None, settings.evaluation.benchmarks_from_hub)
-    cases = [c for c in evenly(loaded.cases, settings.evaluation.benchmark_cases) if c.kind == kind]
+    chosen = evenly(loaded.cases, settings.evaluation.benchmark_cases, lambda case: case.kind)
+    cases = [c for c in chosen if c.kind == kind]
     if not cases:
         raise NotRun(f"it has no cases of the kind {kind!r}")
     rows = [answer_row("base", case, ()) | {"unanswered": None} for case in cases]

@@ -27,6 +27,12 @@ class EvaluationSettings(Section):
         description="cases in each of the two benign suites; with fewer, over-refusal is uncertain",
     )
     capability_cases: int = Field(300, ge=1)
+    with_policy_cases: int = Field(
+        100,
+        ge=1,
+        description="cases of each suite, and of each kind in a benchmark, that the aligned model "
+        "is also asked with the policy in its prompt; no gate reads these answers",
+    )
     probe_cases: int = Field(
         48, ge=0, description="cases of each probe suite; 0 leaves the probes out"
     )

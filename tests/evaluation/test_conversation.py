@@ -202,6 +202,22 @@ def test_a_duty_is_judged_by_a_judge_that_names_broken_rules():
     assert unread["unscored_reason"] == NO_RULES
 
 
+def test_with_the_policy_the_aligned_model_is_asked_an_even_share_of_each_suite():
+    cases = [
+        case(Conversation.of(f"{s} {n}?"), s) for s in ("violations", "twins") for n in range(9)
+    ]
+    models = [Model(name, Echo) for name in ("base", "aligned")]
+    settings = EvaluationSettings(with_policy_cases=3)
+    table, _ = generate(cases, [], *models, POLICY, settings)
+    asked = {
+        arm: [r["prompt"] for r in table.to_pylist() if r["arm"] == arm]
+        for arm in ("base", "base_policy", "aligned", "aligned_policy")
+    }
+    assert asked["base"] == asked["base_policy"] == asked["aligned"]
+    assert len(asked["base"]) == 18
+    assert asked["aligned_policy"] == [f"{s} {n}?" for s in suites for n in (0, 3, 6)]
+
+
 # ---- several training runs -----------------------------------------------------------------------
 def test_further_training_runs_answer_what_the_aligned_model_answers_without_the_policy():
     cases = [
