@@ -203,9 +203,8 @@ def test_a_duty_is_judged_by_a_judge_that_names_broken_rules():
 
 
 def test_with_the_policy_the_aligned_model_is_asked_an_even_share_of_each_suite():
-    cases = [
-        case(Conversation.of(f"{s} {n}?"), s) for s in ("violations", "twins") for n in range(9)
-    ]
+    suites = ("violations", "twins")
+    cases = [case(Conversation.of(f"{s} {n}?"), s) for s in suites for n in range(9)]
     models = [Model(name, Echo) for name in ("base", "aligned")]
     settings = EvaluationSettings(with_policy_cases=3)
     table, _ = generate(cases, [], *models, POLICY, settings)
