@@ -170,7 +170,7 @@ class WarmStartSettings(Section):
         "base model",
     )
     round_steps: int = Field(
-        20, ge=1, description="training steps between two looks at the held-back requests"
+        30, ge=1, description="training steps between two looks at the held-back requests"
     )
     rounds: int = Field(
         3, ge=1, description="rounds after which a warm start that is not done is given up"
