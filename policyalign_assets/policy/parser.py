@@ -13,7 +13,7 @@ from policyalign_assets.policy.model import PolicyDocument, Rule, RuleSource
 from policyalign_assets.policy.readings import contradictions, doubts_of
 from policyalign_assets.policy.source import Source, read_any_file, read_source, shown_path
 
-CODE_VERSION = 3  # raise it when new code changes how policies are read
+CODE_VERSION = 4  # raise it when new code changes how policies are read
 
 SHARED_NAME = "policy.md"
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")

@@ -42,7 +42,9 @@ _NOT_CONDITIONS = re.compile(
     r"|reason)"
     r"|(?:safety|legal|security|compliance|privacy) reasons|any (?:time|reason|circumstances)|no "
     r"(?:time|account)"
-    r"|these reasons|the purposes? of|purposes of|the avoidance)\b",
+    r"|these reasons|the purposes? of|purposes of|the avoidance"
+    r"|us(?:ing|e of) (?:the|our|this|these|any of our) "
+    r"(?:services?|platforms?|(?:web)?sites?|apps?|products?|software|tools?|assistants?))\b",
     re.IGNORECASE,
 )
 _EXCEPTION = re.compile(
@@ -111,11 +113,21 @@ _ALTHOUGH = re.compile(r"^(?:although|though|even though|whilst) [^,]+, (?=\w)",
 _ASIDE = re.compile(
     r", (?:for any reason|under any circumstances|in any (?:way|form)|at any time), ", re.IGNORECASE
 )
+_IN_PARENTHESES = re.compile(r" *\(((?:unless|except)\b[^()]+)\)", re.IGNORECASE)
+_LIST_END = re.compile(r"[;,] *(?:and|or)?[ .]*$", re.IGNORECASE)
 _NOT_LIMITED = re.compile(r"\bincluding,? (?:but|and) not limited to,? ", re.IGNORECASE)
 
 
 def straightened(sentence: str) -> str:
-    """ "You must not, without consent, disclose ..." with its insertion at the end or left out."""
+    """ "You must not, without consent, disclose ..." with its insertion at the end or left out.
+
+    An exception in parentheses goes to the end as well. What a list puts behind an item, as in
+    "forge a permit; or", is left out.
+    """
+    sentence = _LIST_END.sub("", sentence)
+    if aside := _IN_PARENTHESES.search(sentence):
+        rest = sentence[: aside.start()] + sentence[aside.end() :]
+        sentence = f"{rest.rstrip(' .;,')} {aside[1].strip()}"
     sentence = _AT_NO_TIME.sub(r"\1 never", sentence)
     sentence = _ALTHOUGH.sub("", sentence)
     sentence = _ASIDE.sub(" ", sentence)
