@@ -13,19 +13,25 @@ weights are:
 Before weights are sharded they are mapped from their files, if the files have the model's dtype:
 then they are in no process's own memory, and all processes of a machine share the mapped pages.
 
-Only the adapter is trained, and it is small, so every process holds all of it. Gradients are summed
-in one exchange before each optimizer step. A saved step or a checkpoint is therefore the same as
-from one process, and any number of processes gives the same losses up to rounding.
+With LoRA only the adapter is trained, and it is small, so every process holds all of it. Gradients
+are summed before each optimizer step. With full fine-tuning and FSDP2, the layers' gradients and
+optimizer state are in parts as well. They are put together on the main process, in its main memory,
+where a step is saved or the result is returned. A saved step or a checkpoint is therefore the same
+as from one process, and any number of processes gives the same losses up to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from peft import PeftModel
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+SUMMED_AT_ONCE = 1 << 26  # elements of gradients in one exchange
 Value = TypeVar("Value")
 
 
@@ -61,11 +67,23 @@ class Processes:
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Sums gradients in place over all processes; a missing gradient counts as zero."""
 
+    def clip_gradients(self, parameters: Iterable[torch.nn.Parameter], most: float) -> float:
+        """Scales the summed gradients in place to a norm of at most `most`; returns their norm."""
+        return torch.nn.utils.clip_grad_norm_(parameters, most).item()
+
     def shard(self, model: Any) -> Any:
-        """Returns the PEFT `model`, sharded over the processes if the configuration says so.
+        """Returns `model`, sharded over the processes if the configuration says so.
 
         Raises CannotShard.
         """
+        return model
+
+    def complete(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns the tensors without sharding. Those in parts are on the main process alone."""
+        return dict(tensors)
+
+    def complete_model(self, model: Any) -> Any:
+        """Returns a model whose trained weights are not in parts; on the main process alone."""
         return model
 
     @contextmanager
@@ -112,13 +130,42 @@ class Accelerated(Processes):
         return values[0]
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        parameters = list(parameters)
+        bucket: list[torch.nn.Parameter] = []
+        for p in parameters:
+            if isinstance(p, DTensor):
+                if p.grad is not None:
+                    p.grad.mul_(self.count)  # FSDP2 has left the mean
+                continue
+            if bucket and sum(q.numel() for q in bucket) + p.numel() > SUMMED_AT_ONCE:
+                self._sum_bucket(bucket)
+                bucket = []
+            bucket.append(p)
+        self._sum_bucket(bucket)
+
+    def _sum_bucket(self, parameters: list[torch.nn.Parameter]) -> None:
+        if not parameters:
+            return
         flat = torch.cat(
             [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
         )
         torch.distributed.all_reduce(flat)
         for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
             p.grad = part.view_as(p)
+
+    def clip_gradients(self, parameters: Iterable[torch.nn.Parameter], most: float) -> float:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not any(isinstance(g, DTensor) for g in gradients):
+            return super().clip_gradients(parameters, most)
+        parts = [g.to_local() for g in gradients if isinstance(g, DTensor)]
+        whole = [g for g in gradients if not isinstance(g, DTensor)]
+        squares = torch.stack([g.double().square().sum() for g in parts]).sum()
+        torch.distributed.all_reduce(squares)
+        squares += sum(g.double().square().sum() for g in whole)
+        norm = math.sqrt(squares.item())
+        if norm > most:
+            for gradient in (*parts, *whole):
+                gradient.mul_(most / (norm + 1e-6))
+        return norm
 
     def shard(self, model: Any) -> Any:
         """Shards the base weights of all layers in place.
@@ -130,7 +177,7 @@ class Accelerated(Processes):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        backbone = model.get_base_model()
+        backbone = model.get_base_model() if isinstance(model, PeftModel) else model
         names = self.plugin.transformer_cls_names_to_wrap or backbone._no_split_modules or ()
         layers = [m for m in backbone.model.modules() if type(m).__name__ in names]
         if not layers:
@@ -147,8 +194,8 @@ class Accelerated(Processes):
             if ".lora_" not in f".{name}"
         }
         kept = {p for p in model.parameters() if id(p) not in base}
-        for p in kept:
-            p.data = p.data.to(self.device)
+        for p in kept:  # trained ones get memory of their own, also where they map a file
+            p.data = p.data.to(self.device, copy=p.requires_grad)
         mesh = init_device_mesh(self.device.type, (self.count,))
         for layer in layers:  # each goes to the device, where its other parts are freed
             fully_shard(
@@ -160,6 +207,30 @@ class Accelerated(Processes):
         # The root shards no weights itself, but it connects the layers.
         fully_shard(backbone.model, mesh=mesh, ignored_params=kept)
         return model
+
+    def complete(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        found = {}
+        for name, tensor in tensors.items():
+            if isinstance(tensor, DTensor):
+                whole = tensor.full_tensor()
+                if self.main:
+                    found[name] = whole.cpu()
+            else:
+                found[name] = tensor
+        return found
+
+    def complete_model(self, model: Any) -> Any:
+        if not any(isinstance(p, DTensor) and p.requires_grad for p in model.parameters()):
+            return model
+        weights = self.complete(model.state_dict())
+        if not self.main:
+            return model
+        with torch.device("meta"):
+            whole = type(model)(model.config)
+        whole.load_state_dict(weights, assign=True)
+        whole.tie_weights()
+        whole.generation_config = model.generation_config
+        return whole
 
     @contextmanager
     def gathered(self, model: Any) -> Iterator[None]:
@@ -184,3 +255,20 @@ class Accelerated(Processes):
             most = int(self.sum(counts).max())
         for i in range(most):
             yield (micros[i], 1.0) if i < len(micros) else (micros[-1], 0.0)
+
+
+def parted_like(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """This process's part of a complete tensor, where `parameter` is in parts."""
+    if not isinstance(parameter, DTensor):
+        return whole
+    return distribute_tensor(
+        whole.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+    )
+
+
+def parted_and_not(parameters: Iterable[torch.nn.Parameter]) -> list[list[torch.nn.Parameter]]:
+    """Groups of parameters that an optimizer can update together."""
+    groups: list[list[torch.nn.Parameter]] = [[], []]
+    for p in parameters:
+        groups[isinstance(p, DTensor)].append(p)
+    return [group for group in groups if group]

@@ -32,7 +32,11 @@ from policyalign_assets.distillation.batches import Instruction, batch_indices
 from policyalign_assets.distillation.budget import Budget, DistillationFailed
 from policyalign_assets.distillation.continuation import Continuation
 from policyalign_assets.distillation.phases import Phases
-from policyalign_assets.distillation.processes import SINGLE_PROCESS, Processes
+from policyalign_assets.distillation.processes import (
+    SINGLE_PROCESS,
+    Processes,
+    parted_and_not,
+)
 from policyalign_assets.distillation.resume import latest_step, load_step, save_step
 from policyalign_assets.distillation.rollouts import VllmRollouts
 from policyalign_assets.distillation.state import (
@@ -169,12 +173,15 @@ def _train(
         losses = update(state, rollouts)
         state.history.append(_history_row(state, step, losses, rollouts, begun))
         log(_progress_line(state, started, step + 1 - first))
-        if processes.main and (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
-            save_step(work.folder, step + 1, state.tuning, state.optimizer, state.history)
+        if (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
+            save_step(
+                work.folder, step + 1, state.tuning, state.optimizer, state.history, processes
+            )
     else:
         if continuation:
             continuation.is_done(state, work.loaded)  # its last word decides
-    return state.tuning.model, pa.Table.from_pylist(state.history, schema=TRAINING)
+    model = processes.complete_model(state.tuning.model)
+    return model, pa.Table.from_pylist(state.history, schema=TRAINING)
 
 
 def _start(
@@ -188,6 +195,8 @@ def _start(
 ) -> TrainState:
     tuning = tuning_of(loaded.model, settings)
     model = processes.shard(tuning.model)
+    if tuning.teacher is not tuning.model:
+        processes.shard(tuning.teacher)
     # No dropout anywhere: the student must be the same function in rollouts and updates.
     model.eval()
     student = forward_of(model, plain=tuning.plain and not settings.gradient_checkpointing)
@@ -198,7 +207,7 @@ def _start(
         trained = LoadedModel(model, loaded.tokenizer, loaded.model_id, loaded.revision)
         rollouts = TransformersEngine(trained, batch_tokens, student)
     optimizer = torch.optim.AdamW(
-        tuning.trained().values(),
+        [{"params": group} for group in parted_and_not(tuning.trained().values())],
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         fused=True,

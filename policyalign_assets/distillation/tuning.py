@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from peft import PeftModel
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from policyalign_assets.distillation.adapters import (
@@ -125,6 +126,8 @@ class Full:
     @torch.no_grad()
     def update_ema(self) -> None:
         for ema, student in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+            if isinstance(ema, DTensor) and isinstance(student, DTensor):  # the same parts of both
+                ema, student = ema.to_local(), student.to_local()
             ema.lerp_(student, 1 - self._settings.ema_decay)
 
     def saved(self) -> dict[str, torch.nn.Parameter]:

@@ -41,9 +41,7 @@ def update(state: TrainState, rollouts: list[Rollout]) -> dict[str, float]:
             )
         sums += processes.sum(_fitted_gradients(state, mini, mini_tokens))
         processes.sum_gradients(tuning.trained().values())
-        norm = torch.nn.utils.clip_grad_norm_(
-            tuning.trained().values(), settings.max_grad_norm
-        ).item()
+        norm = processes.clip_gradients(tuning.trained().values(), settings.max_grad_norm)
         if not math.isfinite(norm) or not math.isfinite(sums[0].item()):
             raise DistillationFailed(
                 f"the loss or its gradient is not finite (loss sum {sums[0].item()}, "

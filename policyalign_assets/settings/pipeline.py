@@ -104,7 +104,7 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def _full_fine_tuning_is_in_float32_and_by_one_process(self):
+    def _full_fine_tuning_is_in_float32_and_without_vllm(self):
         if self.distillation.tuning == "lora":
             return self
         if self.model.dtype != "float32":
@@ -118,12 +118,6 @@ class Settings(Section):
                 "distillation.tuning='full' trains no adapter, but "
                 f"model.engine={self.model.engine!r} can load only an adapter at each step. "
                 "Fix: set model.engine='transformers', or set distillation.tuning='lora'"
-            )
-        if self.distillation.processes > 1:
-            raise ValueError(
-                "distillation.tuning='full' supports training on one process only, but "
-                f"distillation.processes={self.distillation.processes}. "
-                "Fix: set distillation.processes=1, or set distillation.tuning='lora'"
             )
         return self
 

@@ -321,10 +321,6 @@ def test_sigkill_half_way_then_rerun_gives_the_same_run(tmp_path):
     [
         ({"model": {"dtype": "bfloat16"}}, ["model.dtype='bfloat16'", "model.dtype='float32'"]),
         ({"model": {"engine": "vllm"}}, ["model.engine='vllm'", "model.engine='transformers'"]),
-        (
-            {"distillation": {"processes": 2}},
-            ["distillation.processes=2", "distillation.processes=1"],
-        ),
     ],
 )
 def test_what_cannot_be_trained_in_full_is_refused_when_configured(overrides, names):

@@ -98,9 +98,9 @@ def assert_same(one, many, folders):
         for t in tables
     )
     assert len(a) == SMALL["steps"] and [pytest.approx(row, rel=1e-4, abs=1e-6) for row in a] == b
+    file = "adapter_model.safetensors" if one.value.tuning == "lora" else "model.safetensors"
     weights = [
-        load_file(data / made.value.path / "adapter_model.safetensors")
-        for made, data in zip((one, many), folders)
+        load_file(data / made.value.path / file) for made, data in zip((one, many), folders)
     ]
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
@@ -244,6 +244,35 @@ def test_a_killed_process_ends_the_stage_at_once_and_it_goes_on_after_the_last_s
     assert resumed.startswith("resumed after step 2") and len(steps) == 2
     undisturbed = make(tmp_path / "one", teacher="ema", gradient_checkpointing=True)
     assert_same(undisturbed, many, (tmp_path / "one", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "config"), [("frozen", None), ("frozen", FSDP2), ("student", FSDP2)]
+)
+def test_full_fine_tuning_on_two_processes_makes_what_one_makes(tmp_path, teacher, config):
+    folders = (tmp_path / "one", tmp_path / "many")
+    one = make(folders[0], tuning="full", teacher=teacher)
+    many = make(folders[1], tuning="full", teacher=teacher, processes=2, accelerate_config=config)
+    assert_same(one, many, folders)
+    files = [{f.name for f in (d / m.value.path).iterdir()} for d, m in zip(folders, (one, many))]
+    assert files[0] == files[1]
+
+
+@pytest.mark.skipif(not LINUX, reason="finds its processes in /proc")
+def test_sharded_full_fine_tuning_goes_on_after_the_last_saved_step_with_one_process(tmp_path):
+    """What is saved does not depend on how the weights were sharded, the EMA teacher's included."""
+    full = {"tuning": "full", "teacher": "ema"}
+
+    def kill(line: str) -> None:
+        if line.startswith("step 3/"):
+            os.kill(training_processes()[1], signal.SIGKILL)
+
+    with pytest.raises(Failed, match="one of the 2 training processes was killed"):
+        make(tmp_path, kill, **full, processes=2, accelerate_config=FSDP2)
+    lines: list[str] = []
+    resumed = make(tmp_path, lines.append, **full)
+    assert any(line.startswith("resumed after step 2") for line in lines)
+    assert_same(make(tmp_path / "one", **full), resumed, (tmp_path / "one", tmp_path))
 
 
 def test_what_a_process_finds_wrong_is_said_in_its_own_words(tmp_path):
