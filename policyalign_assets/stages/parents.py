@@ -163,7 +163,8 @@ def _usable(context: StageContext, checkpoint_id: object, made_from: Mapping[str
         if made.get(name) != made_from.get(name):
             raise NoParent(f"{said} was trained with another {name}")
     settings = [_lasting(provenance.get("settings", {})) for provenance in (made, made_from)]
-    if settings[0] != settings[1] or made.get("teacher") != made_from.get("teacher"):
+    teachers = {_teacher(made), _teacher(made_from)} - {None}
+    if settings[0] != settings[1] or len(teachers) > 1:
         raise NoParent(f"{said} was trained with other settings of distillation or deployment")
     parent = Parent(checkpoint, _requests(context.data, checkpoint, said))
     longest = context.settings.warm_start.longest_chain
@@ -173,6 +174,15 @@ def _usable(context: StageContext, checkpoint_id: object, made_from: Mapping[str
             f"{longest}"
         )
     return parent
+
+
+def _teacher(provenance: Mapping[str, Any]) -> object:
+    """Who taught several policies; None for one policy, which all kinds of teachers teach alike.
+
+    A deployment of one policy can have the very checkpoint of that policy's partition. Its card
+    then says what the first of the two wrote.
+    """
+    return provenance.get("teacher") if len(provenance.get("policies", ())) > 1 else None
 
 
 def _lasting(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import medical_policy
+from helpers import ROOT, medical_policy
 from safetensors.torch import load_file
 
+from policyalign_assets.policy import parse_policy
 from policyalign_assets.records import parent_of
 from policyalign_assets.settings import load_settings
-from policyalign_assets.stages import fingerprints
+from policyalign_assets.stages import deployed_checkpoint, fingerprints
 from policyalign_assets.stages.distilled_checkpoint import make
 from policyalign_assets.stages.interface import StageContext
 from policyalign_assets.stages.parents import REQUESTS_FOLDER, started_from
@@ -241,3 +242,33 @@ def test_settings_of_a_warm_start_that_is_off_decide_nothing():
 
     assert wanted(rounds=7) == wanted() != wanted(enabled=True)
     assert wanted(enabled=True) != wanted(enabled=True, rounds=7)
+
+
+def test_a_policy_joins_a_deployment_of_one_whose_checkpoint_its_partition_has_made(tmp_path):
+    """Both have the same weights, so the checkpoint's card is the one of the partition."""
+    table = rows(BEFORE, "twin", ("C1",))
+    alone = trained(tmp_path, BEFORE, table).value
+    privacy = parse_policy(ROOT / "policies", "data-privacy", "medical")
+
+    def deployed(policies, tables, warm):
+        keys = [f"medical|{p.policy_id}" for p in policies]
+        settings = load_settings(overrides={"distillation": QUICK, "warm_start": warm}, environ={})
+        return deployed_checkpoint.make(
+            StageContext(settings, tmp_path, deployment="ward"),
+            dict(zip(keys, policies, strict=True)),
+            dict(zip(keys, tables, strict=True)),
+        ).value
+
+    one = deployed([BEFORE], [table], {})
+    assert one.checkpoint_id == alone.checkpoint_id
+    hashes = {"medical|general-conduct": BEFORE.content_hash}
+    note = {
+        "accepted": {"checkpoint": one.checkpoint_id, "policy_hashes": hashes},
+        "releasable": True,
+    }
+    folder = tmp_path / "deployments" / "ward"
+    folder.mkdir(parents=True)
+    (folder / "deployment.json").write_text(json.dumps(note))
+    joined = rows(privacy, "twin", [rule.rule_id for rule in privacy.rules if rule.action][:1])
+    two = deployed([BEFORE, privacy], [table, joined], WARM)
+    assert parent_of(two) == one.checkpoint_id, two.provenance["lineage"]["why"]
