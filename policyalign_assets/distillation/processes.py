@@ -177,7 +177,7 @@ class Accelerated(Processes):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
-        backbone = model.get_base_model() if isinstance(model, PeftModel) else model
+        backbone: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         names = self.plugin.transformer_cls_names_to_wrap or backbone._no_split_modules or ()
         layers = [m for m in backbone.model.modules() if type(m).__name__ in names]
         if not layers:
