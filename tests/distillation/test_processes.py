@@ -99,9 +99,7 @@ def assert_same(one, many, folders):
     )
     assert len(a) == SMALL["steps"] and [pytest.approx(row, rel=1e-4, abs=1e-6) for row in a] == b
     file = "adapter_model.safetensors" if one.value.tuning == "lora" else "model.safetensors"
-    weights = [
-        load_file(data / made.value.path / file) for made, data in zip((one, many), folders)
-    ]
+    weights = [load_file(data / made.value.path / file) for made, data in zip((one, many), folders)]
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():
         assert (weights[1][name] - weight).norm() < 1e-2 * weight.norm(), (
