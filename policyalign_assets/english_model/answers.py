@@ -3,7 +3,9 @@
     python -m policyalign_assets.english_model.answers
 
 Writes the first tokens of SmolLM2's greedy answer, without a policy, to some of the training
-requests. Answers that the phrase judge reads as refusals, or cannot read, are left out.
+requests. Answers that the phrase judge reads as refusals, or cannot read, are left out. So are
+those that apologize: the judge does not see how they go on, and a model that was trained on them
+began "I'm sorry for any confusion, but as a chatbot ..." far more often than its base.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +23,11 @@ from policyalign_assets.engine.base import Engine, Sampling, chat
 from policyalign_assets.english_model.corpus import CorpusRule, shipped_corpus
 from policyalign_assets.judges.phrases import RuleBasedJudge
 
+_APOLOGIES = re.compile(
+    r"\b(?:sorry|apologi\w+|as an? (?:ai|chatbot|language model|digital)|unable|ability to"
+    r"|(?:do not|don't) have|(?:i am|i'm) not|can't|cannot)\b",
+    re.IGNORECASE,
+)
 ANSWERS = Path(__file__).parent / "answers.jsonl"
 TOKENS = 16
 AT_ONCE = 40
@@ -44,7 +52,8 @@ def answered(engine: Engine, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
         for text, made in zip(
             some, engine.generate([chat(t) for t in some], Sampling(TOKENS)), strict=True
         ):
-            if made.text.strip() and judge.judge(made.text).refused is False:
+            answers = made.text.strip() and judge.judge(made.text).refused is False
+            if answers and not _APOLOGIES.search(made.text):
                 yield text, made.text
 
 

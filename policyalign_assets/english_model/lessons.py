@@ -161,13 +161,16 @@ class Outcome:
     """The result of one pass over M requests.
 
     `looks_at_M` is the index of the rule with the most attention. `refuses_M` is the probability
-    of a refusal. `named_M` says whether the most likely rule name is right; it is false for
+    of a refusal, and `declines_M` says whether greedy decoding begins one. A refusal begins with
+    one word and answers with many, so that it can be the most likely start at a probability well
+    below a half. `named_M` says whether the most likely rule name is right; it is false for
     requests that no rule covers.
     """
 
     loss: torch.Tensor
     looks_at_M: torch.Tensor
     refuses_M: torch.Tensor | None = None
+    declines_M: torch.Tensor | None = None
     named_M: torch.Tensor | None = None
 
 
@@ -209,11 +212,13 @@ def study(
     looking: float,
     answering: float,
     whole: int = 0,
+    allowing: float = 1.0,
 ) -> Outcome:
     """Run one pass over a lesson.
 
     `looking` and `answering` are the weights of the two losses. With `answering=0`, the layers
-    above the watched ones are not computed.
+    above the watched ones are not computed. `allowing` weighs, within the answering loss, that no
+    refusal begins where no rule covers the request: below 1, the model refuses more readily.
     """
     encoded = encoder.encode(lesson, whole)
     looking_from = torch.cat([encoded.decision_M, encoded.naming_Q])
@@ -229,7 +234,7 @@ def study(
     refuse_M = logp_MV[:, encoder.refuse]
     allow = torch.log1p(-refuse_M[plain_M].exp().clamp(max=1 - 1e-5)).neg().sum()
     token_N = F.cross_entropy(logits_NV[:count], encoded.targets_N, reduction="none")
-    answer = ((token_N * encoded.weight_N).sum() + allow) / len(lesson.requests)
+    answer = ((token_N * encoded.weight_N).sum() + allowing * allow) / len(lesson.requests)
     right_N = logits_NV[:count].argmax(-1) == encoded.targets_N
     named = torch.zeros(len(lesson.requests), dtype=torch.bool)
     starts = {int(r): n for n, r in enumerate(encoded.rows_N.tolist())}
@@ -238,7 +243,9 @@ def study(
             n = starts[int(encoded.decision_M[m])]
             length = len(encoder.ids(f"Rule {lesson.names[request.broken]}"))
             named[m] = bool(right_N[n + 1 : n + length].all())
-    return Outcome(looking * look + answering * answer, looks_at_M, refuse_M.detach().exp(), named)
+    declines_M = logp_MV.argmax(-1) == encoder.refuse
+    loss = looking * look + answering * answer
+    return Outcome(loss, looks_at_M, refuse_M.detach().exp(), declines_M, named)
 
 
 def anchor(model: PackedLlama, encoder: Encoder, texts: Sequence[str]) -> Outcome:

@@ -335,7 +335,7 @@ def plant(model: PackedLlama, bank: Bank, sharpness: float, seed: int) -> None:
         # Its product with any last token is about 1, so it serves as a bias.
         constant = mean_q / (mean_q @ mean_q)
         v = v - torch.outer(constant, v.T @ mean_q)
-        qkv = model.layers[layer]["qkv"]
+        qkv = model.layers[layer]["qkv"].float()
         query_0, key_0 = qkv[: model.head][dims], qkv[model.width : model.width + model.head][dims]
         usual = (rules_RLE[:, n] @ key_0.T).pow(2).mean().sqrt()
         # The new keys are about as large as the old ones.

