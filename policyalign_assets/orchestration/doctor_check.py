@@ -8,6 +8,7 @@ reported by `report_refusal`.
 import html
 
 import dagster as dg
+from dagster._core.events import DagsterEvent, DagsterEventType
 
 from policyalign_assets.doctor.kept import newest
 from policyalign_assets.doctor.record import Examination
@@ -47,15 +48,23 @@ def report_refusal(context: dg.AssetExecutionContext, pipeline: Pipeline) -> Non
     result = _kept(pipeline, policy)
     if result is None or result.ok:
         return
-    context.instance.report_runless_asset_event(
-        dg.AssetCheckEvaluation(
-            dg.AssetKey(ASSET),
-            NAME,
-            passed=False,
-            description=_summary(result),
-            metadata=_metadata(result),
-            partition=context.partition_key,
-        )
+    evaluation = dg.AssetCheckEvaluation(
+        dg.AssetKey(ASSET),
+        NAME,
+        passed=False,
+        description=_summary(result),
+        metadata=_metadata(result),
+        partition=context.partition_key,
+    )
+    # Under this run's id: Dagster takes one evaluation without a run for each partition, and a
+    # second refusal would end in an error of its database.
+    context.instance.report_dagster_event(
+        DagsterEvent(
+            DagsterEventType.ASSET_CHECK_EVALUATION.value,
+            job_name=context.job_name,
+            event_specific_data=evaluation,
+        ),
+        run_id=context.run.run_id,
     )
 
 

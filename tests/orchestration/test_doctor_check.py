@@ -56,9 +56,9 @@ def materialize(tmp_path):
     with dg.instance_for_test() as instance:
         instance.add_dynamic_partitions(NAME, [KEY])
 
-        def go(*wanted):
+        def go(*wanted, failure=False):
             data = str(tmp_path / "data")
-            dg.materialize(
+            result = dg.materialize(
                 list(wanted),
                 partition_key=KEY,
                 instance=instance,
@@ -70,6 +70,10 @@ def materialize(tmp_path):
                     "records": RecordStorage(data_dir=data),
                 },
             )
+            if failure:
+                return "\n".join(
+                    str(e.step_failure_data.error) for e in result.all_events if e.is_step_failure
+                )
             record = instance.event_log_storage.get_asset_check_execution_history(CHECK, limit=1)
             return record[0].event.dagster_event.event_specific_data
 
@@ -120,3 +124,13 @@ def test_a_refusal_is_shown_although_the_stage_made_nothing(materialize):
     shown = materialize(chain["policy_document"], chain["violating_instructions"])
     assert not shown.passed and shown.partition == KEY
     assert "answers would run on Fix: add 2 to eos_token_id." in shown.description
+
+
+def test_a_second_refusal_of_a_partition_is_shown_too(materialize):
+    """Dagster takes one evaluation without a run for each partition."""
+    chain = {asset.key.to_user_string(): asset for asset in assets.stage_assets}
+    wanted = chain["policy_document"], chain["violating_instructions"]
+    problems = [materialize(*wanted, failure=True) for _ in range(2)]
+    assert all("the model cannot be aligned" in problem for problem in problems)
+    assert not any("IntegrityError" in problem for problem in problems)
+    assert not materialize(*wanted).passed
