@@ -157,10 +157,7 @@ class PackedLlama:
         self.width, self.eps = config["hidden_size"], config["rms_norm_eps"]
         self.head = config.get("head_dim") or self.width // self.heads
         self.inner = config["intermediate_size"]
-        self.kv = self.groups * self.head
         self.first, self.rank, self.scale = first_layer, rank, scale
-        self._outputs = dict.fromkeys("qod", self.width) | dict.fromkeys("kv", self.kv)
-        self._outputs |= dict.fromkeys("gu", self.inner)
         weights = load_file(folder / "model.safetensors")
 
         def weight(name: str) -> torch.Tensor:
@@ -199,13 +196,15 @@ class PackedLlama:
     def _fresh_adapters(self, seed: int) -> dict[str, torch.Tensor]:
         draw = torch.Generator().manual_seed(seed)
         inputs = dict.fromkeys("qkvogu", self.width) | {"d": self.inner}
+        outputs = dict.fromkeys("qod", self.width) | dict.fromkeys("kv", self.groups * self.head)
+        outputs |= dict.fromkeys("gu", self.inner)
         lora = {}
         for i in range(self.first, len(self.layers)):
             for n in PROJECTIONS:
                 lora[f"{i}.{n}.A"] = torch.randn(self.rank, inputs[n], generator=draw) / math.sqrt(
                     inputs[n]
                 )
-                lora[f"{i}.{n}.B"] = torch.zeros(self._outputs[n], self.rank)
+                lora[f"{i}.{n}.B"] = torch.zeros(outputs[n], self.rank)
         return {name: tensor.requires_grad_() for name, tensor in lora.items()}
 
     def set_adapters(self, lora: Mapping[str, torch.Tensor]) -> None:

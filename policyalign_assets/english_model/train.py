@@ -136,7 +136,7 @@ def draft_pair(rng: random.Random, rules: Sequence[CorpusRule]) -> tuple[str, st
 def tasks_of(sampler: Sampler, number: int, options: argparse.Namespace) -> tuple[Task, Task]:
     """Return a pair of lessons; sometimes an anchor or requests to draft replace the second one.
 
-    With `options.drafts`, that is how many requests the steps with drafts have.
+    `options.drafts` is the number of requests in a step that has drafts; with 0, none has.
     """
     rng = random.Random(number)
     size = rng.choices(SIZES, SIZE_WEIGHTS)[0]
