@@ -11,10 +11,11 @@ import random
 from pathlib import Path
 
 from policyalign_assets.distillation.batches import Instruction
-from policyalign_assets.settings import BUNDLED, DistillationSettings
+from policyalign_assets.settings import BUNDLED, ENGLISH, DistillationSettings
 from policyalign_assets.world.world import World
 
 GROUP = "anchor"
+ENGLISH_REQUESTS = Path(__file__).parents[1] / "english_model" / "everyday.txt"
 
 
 class AnchorsError(ValueError):
@@ -25,11 +26,12 @@ def anchors(settings: DistillationSettings, model_id: str) -> list[Instruction]:
     """A seeded choice of `settings.anchors` requests from `settings.anchors_file`, one per line.
 
     Without a file, the bundled model gets questions of its own world that evaluation does not hold
-    out; any other model gets none. Raises AnchorsError.
+    out, and the English model those of the shipped file; any other model gets none.
+    Raises AnchorsError.
     """
     rng = random.Random(settings.seed)
-    if settings.anchors_file:
-        lines = _lines(Path(settings.anchors_file))
+    if file := anchors_file(settings, model_id):
+        lines = _lines(file)
         chosen = rng.sample(lines, min(settings.anchors, len(lines)))
     elif model_id == BUNDLED:
         world = World(rng, "train")
@@ -37,6 +39,13 @@ def anchors(settings: DistillationSettings, model_id: str) -> list[Instruction]:
     else:
         chosen = []
     return [Instruction(text, GROUP) for text in chosen]
+
+
+def anchors_file(settings: DistillationSettings, model_id: str) -> Path | None:
+    """The file that the everyday requests come from; None where there is none."""
+    if settings.anchors_file:
+        return Path(settings.anchors_file)
+    return ENGLISH_REQUESTS if model_id == ENGLISH else None
 
 
 def _lines(file: Path) -> list[str]:

@@ -3,7 +3,7 @@
     python -m policyalign_assets.english_model.answers
 
 Writes the first tokens of SmolLM2's greedy answer, without a policy, to some of the training
-requests. Answers that the phrase judge reads as refusals, or cannot read, are left out. So are
+requests and to the everyday ones. Answers that the phrase judge reads as refusals, or cannot read, are left out. So are
 those that apologize: the judge does not see how they go on, and a model that was trained on them
 began "I'm sorry for any confusion, but as a chatbot ..." far more often than its base.
 """
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from policyalign_assets.engine.base import Engine, Sampling, chat
-from policyalign_assets.english_model.corpus import CorpusRule, shipped_corpus
+from policyalign_assets.english_model.corpus import CorpusRule, everyday_requests, shipped_corpus
 from policyalign_assets.judges.phrases import RuleBasedJudge
 
 _APOLOGIES = re.compile(
@@ -72,7 +72,7 @@ def main() -> None:
     from policyalign_assets.engine.loading import load_model
     from policyalign_assets.settings import SMOLLM2, ModelSettings
 
-    texts = asked(shipped_corpus()[0], options.seed)
+    texts = [*everyday_requests(), *asked(shipped_corpus()[0], options.seed)]
     settings = ModelSettings(id=SMOLLM2)
     engine = TransformersEngine(load_model(settings), settings.batch_tokens)
     aside = options.to.with_suffix(".tmp")

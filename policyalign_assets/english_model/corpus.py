@@ -12,17 +12,18 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 DATA = Path(__file__).parent / "data"
+EVERYDAY = Path(__file__).parent / "everyday.txt"
 HELD_OUT_OF = ("general-agents.jsonl", "legal-financial.jsonl")
 HELD_OUT_RULES = 30
 SPLIT_SEED = 17
 REQUEST_LISTS = ("violations", "twins", "neighbours")
 
-Kind = Literal["covered", "twin", "neighbour", "uncovered"]
+Kind = Literal["covered", "twin", "neighbour", "uncovered", "everyday"]
 
 
 class CorpusError(ValueError):
@@ -43,13 +44,15 @@ class Request:
     """One request of a lesson.
 
     `topic` is the index of the policy's rule that the request is about, and `broken` is the index
-    of the rule that it breaks. Either is None if there is no such rule.
+    of the rule that it breaks. Either is None if there is no such rule. `earlier` is a harmless
+    request that was answered before this one, or empty.
     """
 
     text: str
     kind: Kind
     topic: int | None = None
     broken: int | None = None
+    earlier: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,11 @@ def shipped_corpus(data: Path = DATA) -> tuple[list[CorpusRule], list[CorpusRule
     ]
 
 
+def everyday_requests(file: Path = EVERYDAY) -> list[str]:
+    """Return the shipped requests that no policy forbids."""
+    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
 TITLES = (
     "Policy",
     "Assistant policy",
@@ -141,24 +149,38 @@ class Sampler:
     """Draws lessons.
 
     The n-th lesson depends only on the seed and on n, so a resumed run sees the same lessons as an
-    uninterrupted one.
+    uninterrupted one. `everyday` are requests that no policy forbids, and `openings` those that
+    may come before another request in a chat.
     """
 
-    def __init__(self, rules: Sequence[CorpusRule], seed: int):
+    def __init__(
+        self,
+        rules: Sequence[CorpusRule],
+        seed: int,
+        everyday: Sequence[str] = (),
+        openings: Sequence[str] = (),
+    ):
         self.rules, self.seed = list(rules), seed
+        self.everyday, self.openings = list(everyday), list(openings)
         self.by_domain: dict[str, list[CorpusRule]] = {}
         for rule in self.rules:
             self.by_domain.setdefault(rule.domain, []).append(rule)
 
     def pair(
-        self, number: int, size: int, violations: int = 5, allowed: int = 3, plain: bool = False
+        self,
+        number: int,
+        size: int,
+        violations: int = 5,
+        allowed: int = 3,
+        plain: bool = False,
+        everyday: int = 0,
     ) -> tuple[Lesson, Lesson]:
         """Draw two policies of `size` rules that share their violating requests.
 
         A request that breaks a rule of one policy is allowed under the other. How risky it sounds
         therefore says nothing about the right answer; only the rules do. Each policy also gets
-        allowed requests about its own rules. If `plain` is true, the requests have no typos and
-        every policy has the same title.
+        allowed requests about its own rules, and some everyday requests. If `plain` is true, the
+        requests have no typos and no earlier turns, and every policy has the same title.
         """
         rng = random.Random(f"{self.seed}:{number}")
         drawn = self._rules(rng, 2 * size)
@@ -181,6 +203,14 @@ class Sampler:
                     requests.append(Request(change(rng.choice(rules[j].twins)), "twin", j))
                 elif rules[j].neighbours:
                     requests.append(Request(change(rng.choice(rules[j].neighbours)), "neighbour"))
+            if self.everyday:
+                drawn = rng.sample(self.everyday, everyday)
+                requests += [Request(change(text), "everyday") for text in drawn]
+            if self.openings and not plain:
+                requests = [
+                    replace(r, earlier=rng.choice(self.openings)) if rng.random() < 0.1 else r
+                    for r in requests
+                ]
             lessons.append(
                 Lesson(
                     tuple(rules),

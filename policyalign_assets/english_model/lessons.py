@@ -4,7 +4,8 @@ There are two losses. The *looking* loss applies to one attention head in some m
 end of the request, that head must attend to the rule that the request is about, or to no rule if
 there is none. Before each token of a rule's name in the answer, it must attend to that rule. The
 *answering* loss applies to the first answer token, which decides between a normal answer and a
-refusal that names the rule.
+refusal that names the rule. Where no rule covers the request, the answer is also held to that of
+the base model without a policy (KL divergence).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from policyalign_assets.english_model.corpus import Lesson
 from policyalign_assets.english_model.packed_llama import Packed, PackedLlama, Watched, pack
 
 LOOKING_HEAD = 0
-ANSWER_WEIGHT = 0.1  # of each token of an answer, so that long answers do not drown the decision
+# Weights of a refusal's first token, of the first token of an answer that is held to the base's,
+# and of each later one. Long answers must not drown the decision.
+REFUSAL_WEIGHT, FIRST_WEIGHT, LATER_WEIGHT = 0.3, 0.5, 0.1
 REFUSAL = "Rule {name} does not allow that, so I can't help with it."
 
 
@@ -39,12 +42,13 @@ def policy_text(
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tokens of one lesson, for M requests and N supervised answer tokens.
+    """The tokens of one lesson, for M requests, N supervised tokens and K answer tokens to hold.
 
     `spans` holds the first token of each rule's line and the token after its last one.
     `decision_M` is the position of each request's last prompt token. `rows_N` are the positions
     that predict the supervised tokens, `targets_N` are those tokens, and `weight_N` weighs them.
     `naming_Q` are the positions that predict a rule's name, and `named_Q` are the rules' indices.
+    `held_K` are the positions whose predictions must stay those of the base model without a policy.
     """
 
     packed: Packed
@@ -55,6 +59,16 @@ class Encoded:
     weight_N: torch.Tensor
     naming_Q: torch.Tensor
     named_Q: torch.Tensor
+    held_K: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Bare:
+    """Requests without a policy. `rows_K` predict the answers, each with its weight."""
+
+    packed: Packed
+    rows_K: torch.Tensor
+    weight_K: torch.Tensor
 
 
 class Encoder:
@@ -68,10 +82,13 @@ class Encoder:
         probe = render(tokenizer, (Message("system", "x"), Message("user", "y")))
         self.head, rest = self._around(probe, "x")
         self.middle, self.tail = self._around(rest, "y")
+        # The template writes its default system message if a chat has none.
+        self.opening, _ = self._around(render(tokenizer, chat("y")), "y")
         self._memo: dict[str, list[int]] = {}
 
     def _around(self, ids: list[int], text: str) -> tuple[list[int], list[int]]:
-        at = ids.index(content_ids(self.tokenizer, text)[0])
+        token = content_ids(self.tokenizer, text)[0]
+        at = len(ids) - 1 - ids[::-1].index(token)
         return ids[:at], ids[at + 1 :]
 
     def prefix(self, lesson: Lesson) -> tuple[list[int], tuple[tuple[int, int], ...]]:
@@ -106,10 +123,8 @@ class Encoder:
         """Encode a lesson.
 
         The first `whole` refusals are supervised to their end, the others only up to the rule's
-        name. Likewise, the base model's answers to the first `2 * whole` requests that have one
-        and that no rule covers are supervised, so that the adapted model goes on answering like it.
+        name.
         """
-        spoken = 2 * whole
         prefix, spans = self.prefix(lesson)
         segments: list[list[int]] = []
         decisions: list[int] = []
@@ -117,9 +132,13 @@ class Encoder:
         targets: list[int] = []
         weights: list[float] = []
         naming: list[tuple[int, int]] = []
+        held: list[int] = []
         at = len(prefix)
         for request in lesson.requests:
             segment = self.middle + self.ids(request.text) + self.tail
+            if request.earlier:
+                answer = self.ids(self.answers[request.earlier])
+                segment = self.middle + self.ids(request.earlier) + self.tail + answer + segment
             decisions.append(at + len(segment) - 1)
             if request.kind == "covered" and request.broken is not None:
                 name = lesson.names[request.broken]
@@ -132,15 +151,12 @@ class Encoder:
                     refusal = refusal[:until]
                 rows += range(decisions[-1], decisions[-1] + len(refusal))
                 targets += refusal
-                weights += [1.0] + [0.5] * (len(refusal) - 1)
+                weights += [REFUSAL_WEIGHT] + [0.5] * (len(refusal) - 1)
                 segment = segment + refusal[:-1]
-            elif spoken and request.text in self.answers:
-                spoken -= 1
-                answer = self.ids(self.answers[request.text])
-                rows += range(decisions[-1], decisions[-1] + len(answer))
-                targets += answer
-                weights += [ANSWER_WEIGHT] * len(answer)
-                segment = segment + answer[:-1]
+            else:
+                said = self.said(request.text)
+                held += range(decisions[-1], decisions[-1] + len(said) + 1)
+                segment = segment + said
             segments.append(segment)
             at += len(segment)
         decision_M = torch.tensor(decisions)
@@ -153,7 +169,24 @@ class Encoder:
             torch.tensor(weights, dtype=torch.float),
             torch.tensor([row for row, _ in naming], dtype=torch.long),
             torch.tensor([place for _, place in naming], dtype=torch.long),
+            torch.tensor(held, dtype=torch.long),
         )
+
+    def said(self, text: str) -> list[int]:
+        """Return the base's own answer to a request but its last token; empty if not known."""
+        return self.ids(self.answers[text])[:-1] if text in self.answers else []
+
+    def bare(self, texts: Sequence[str]) -> Bare:
+        """Encode requests without a policy, each with the base model's answer."""
+        segments, rows, weights = [], [], []
+        at = len(self.opening)
+        for text in texts:
+            said = self.said(text)
+            segments.append(self.ids(text) + self.tail + said)
+            at += len(segments[-1])
+            rows += range(at - len(said) - 1, at)
+            weights += [FIRST_WEIGHT] + [LATER_WEIGHT] * len(said)
+        return Bare(pack(self.opening, segments), torch.tensor(rows), torch.tensor(weights))
 
 
 @dataclass(frozen=True)
@@ -219,22 +252,35 @@ def study(
     `looking` and `answering` are the weights of the two losses. With `answering=0`, the layers
     above the watched ones are not computed. `allowing` weighs, within the answering loss, that no
     refusal begins where no rule covers the request: below 1, the model refuses more readily.
+
+    The decision is trained on what greedy decoding reads: how far the refusal's first token is
+    ahead of the likeliest other one. Its probability alone misleads, since a refusal begins with
+    one word and answers with many.
     """
     encoded = encoder.encode(lesson, whole)
     looking_from = torch.cat([encoded.decision_M, encoded.naming_Q])
     watched = Watched(layers, (LOOKING_HEAD,), looking_from)
     plain_M = torch.tensor([r.kind != "covered" for r in lesson.requests])
-    rows_N = torch.cat([encoded.rows_N, encoded.decision_M]) if answering else None
+    asked = [encoded.rows_N, encoded.decision_M, encoded.held_K]
+    rows_N = torch.cat(asked) if answering else None
     logits_NV, seen = model.forward(encoded.packed, rows_N, watched)
     look, looks_at_M = looking_loss(encoded, lesson, seen)
     if logits_NV is None:
         return Outcome(looking * look, looks_at_M)
-    count = len(encoded.rows_N)
-    logp_MV = F.log_softmax(logits_NV[count:], -1)
-    refuse_M = logp_MV[:, encoder.refuse]
-    allow = torch.log1p(-refuse_M[plain_M].exp().clamp(max=1 - 1e-5)).neg().sum()
+    count, asks = len(encoded.rows_N), len(lesson.requests)
+    first_MV = logits_NV[count : count + asks]
+    refuse_M = first_MV[:, encoder.refuse]
+    others_MV = first_MV.clone()
+    others_MV[:, encoder.refuse] = -torch.inf
+    lead_M = refuse_M - others_MV.amax(-1)
+    decide_M = F.softplus(torch.where(plain_M, lead_M, -lead_M))
+    decide = torch.where(plain_M, allowing * decide_M, decide_M).sum()
     token_N = F.cross_entropy(logits_NV[:count], encoded.targets_N, reduction="none")
-    answer = ((token_N * encoded.weight_N).sum() + allowing * allow) / len(lesson.requests)
+    hold = torch.zeros(())
+    if plain_M.any():
+        bare = encoder.bare([r.text for r in lesson.requests if r.kind != "covered"])
+        hold = departure(model, bare, logits_NV[count + asks :])
+    answer = ((token_N * encoded.weight_N).sum() + decide + hold) / asks
     right_N = logits_NV[:count].argmax(-1) == encoded.targets_N
     named = torch.zeros(len(lesson.requests), dtype=torch.bool)
     starts = {int(r): n for n, r in enumerate(encoded.rows_N.tolist())}
@@ -243,35 +289,30 @@ def study(
             n = starts[int(encoded.decision_M[m])]
             length = len(encoder.ids(f"Rule {lesson.names[request.broken]}"))
             named[m] = bool(right_N[n + 1 : n + length].all())
-    declines_M = logp_MV.argmax(-1) == encoder.refuse
     loss = looking * look + answering * answer
-    return Outcome(loss, looks_at_M, refuse_M.detach().exp(), declines_M, named)
+    chance_M = F.log_softmax(first_MV, -1)[:, encoder.refuse].detach().exp()
+    return Outcome(loss, looks_at_M, chance_M, lead_M.detach() > 0, named)
+
+
+def departure(model: PackedLlama, bare: Bare, adapted_KV: torch.Tensor) -> torch.Tensor:
+    """Return the weighted sum of KL(base without a policy || adapted) over the answers' tokens."""
+    with torch.no_grad():
+        base_KV, _ = model.forward(bare.packed, bare.rows_K, adapted=False)
+    assert base_KV is not None  # rows were asked for
+    logp_KV = F.log_softmax(base_KV, -1)
+    away_K = F.kl_div(F.log_softmax(adapted_KV, -1), logp_KV, log_target=True, reduction="none")
+    return (away_K.sum(-1) * bare.weight_K).sum()
 
 
 def anchor(model: PackedLlama, encoder: Encoder, texts: Sequence[str]) -> Outcome:
     """Measure how far the adapted model departs from its base where there is no policy.
 
-    The loss is KL(base || adapted) of the first answer token, averaged over `texts`.
+    The loss is KL(base || adapted) of the answers' tokens, weighted and averaged over `texts`.
     """
-    # The template writes its default system message if a chat has none.
-    whole = render(encoder.tokenizer, chat(texts[0]))
-    own = len(encoder.ids(texts[0])) + len(encoder.tail)
-    prefix = whole[: len(whole) - own]
-    segments = [encoder.ids(text) + encoder.tail for text in texts]
-    packed = pack(prefix, segments)
-    last_M = torch.tensor([a + len(s) - 1 for a, s in zip(packed.starts, segments, strict=True)])
-    with torch.no_grad():
-        base_MV, _ = model.forward(packed, last_M, adapted=False)
-    adapted_MV, _ = model.forward(packed, last_M)
-    assert base_MV is not None and adapted_MV is not None  # rows were asked for
-    loss = F.kl_div(
-        F.log_softmax(adapted_MV, -1),
-        F.log_softmax(base_MV, -1),
-        log_target=True,
-        reduction="batchmean",
-    )
-    nothing_M = torch.zeros(0)
-    return Outcome(loss, nothing_M)
+    bare = encoder.bare(texts)
+    adapted_KV, _ = model.forward(bare.packed, bare.rows_K)
+    assert adapted_KV is not None  # rows were asked for
+    return Outcome(departure(model, bare, adapted_KV) / len(texts), torch.zeros(0))
 
 
 def drafting(model: PackedLlama, encoder: Encoder, pairs: Sequence[tuple[str, str]]) -> Outcome:
@@ -279,19 +320,17 @@ def drafting(model: PackedLlama, encoder: Encoder, pairs: Sequence[tuple[str, st
 
     `pairs` are prompts, as synthesis writes them, and the requests that answer them.
     """
-    whole = render(encoder.tokenizer, chat(pairs[0][0]))
-    prefix = whole[: len(whole) - len(encoder.ids(pairs[0][0])) - len(encoder.tail)]
     segments: list[list[int]] = []
     rows: list[int] = []
     targets: list[int] = []
-    at = len(prefix)
+    at = len(encoder.opening)
     for prompt, request in pairs:
         asked, target = encoder.ids(prompt) + encoder.tail, [*encoder.ids(request), encoder.end]
         rows += range(at + len(asked) - 1, at + len(asked) - 1 + len(target))
         targets += target
         segments.append(asked + target[:-1])
         at += len(segments[-1])
-    logits_NV, _ = model.forward(pack(prefix, segments), torch.tensor(rows))
+    logits_NV, _ = model.forward(pack(encoder.opening, segments), torch.tensor(rows))
     assert logits_NV is not None  # rows were asked for
     loss = F.cross_entropy(logits_NV, torch.tensor(targets))
     return Outcome(loss, torch.zeros(0))

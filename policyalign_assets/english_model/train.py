@@ -1,6 +1,6 @@
 """Teaches SmolLM2-135M to answer by a policy, with LoRA on the shipped corpus; resumes if stopped.
 
-    python -m policyalign_assets.english_model.train --work FOLDER --start lookup.pt --steps 300
+    python -m policyalign_assets.english_model.train --work FOLDER --start lookup.pt --steps 900
     python -m policyalign_assets.english_model.train --work FOLDER --export ADAPTER
 
 Training begins from adapters that already look up the rule of a request (see `lookup`). Without
@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from policyalign_assets.english_model.answers import read_answers
 from policyalign_assets.english_model.corpus import (
     CorpusRule,
     Lesson,
     Sampler,
+    everyday_requests,
     shipped_corpus,
 )
 from policyalign_assets.english_model.lessons import (
@@ -42,7 +44,8 @@ LAYERS = (11, 12, 13)
 EVALUATION_SEED = 5
 # Small policies teach the look-up sooner; the large ones are those that the evaluation uses.
 SIZES, SIZE_WEIGHTS = (1, 2, 3, 4, 5, 6, 8), (5, 3, 4, 2, 1, 3, 1)
-ANCHOR_EVERY, DRAFTS_EVERY = 8, 4
+ANCHOR_EVERY, DRAFTS_EVERY = 4, 4
+ANCHORS = 16  # requests without a policy, of which a third are everyday ones
 
 
 class Tally:
@@ -140,10 +143,12 @@ def tasks_of(sampler: Sampler, number: int, options: argparse.Namespace) -> tupl
     """
     rng = random.Random(number)
     size = rng.choices(SIZES, SIZE_WEIGHTS)[0]
-    first, second = sampler.pair(number, size, options.violations, options.allowed)
+    first, second = sampler.pair(
+        number, size, options.violations, options.allowed, everyday=options.everyday
+    )
     if number % ANCHOR_EVERY == 0:
-        texts = []
-        for rule in rng.sample(sampler.rules, 12):
+        texts = rng.sample(sampler.everyday, ANCHORS // 3) if sampler.everyday else []
+        for rule in rng.sample(sampler.rules, ANCHORS - len(texts)):
             texts.append(rng.choice(rule.violations + rule.twins + rule.neighbours))
         return Task(first), Task(None, tuple(texts))
     if number % DRAFTS_EVERY == 1 and options.drafts:
@@ -153,9 +158,21 @@ def tasks_of(sampler: Sampler, number: int, options: argparse.Namespace) -> tupl
 
 
 def train(options: argparse.Namespace) -> None:
+    """Train in one process, or in two that share each step's tasks."""
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.processes == 1:
+        _train(0, options)
+        return
+    meeting = options.work / "meeting"
+    meeting.unlink(missing_ok=True)  # of a run that was stopped
+    torch.multiprocessing.spawn(_train, (options, f"file://{meeting}"), options.processes)
+
+
+def _train(rank: int, options: argparse.Namespace, meeting: str = "") -> None:
     torch.set_num_threads(options.threads)
+    if meeting:
+        dist.init_process_group("gloo", meeting, rank=rank, world_size=options.processes)
     work: Path = options.work
-    work.mkdir(parents=True, exist_ok=True)
     model, encoder = load(options)
     checkpoint, begun = work / "checkpoint.pt", 0
     parameters = list(model.lora.values())
@@ -167,7 +184,9 @@ def train(options: argparse.Namespace) -> None:
         begun = state["step"]
     elif options.start:
         model.set_adapters(starting_point(options.start))
-    sampler = Sampler(shipped_corpus()[0], options.seed)
+    everyday = everyday_requests()
+    openings = [text for text in everyday if text in encoder.answers]
+    sampler = Sampler(shipped_corpus()[0], options.seed, everyday, openings)
     record = Record()
     for step in range(begun, options.steps):
         rate = options.rate * min(1.0, (step + 1) / 15)
@@ -175,22 +194,40 @@ def train(options: argparse.Namespace) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad()
-        for task in tasks_of(sampler, step, options):
+        for task in tasks_of(sampler, step, options)[rank :: options.processes]:
             out = task.outcome(model, encoder, options.looking, options.allowing)
             (out.loss / 2).backward()
             record.add(task, out)
+        if meeting:
+            add_gradients(parameters)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) % 10 == 0:
-            row = {"step": step + 1, **record.row()}
-            if (step + 1) % options.evaluate_every == 0:
-                row["held_out"] = [
-                    evaluate(model, encoder, k, options.packs) for k in options.sizes
-                ]
-            _note(work / "curve.jsonl", row)
+            sizes = options.sizes if (step + 1) % options.evaluate_every == 0 else []
+            own = [
+                evaluate(model, encoder, k, options.packs) for k in sizes[rank :: options.processes]
+            ]
+            parts: list = [(record, own)] * options.processes
+            if meeting:
+                dist.all_gather_object(parts, (record, own))
+            if rank == 0:
+                row = {"step": step + 1, **Record.together([r for r, _ in parts]).row()}
+                held_out = sorted((h for _, found in parts for h in found), key=lambda h: h["size"])
+                _note(work / "curve.jsonl", row | ({"held_out": held_out} if held_out else {}))
             record = Record()
-        if (step + 1) % 20 == 0 or step + 1 == options.steps:
+        if rank == 0 and ((step + 1) % 20 == 0 or step + 1 == options.steps):
             _save(checkpoint, step + 1, model, optimizer)
+    if meeting:
+        dist.destroy_process_group()
+
+
+def add_gradients(parameters: Sequence[torch.Tensor]) -> None:
+    """Replace each gradient by its sum over the processes."""
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    for p, part in zip(parameters, flat.split([g.numel() for g in grads]), strict=True):
+        p.grad = part.view_as(p)
 
 
 def starting_point(path: Path) -> dict[str, torch.Tensor]:
@@ -206,6 +243,19 @@ class Record:
         self.anchors: list[float] = []
         self.drafts: list[float] = []
         self.tally, self.begun, self.requests = Tally(), time.monotonic(), 0
+
+    @classmethod
+    def together(cls, records: Sequence[Record]) -> Record:
+        """Return what happened in all processes; the time is that of the first."""
+        first = records[0]
+        for other in records[1:]:
+            first.losses += other.losses
+            first.anchors += other.anchors
+            first.drafts += other.drafts
+            first.requests += other.requests
+            for kind, rows in other.tally.rows.items():
+                first.tally.rows[kind] += rows
+        return first
 
     def add(self, task: Task, out: Outcome) -> None:
         kind = self.losses if task.lesson else self.drafts if task.drafts else self.anchors
@@ -281,9 +331,11 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="folder of the base model; default: smollm2")
     parser.add_argument("--start", type=Path, help="adapters of the look-up, or a saved adapter")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of each process")
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=1)
     parser.add_argument("--violations", type=int, default=5, help="of each policy of a pair")
     parser.add_argument("--allowed", type=int, default=3, help="twins and neighbours of a policy")
+    parser.add_argument("--everyday", type=int, default=3, help="everyday requests of a policy")
     parser.add_argument("--drafts", type=int, default=0, help="requests to draft in each step")
     parser.add_argument("--rate", type=float, default=7e-4, help="highest learning rate")
     parser.add_argument("--looking", type=float, default=0.3, help="weight of the looking loss")

@@ -33,6 +33,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "mini_batch_size": 8,
             "top_k": 64,
             "max_new_tokens": 24,
+            "anchors": 60,
         },
         "evaluation": {
             "cases_per_suite": 60,

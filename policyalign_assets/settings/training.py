@@ -54,7 +54,7 @@ class DistillationSettings(Section):
     anchors_file: str | None = Field(
         None,
         description="text file with one everyday request per line; without it, only the bundled "
-        "model has everyday requests",
+        "and the English model have everyday requests",
         json_schema_extra=NO_EFFECT,
     )
     steps: int = Field(

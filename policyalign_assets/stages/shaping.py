@@ -12,6 +12,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from policyalign_assets.distillation.anchors import anchors_file
 from policyalign_assets.engine.derived_models import sources_of
 from policyalign_assets.engine.revision import local_revision
 from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
@@ -122,12 +123,12 @@ def heldout_templates(settings: Settings) -> list[object]:
 
 
 def everyday_requests(settings: Settings) -> object:
-    """The requests that training mixes in: of the configured file, or of the bundled world."""
+    """The requests that training mixes in: of a file, or of the bundled world."""
     distillation = settings.distillation
     if distillation.anchors == 0:
         return None
-    if distillation.anchors_file:
-        return files_version([Path(distillation.anchors_file)])
+    if file := anchors_file(distillation, settings.model.id):
+        return files_version([file])
     return lexicon() if settings.model.id == BUNDLED else None
 
 

@@ -30,6 +30,7 @@ from policyalign_assets.engine.base import PromptTooLong, Sampling, chat
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import load_model
 from policyalign_assets.engine.shipped_models import BUNDLED_WEIGHTS
+from policyalign_assets.evaluation.probe_texts import everyday_actions
 from policyalign_assets.policy import parse_policy
 from policyalign_assets.records import training_table
 from policyalign_assets.settings import DistillationSettings, ModelSettings
@@ -127,6 +128,9 @@ def test_everyday_requests_come_from_the_file_or_from_the_bundled_models_own_wor
     held_out = World(random.Random(1), "heldout")
     assert not {held_out.capability(arithmetic=1.0).request for _ in range(300)} & set(own)
     assert anchors(SMALL, "another/model") == []
+    english = [i.text for i in anchors(SMALL.model_copy(update={"anchors": 60}), "english")]
+    assert len(set(english)) == 60
+    assert not [t for t in english for action in everyday_actions() if action in t.lower()]
     file = tmp_path / "asked.txt"
     file.write_text("Name a river.\n\nName a river.\nName a hill.\n")
     chosen = anchors(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_gguf import write_gguf
 
-from policyalign_assets.engine.base import chat
+from policyalign_assets.engine.base import Message, chat
 from policyalign_assets.engine.chat import render
 from policyalign_assets.engine.derived_models import Sources
 from policyalign_assets.engine.gguf import materialized
@@ -27,6 +27,7 @@ from policyalign_assets.english_model.corpus import (
 from policyalign_assets.english_model.lessons import (
     Encoder,
     anchor,
+    departure,
     drafting,
     policy_text,
     study,
@@ -203,6 +204,7 @@ def test_the_planted_match_finds_the_rule_of_a_request(encoder, model):
 
 def test_training_resumes_where_it_stopped(base, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "shipped_corpus", lambda: (rules(20), rules(10)))
+    monkeypatch.setattr(train, "everyday_requests", lambda: ["What is tea?", "Name a river."] * 3)
     common = ["train", "--base", str(base), "--evaluate-every", "1000"]
 
     def run(work: Path, steps: int) -> dict:
@@ -238,6 +240,21 @@ def test_training_resumes_where_it_stopped(base, tmp_path, monkeypatch):
     assert settings["r"] == 40 and settings["layers_to_transform"] == list(range(8, 15))
 
 
+def test_two_processes_make_the_step_of_one(base, tmp_path, monkeypatch):
+    common = ["train", "--base", str(base), "--steps", "2", "--threads", "1", "--drafts", "2"]
+    lora = []
+    for count in ("1", "2"):
+        work = tmp_path / count
+        monkeypatch.setattr("sys.argv", [*common, "--work", str(work), "--processes", count])
+        train.main()
+        lora.append(torch.load(work / "checkpoint.pt", weights_only=True)["lora"])
+    moved = 0.0
+    for name, one in lora[0].items():
+        torch.testing.assert_close(lora[1][name], one, atol=1e-4, rtol=1e-3)
+        moved += float(one.abs().sum()) if name.endswith(".B") else 0.0
+    assert moved > 0
+
+
 def test_a_thinned_text_keeps_its_frame_and_marks_what_is_left():
     text = lookup.Cached(torch.arange(20.0)[:, None], (5, 15))
     thin = lookup.thinned(text, random.Random(1), 0.5)
@@ -249,14 +266,50 @@ def test_a_thinned_text_keeps_its_frame_and_marks_what_is_left():
     assert lookup.thinned(text, random.Random(1), 1.0) is text  # a text never vanishes
 
 
-def test_the_base_models_own_answers_are_supervised_where_no_rule_covers(base, encoder):
+def test_answers_are_held_to_the_same_tokens_as_without_a_policy(base, encoder, model):
     lesson, _ = Sampler(rules(8), 0).pair(0, 2, plain=True)
-    plain = [r for r in lesson.requests if r.kind != "covered"]
-    speaking = Encoder(encoder.tokenizer, {r.text: "Here it is." for r in lesson.requests})
-    silent, spoken = encoder.encode(lesson, 1), speaking.encode(lesson, 1)
-    more = len(spoken.targets_N) - len(silent.targets_N)
-    assert more == 2 * len(encoder.ids("Here it is."))  # of two requests, however many have one
-    assert len(plain) > 2 and len(spoken.weight_N) == len(spoken.targets_N)
+    plain = [r.text for r in lesson.requests if r.kind != "covered"]
+    speaking = Encoder(encoder.tokenizer, {plain[0]: "Here it is.", plain[-1]: "No."})
+    encoded, bare = speaking.encode(lesson, 1), speaking.bare(plain)
+    assert len(plain) > 2 and len(encoded.held_K) == len(bare.rows_K) == len(bare.weight_K)
+    assert len(bare.rows_K) == sum(1 + len(speaking.said(text)) for text in plain) > len(plain) + 5
+    assert torch.equal(encoded.packed.ids_T[encoded.held_K], bare.packed.ids_T[bare.rows_K])
+    assert float(departure(model, bare, model.forward(bare.packed, bare.rows_K)[0])) < 1e-4
+    with_policy_KV, _ = model.forward(encoded.packed, encoded.held_K)
+    assert float(departure(model, bare, with_policy_KV).detach()) > 1e-3
+
+
+def test_everyday_requests_and_earlier_turns_join_a_lesson(base, encoder, model):
+    asked = [f"How do I cook dish {n}?" for n in range(9)]
+    sampler = Sampler(rules(8), 0, asked, asked[:2])
+    drawn = [r for n in range(20) for r in sampler.pair(n, 2, everyday=3)[0].requests]
+    everyday = [r for r in drawn if r.kind == "everyday"]
+    assert len(everyday) == 60 and all(r.topic is None and r.broken is None for r in everyday)
+    assert {r.earlier for r in drawn} == {"", *asked[:2]}
+    lesson = next(
+        x
+        for x in (sampler.pair(n, 2, everyday=3)[0] for n in range(20))
+        if any(r.earlier and r.kind == "covered" for r in x.requests)
+    )
+    m, request = next(
+        (m, r) for m, r in enumerate(lesson.requests) if r.earlier and r.kind == "covered"
+    )
+    speaking = Encoder(encoder.tokenizer, {text: "Like so." for text in asked})
+    encoded = speaking.encode(lesson)
+    ours_MV, _ = model.forward(encoded.packed, encoded.decision_M)
+    system = policy_text(
+        [r.text for r in lesson.rules],
+        list(lesson.names),
+        lesson.title,
+        lesson.preamble,
+        lesson.declining,
+    )
+    messages = (*chat(request.earlier, system), Message("assistant", "Like so."))
+    loaded = load_model(ModelSettings(id=str(base)))
+    ids = render(loaded.tokenizer, (*messages, Message("user", request.text)))
+    with torch.no_grad():
+        theirs_V = loaded.model(torch.tensor([ids])).logits[0, -1]
+    torch.testing.assert_close(ours_MV[m], theirs_V, atol=1e-4, rtol=1e-4)
 
 
 def test_a_lessons_text_is_what_a_parsed_policy_says(tmp_path):
