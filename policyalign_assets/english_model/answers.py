@@ -3,9 +3,10 @@
     python -m policyalign_assets.english_model.answers
 
 Writes the first tokens of SmolLM2's greedy answer, without a policy, to some of the training
-requests and to the everyday ones. Answers that the phrase judge reads as refusals, or cannot read, are left out. So are
-those that apologize: the judge does not see how they go on, and a model that was trained on them
-began "I'm sorry for any confusion, but as a chatbot ..." far more often than its base.
+requests and to the everyday ones. Answers that the phrase judge reads as refusals, or cannot read,
+are left out. So are those that apologize: the judge does not see how they go on, and a model that
+was trained on them began "I'm sorry for any confusion, but as a chatbot ..." far more often than
+its base.
 """
 
 from __future__ import annotations
