@@ -39,7 +39,6 @@ from policyalign_assets.stages.interface import StageContext, StageResult
 from policyalign_assets.stages.red_team_prompts import coverage_table, measured_coverage
 from policyalign_assets.stages.shaping import tokenizer_packages
 from policyalign_assets.stages.sources import digest
-from policyalign_assets.stages.unfinished import remove_done
 from policyalign_assets.stages.withdrawn_requests import withdrawn_requests
 from policyalign_assets.tables import GENERATIONS_INFO
 
@@ -61,7 +60,6 @@ def make(
     distilled_checkpoint: Checkpoint,
 ) -> StageResult:
     settings = context.settings
-    remove_done(context.data, "distilled_checkpoint", policy_document)
     # Where the weights are at servers alone, answers come from there, and nothing is loaded.
     served = settings.model.weights == "servers"
     loaded = None if served else load_model(settings.model)

@@ -97,7 +97,7 @@ def test_the_likeliest_tokens_are_those_of_the_weights_written_and_read(engine):
             for of_token in listed:
                 assert set(of_token) == best
                 for other, log_prob in of_token.items():
-                    assert log_prob == pytest.approx(float(logp_V[other]), abs=1e-4)
+                    assert log_prob == pytest.approx(logp_V[other].item(), abs=1e-4)
     assert read_again_check(engine, 10).level == "ok"
 
 
