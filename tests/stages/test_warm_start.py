@@ -88,7 +88,7 @@ def released(tmp_path):
 
 
 def test_a_training_whose_report_is_missing_is_found_and_not_done_again(tmp_path):
-    """`policyalign align` makes all stages anew where it was stopped while the answers were given."""
+    """`policyalign align` makes all stages anew where it was stopped before the report."""
     table, log = rows(BEFORE, "twin"), []
     made = trained(tmp_path, BEFORE, table).value
     assert trained(tmp_path, BEFORE, table, log=log).value == made
