@@ -366,9 +366,9 @@ def _text(content: object) -> str | None:
 
 # ---- a transport that reads no more than it should -----------------------------------------------
 def bounded_transport(
-    inner: httpx2.AsyncBaseTransport, seconds: float
+    inner: httpx2.AsyncBaseTransport, seconds: float, most: int = MAX_REPLY
 ) -> httpx2.AsyncBaseTransport:
-    """`inner`, whose replies are bounded in size and in time.
+    """`inner`, whose replies are bounded in size (`most` bytes) and in time.
 
     What is wrong with a reply's body stands in its extensions under FAULT.
     """
@@ -383,7 +383,7 @@ def bounded_transport(
                     response = await inner.handle_async_request(request)
                 try:
                     async with asyncio.timeout(seconds):
-                        body, fault = await _body(response)
+                        body, fault = await _body(response, most)
                 finally:
                     await response.aclose()
             except TimeoutError:
@@ -407,7 +407,7 @@ def bounded_transport(
     return Bounded()
 
 
-async def _body(response: httpx2.Response) -> tuple[bytes, str | None]:
+async def _body(response: httpx2.Response, most: int) -> tuple[bytes, str | None]:
     """The decompressed body, or what is wrong with it."""
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
@@ -417,9 +417,9 @@ async def _body(response: httpx2.Response) -> tuple[bytes, str | None]:
     assert not isinstance(response.stream, (bytes, str))
     async for chunk in response.stream:  # type: ignore[union-attr]
         try:
-            made += unpack.decompress(chunk, MAX_REPLY + 1 - len(made)) if unpack else chunk
+            made += unpack.decompress(chunk, most + 1 - len(made)) if unpack else chunk
         except zlib.error:
             return b"", "the endpoint's reply is not compressed as it says"
-        if len(made) > MAX_REPLY:
-            return b"", f"the endpoint's reply is larger than {MAX_REPLY // 2**20} MiB"
+        if len(made) > most:
+            return b"", f"the endpoint's reply is larger than {most // 2**20} MiB"
     return bytes(made), None

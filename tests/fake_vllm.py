@@ -29,6 +29,15 @@ DROP = "the connection is lost"  # a fault: no reply at all
 Fault = Callable[[str, dict[str, Any]], Any]  # path, request -> (status, reply), DROP or None
 
 
+@dataclass(frozen=True)
+class Answered:
+    """Sampled tokens, and the likeliest tokens of each place of the answer and of the prompt."""
+
+    tokens: list[int]
+    listed: list[dict[int, float]]
+    prompt: list[dict[int, float] | None]
+
+
 class Weights:
     """The base model with any number of adapters, for all servers of a test: one user at a time."""
 
@@ -37,7 +46,7 @@ class Weights:
         self.lock = threading.RLock()
         self.loaded = load_model(self.settings)
         self._peft: PeftModel | None = None
-        self._made: dict[tuple, tuple[list[int], list[float]]] = {}
+        self._made: dict[tuple, Answered] = {}
 
     def add(self, key: str, path: str) -> None:
         with self.lock:
@@ -47,17 +56,16 @@ class Weights:
             elif key not in self._peft.peft_config:
                 self._peft.load_adapter(path, adapter_name=key)
 
-    def answer(self, key: str | None, request: dict[str, Any]) -> tuple[list[int], list[float]]:
+    def answer(self, key: str | None, request: dict[str, Any]) -> Answered:
         prompt, longest = request["prompt"], request["max_tokens"]
-        asked = (key, tuple(prompt), longest, request["temperature"], request["seed"])
+        lists = (request["logprobs"], request.get("prompt_logprobs"))
+        asked = (key, tuple(prompt), longest, request["temperature"], request["seed"], lists)
         with self.lock:
             if asked not in self._made:
                 self._made[asked] = self._compute(key, prompt, request)
             return self._made[asked]
 
-    def _compute(
-        self, key: str | None, prompt: list[int], request: dict[str, Any]
-    ) -> tuple[list[int], list[float]]:
+    def _compute(self, key: str | None, prompt: list[int], request: dict[str, Any]) -> Answered:
         model: Any = self.loaded.model
         if key is not None:
             assert self._peft is not None
@@ -66,11 +74,24 @@ class Weights:
         loaded = LoadedModel(model, self.loaded.tokenizer, "fake", "fake")
         sampling = Sampling(request["max_tokens"], request["temperature"], request["seed"] or 0)
         (made,) = TransformersEngine(loaded, 4_096).generate_ids([prompt], sampling, rows=[0])
-        with torch.no_grad():
-            logits = response_logits(ModelForward(model), [prompt], [made.token_ids])
-        tokens = torch.tensor(made.token_ids)
-        log_probs = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
-        return list(made.token_ids), log_probs.tolist()
+        answered = _listed(model, prompt, made.token_ids, request["logprobs"] or 0)
+        first: list[dict[int, float] | None] = [None]
+        top = request.get("prompt_logprobs")
+        read = first + _listed(model, prompt[:1], prompt[1:], top) if top is not None else []
+        return Answered(list(made.token_ids), answered, read)
+
+
+@torch.no_grad()
+def _listed(
+    model: Any, prompt: list[int], response: Sequence[int], top: int
+) -> list[dict[int, float]]:
+    """At each place of a response, its own token and the `top` likeliest ones."""
+    logits_TV = response_logits(ModelForward(model), [prompt], [list(response)])
+    listed = []
+    for token, logp_V in zip(response, logits_TV.log_softmax(-1), strict=True):
+        ids = [token, *(i for i in logp_V.topk(min(top, len(logp_V))).indices.tolist())]
+        listed.append({i: float(logp_V[i]) for i in dict.fromkeys(ids)})
+    return listed
 
 
 @dataclass
@@ -134,9 +155,21 @@ class FakeVllm:
         adapter = None if name == self.served else name
         if adapter is not None and self.stale:
             adapter = self.stale(adapter)
-        tokens, log_probs = self.weights.answer(adapter, request)
+        made = self.weights.answer(adapter, request)
         self.answered += 1
-        return 200, completion(request, tokens, log_probs)
+        own = [of_token[t] for t, of_token in zip(made.tokens, made.listed, strict=True)]
+        status, reply = 200, completion(request, made.tokens, own)
+        choice = reply["choices"][0]
+        if request["logprobs"]:
+            choice["logprobs"]["top_logprobs"] = [
+                {f"token_id:{t}": p for t, p in of_token.items()} for of_token in made.listed
+            ]
+        if request.get("prompt_logprobs") is not None:
+            choice["prompt_logprobs"] = [
+                of_token and {str(t): {"logprob": p, "rank": 1} for t, p in of_token.items()}
+                for of_token in made.prompt
+            ]
+        return status, reply
 
 
 def completion(request: dict[str, Any], tokens: Sequence[int], log_probs: Sequence[Any]) -> dict:

@@ -173,7 +173,7 @@ def _train(
         losses = update(state, rollouts)
         state.history.append(_history_row(state, step, losses, rollouts, begun))
         log(_progress_line(state, started, step + 1 - first))
-        if (step + 1) % settings.save_every == 0 and step + 1 < settings.steps:
+        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
             save_step(
                 work.folder, step + 1, state.tuning, state.optimizer, state.history, processes
             )

@@ -15,10 +15,12 @@ from policyalign_assets.doctor.connections import connection_checks
 from policyalign_assets.doctor.in_context import direct_requests, in_context_effect
 from policyalign_assets.doctor.lora_share import lora_check
 from policyalign_assets.doctor.prompts import prompt_checks
+from policyalign_assets.doctor.read_again import read_again_check
 from policyalign_assets.doctor.record import Examination, Finding
-from policyalign_assets.engine.base import EngineUnavailable, NotFinite, PromptTooLong
+from policyalign_assets.engine.base import Engine, EngineUnavailable, NotFinite, PromptTooLong
+from policyalign_assets.engine.generation.opening import opened_servers
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
-from policyalign_assets.engine.loading import LoadedModel, ModelNotFound, load_model
+from policyalign_assets.engine.loading import LoadedModel, ModelNotFound, describe, load_model
 from policyalign_assets.engine.version import TEMPLATE_DATE
 from policyalign_assets.files import Location
 from policyalign_assets.judges.phrases import judge_for
@@ -42,23 +44,63 @@ def examine(
 
     With `data`, the result is read from and kept below `data/doctor`; only a result without errors
     is read again. Pass `loaded` if the model is in memory already. `measure_effect` asks the model
-    a dozen requests with and without the policy in its prompt.
+    a dozen requests with and without the policy in its prompt. Where `model.weights` is `servers`,
+    no weights are loaded, and the servers are asked. Raises ServersDown and ServerRefuses there.
     """
+    if settings.model.weights == "servers":
+        try:
+            revision = describe(settings.model).revision
+        except ModelNotFound as error:
+            return _examination(settings, None, policy, [_not_loaded(error)])
+        return _kept_or_made(
+            settings,
+            policy,
+            data,
+            revision,
+            log,
+            measure_effect,
+            lambda: served_checks(settings, policy, measure_effect),
+        )
     if loaded is None:
         log(f"loading {settings.model.id}")
         try:
             loaded = load_model(settings.model)
         except ModelNotFound as error:
-            detail, _, fix = str(error).partition(" Fix: ")
-            return _examination(settings, None, policy, [Finding("loading", "error", detail, fix)])
-    earlier = kept.read(data, settings, policy, measure_effect, loaded.revision) if data else None
+            return _examination(settings, None, policy, [_not_loaded(error)])
+    model = loaded
+    return _kept_or_made(
+        settings,
+        policy,
+        data,
+        model.revision,
+        log,
+        measure_effect,
+        lambda: _model_checks(settings, model, policy, measure_effect),
+    )
+
+
+def _not_loaded(error: ModelNotFound) -> Finding:
+    detail, _, fix = str(error).partition(" Fix: ")
+    return Finding("loading", "error", detail, fix)
+
+
+def _kept_or_made(
+    settings: Settings,
+    policy: PolicyDocument | None,
+    data: Location | None,
+    revision: str,
+    log: LogLine,
+    measure_effect: bool,
+    checks: Callable[[], Iterator[Finding]],
+) -> Examination:
+    earlier = kept.read(data, settings, policy, measure_effect, revision) if data else None
     if earlier is not None and earlier.ok:
         return earlier
     findings = []
-    for finding in _model_checks(settings, loaded, policy, measure_effect):
+    for finding in checks():
         log(f"{finding.level}: {finding}")
         findings.append(finding)
-    result = _examination(settings, loaded.revision, policy, findings)
+    result = _examination(settings, revision, policy, findings)
     if data:
         kept.save(data, settings, policy, measure_effect, result)
     return result
@@ -87,11 +129,6 @@ def _model_checks(
 ) -> Iterator[Finding]:
     model: Any = loaded.model
     yield Finding("loading", "ok", "all weights match the architecture")
-    response = max(
-        settings.distillation.max_new_tokens,
-        settings.evaluation.max_new_tokens,
-        settings.sensitivity.max_new_tokens,
-    )
     failed = False
     for finding in prompt_checks(
         loaded.tokenizer,
@@ -99,7 +136,7 @@ def _model_checks(
         model.get_input_embeddings().weight.shape[0],
         loaded.context,
         policy.prompt_text if policy else None,
-        response,
+        _longest_response(settings),
     ):
         failed |= finding.level == "error"
         yield finding
@@ -107,24 +144,68 @@ def _model_checks(
         finding = check(loaded)
         failed |= finding.level == "error"
         yield finding
-    yield lora_check(model, settings.distillation)
+    yield lora_check(model.config, settings.distillation)
+    engine = TransformersEngine(loaded, settings.model.batch_tokens)
+    yield _effect(settings, engine, policy, measure_effect, failed)
+
+
+def served_checks(
+    settings: Settings, policy: PolicyDocument | None, measure_effect: bool
+) -> Iterator[Finding]:
+    """The checks of a model whose weights are at servers alone."""
+    model = describe(settings.model)
+    config = model.config.get_text_config()
+    yield Finding("loading", "not checked", "the weights are at the servers (model.weights)")
+    failed = False
+    for finding in prompt_checks(
+        model.tokenizer,
+        model.end_ids,
+        config.vocab_size,
+        model.context,
+        policy.prompt_text if policy else None,
+        _longest_response(settings),
+    ):
+        failed |= finding.level == "error"
+        yield finding
+    with opened_servers(settings.model) as engine:
+        finding = read_again_check(engine, settings.sensitivity.top_logprobs)
+        failed |= finding.level == "error"
+        yield finding
+        yield lora_check(model.config, settings.distillation)
+        yield _effect(settings, engine, policy, measure_effect, failed)
+
+
+def _longest_response(settings: Settings) -> int:
+    return max(
+        settings.distillation.max_new_tokens,
+        settings.evaluation.max_new_tokens,
+        settings.sensitivity.max_new_tokens,
+    )
+
+
+def _effect(
+    settings: Settings,
+    engine: Engine,
+    policy: PolicyDocument | None,
+    measure_effect: bool,
+    failed: bool,
+) -> Finding:
+    check = "policy in the prompt"
     if policy is None:
-        yield Finding("policy in the prompt", "not checked", "no policy was given")
-    elif not measure_effect:
-        yield Finding("policy in the prompt", "not checked", "synthesis.teacher_check is off")
-    elif failed:
-        yield Finding("policy in the prompt", "not checked", "the model has other errors")
-    else:
-        yield in_context_check(settings, loaded, policy)
+        return Finding(check, "not checked", "no policy was given")
+    if not measure_effect:
+        return Finding(check, "not checked", "synthesis.teacher_check is off")
+    if failed:
+        return Finding(check, "not checked", "the model has other errors")
+    return in_context_check(settings, engine, policy)
 
 
-def in_context_check(settings: Settings, loaded: LoadedModel, policy: PolicyDocument) -> Finding:
+def in_context_check(settings: Settings, engine: Engine, policy: PolicyDocument) -> Finding:
     """Whether the model follows the policy while it can read it; else it cannot teach it."""
     check = "policy in the prompt"
     requests = direct_requests(policy)[:DRAFTS]
     if not requests:
         return Finding(check, "not checked", "no rule of the policy names an action to ask for")
-    engine = TransformersEngine(loaded, settings.model.batch_tokens)
     try:
         effect = in_context_effect(engine, policy, requests, judge_for(settings.model.id))
     except (PromptTooLong, NotFinite, EngineUnavailable) as error:

@@ -87,6 +87,7 @@ class ModelDescription:
     end_ids: tuple[int, ...]
     context: int
     revision: str
+    config: PretrainedConfig
 
 
 def load_model(settings: ModelSettings) -> LoadedModel:
@@ -141,7 +142,15 @@ def describe(settings: ModelSettings) -> ModelDescription:
         end_ids(generation, tokenizer),
         _context(config, tokenizer),
         _revision(settings, config),
+        config,
     )
+
+
+def without_weights(config: PretrainedConfig) -> PreTrainedModel:
+    """A model of this shape that takes no memory: its weights have no values."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
 
 
 def _context(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:

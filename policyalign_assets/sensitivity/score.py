@@ -14,7 +14,7 @@ Raise `CODE_VERSION` (`version.py`) when a change here changes these columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,50 @@ def score_instructions(
     return parts.table(SENSITIVITY)
 
 
+def rows_of(
+    part: pa.Table,
+    generations: tuple[Sequence[Generation], Sequence[Generation]],
+    divergences: tuple[Sequence[TokenDivergences | None], Sequence[TokenDivergences | None]],
+    made_with: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """The rows of SENSITIVITY for a part of the instructions.
+
+    Both pairs are the student's and the teacher's: their responses, and the divergences on each.
+    """
+    columns = ["instruction_id", "rule_id", "kind", "text", "policy_hash"]
+    return [
+        row | _scores(student, teacher, on_student, on_teacher) | made_with
+        for row, student, teacher, on_student, on_teacher in zip(
+            part.select(columns).to_pylist(), *generations, *divergences, strict=True
+        )
+    ]
+
+
+def _scores(
+    student: Generation,
+    teacher: Generation,
+    on_student: TokenDivergences | None,
+    on_teacher: TokenDivergences | None,
+) -> dict[str, Any]:
+    """The score columns, from the divergences on the student's and the teacher's response."""
+    reverse_kl = on_student.reverse_M.mean().item() if on_student else None
+    forward_kl = on_teacher.forward_M.mean().item() if on_teacher else None
+    return {
+        "student_response": student.text,
+        "teacher_response": teacher.text,
+        "student_tokens": len(student.token_ids),
+        "teacher_tokens": len(teacher.token_ids),
+        "student_refused": None,
+        "teacher_refused": None,
+        "flip": None,
+        "reverse_kl": reverse_kl,
+        "reverse_kl_p90": on_student.reverse_M.quantile(0.9).item() if on_student else None,
+        "forward_kl": forward_kl,
+        "js": on_student.js_M.mean().item() if on_student else None,
+        "jeffreys": None if reverse_kl is None or forward_kl is None else reverse_kl + forward_kl,
+    }
+
+
 @dataclass(frozen=True)
 class _Scorer:
     loaded: LoadedModel
@@ -99,44 +143,16 @@ class _Scorer:
                 teacher_prompts * 2,
                 [g.token_ids for g in (*students, *teachers)],
             )
-        columns = ["instruction_id", "rule_id", "kind", "text", "policy_hash"]
-        return [
-            row
-            | self.scores(students[i], teachers[i], divergences[i], divergences[n + i])
-            | {
+        return rows_of(
+            part,
+            (students, teachers),
+            (divergences[:n], divergences[n:]),
+            {
                 "seed": settings.seed,
                 "model_id": self.loaded.model_id,
                 "model_revision": self.loaded.revision,
-            }
-            for i, row in enumerate(part.select(columns).to_pylist())
-        ]
-
-    def scores(
-        self,
-        student: Generation,
-        teacher: Generation,
-        on_student: TokenDivergences | None,
-        on_teacher: TokenDivergences | None,
-    ) -> dict[str, Any]:
-        """The score columns, from the divergences on the student's and the teacher's response."""
-        reverse_kl = on_student.reverse_M.mean().item() if on_student else None
-        forward_kl = on_teacher.forward_M.mean().item() if on_teacher else None
-        return {
-            "student_response": student.text,
-            "teacher_response": teacher.text,
-            "student_tokens": len(student.token_ids),
-            "teacher_tokens": len(teacher.token_ids),
-            "student_refused": None,
-            "teacher_refused": None,
-            "flip": None,
-            "reverse_kl": reverse_kl,
-            "reverse_kl_p90": on_student.reverse_M.quantile(0.9).item() if on_student else None,
-            "forward_kl": forward_kl,
-            "js": on_student.js_M.mean().item() if on_student else None,
-            "jeffreys": None
-            if reverse_kl is None or forward_kl is None
-            else reverse_kl + forward_kl,
-        }
+            },
+        )
 
     @torch.inference_mode()
     def divergences(

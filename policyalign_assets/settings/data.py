@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import (
     Field,
@@ -129,6 +129,18 @@ class SensitivitySettings(Section):
     max_new_tokens: int = Field(64, ge=8)
     temperature: float = Field(1.0, gt=0, le=2)
     seed: int = Field(12, ge=0)
+    top_logprobs: int = Field(
+        20,
+        ge=1,
+        description="likeliest tokens that servers list at each place, where `model.weights` is "
+        "`servers`; a server's own limit is `--max-logprobs`",
+    )
+
+    def shaping(self) -> dict[str, Any]:
+        values = super().shaping()
+        if self.top_logprobs == 20:  # as before the setting existed, so nothing is out of date
+            del values["top_logprobs"]
+        return values
 
 
 class FilterSettings(Section):

@@ -31,7 +31,14 @@ class ModelSettings(Section):
     engine: Literal["transformers", "vllm", "vllm-server"] = Field(
         "transformers",
         description="the engine that generates text: in this process, or `vllm serve` at "
-        "`model.servers`; log-probabilities always come from `transformers`",
+        "`model.servers`; log-probabilities come from `transformers`, if `model.weights` does not "
+        "say otherwise",
+    )
+    weights: Literal["here", "servers"] = Field(
+        "here",
+        description="where all stages but the training find the weights: in this process, or at "
+        "`model.servers` alone, for a model that does not fit into it. Scores then come from the "
+        "likeliest tokens that the servers list (`sensitivity.top_logprobs`)",
     )
     servers: tuple[str, ...] = Field(
         (),
@@ -97,6 +104,8 @@ class ModelSettings(Section):
         values = super().shaping()
         if not self.template_arguments:  # as before the setting existed, so nothing is out of date
             del values["template_arguments"]
+        if self.weights == "here":
+            del values["weights"]
         return values
 
     @field_validator("template_arguments")
@@ -136,6 +145,11 @@ class ModelSettings(Section):
                         f"model.{name} is set, but model.engine={self.engine!r} asks no server. "
                         f"Fix: set model.engine='vllm-server', or unset model.{name}"
                     )
+            if self.weights == "servers":
+                raise ValueError(
+                    f"model.weights='servers' needs servers, but model.engine={self.engine!r} asks "
+                    "none. Fix: set model.engine='vllm-server', or model.weights='here'"
+                )
             return self
         if not self.servers:
             raise ValueError(

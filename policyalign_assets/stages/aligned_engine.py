@@ -23,9 +23,14 @@ from policyalign_assets.settings import ModelSettings
 
 @contextmanager
 def base_and_aligned(
-    settings: ModelSettings, base: LoadedModel, checkpoints: Sequence[Checkpoint], data: Location
+    settings: ModelSettings,
+    base: LoadedModel | None,
+    checkpoints: Sequence[Checkpoint],
+    data: Location,
 ) -> Iterator[tuple[Callable[[], Engine], list[Callable[[], Engine]]]]:
     """A function that opens the base model, and one for each checkpoint.
+
+    `base` may be None where the weights are at servers alone.
 
     With vLLM all of them give the one engine, set to the model that is asked for: use one before
     you ask for the next.
@@ -33,6 +38,7 @@ def base_and_aligned(
     Raises CheckpointChanged and NotAnAdapter, from the functions of the aligned models.
     """
     if settings.engine == "transformers":
+        assert base is not None
 
         def opened(checkpoint: Checkpoint) -> TransformersEngine:
             # An adapter is put onto the model that it is given, so it gets one of its own.

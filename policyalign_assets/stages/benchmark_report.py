@@ -48,6 +48,7 @@ from policyalign_assets.stages.facts import image, link, markdown, markdown_tabl
 from policyalign_assets.stages.interface import StageContext, StageResult
 from policyalign_assets.stages.last_release import last_release
 from policyalign_assets.stages.parents import OFF, started_from
+from policyalign_assets.stages.unfinished import remove_done
 
 
 def make(
@@ -134,6 +135,8 @@ def make(
             "the base model (the sensor does so by itself)"
         )
     context.report(f"report: {page}")
+    for stage in ("sensitivity_scores", "distilled_checkpoint"):
+        remove_done(data, stage, policy_document)
     metrics = metric_values(report)
     return StageResult(
         ReportRecord(

@@ -21,6 +21,7 @@ from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.distillation.tuning import Model
 from policyalign_assets.distillation.warm_start import FORMER, Edit, edit_between, requests_of
 from policyalign_assets.engine.generation.opening import opened_vllm
+from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import LoadedModel, load_model
 from policyalign_assets.files import sha256_table
 from policyalign_assets.policy import PolicyDocument
@@ -218,7 +219,8 @@ def _mix(
         for i, (policy, table) in enumerate(zip(policies, chosen, strict=True))
         for row in training_mix(table, i, f"{policy.policy_id}/")
     ]
-    declines = declines_of(policies, loaded, settings)
+    engine = TransformersEngine(loaded, settings.model.batch_tokens)
+    declines = declines_of(policies, engine, settings)
     present, rerouted, unread = routed(rows, len(policies), declines)
     places = {policy.policy_id: i for i, policy in enumerate(policies)}
     earlier, _, _ = routed(

@@ -47,7 +47,6 @@ def make(
 ) -> StageResult:
     """Answers that do not depend on the deployed model are those of the policy's own partition."""
     here = replace(context, deployment=deployed_checkpoint.provenance["deployment"])
-    remove_done(here.data, "deployed_checkpoint", str(here.deployment))
     departed = _departed(here, policy_document)
     members: list[Member] = []
     for partition, policy in policy_document.items():
@@ -97,6 +96,7 @@ def make(
     write_whole(folder / "deployment.html", page.encode())
     write_whole(folder / DEPLOYMENT_FILE, text.encode())
     context.report(verdict)
+    remove_done(context.data, "deployed_checkpoint", str(here.deployment))
     metrics = {f"{m.policy}: {name}": v for m in members for name, v in m.metrics.items()}
     version = hashlib.sha256(text.encode()).hexdigest()
     facts: Facts = {

@@ -34,7 +34,7 @@ from policyalign_assets.stages.parents import (
     parent_of_partition,
     started_from,
 )
-from policyalign_assets.stages.unfinished import claim, remove_done, work_folder
+from policyalign_assets.stages.unfinished import claim, work_folder
 from policyalign_assets.stages.warm_started import WarmStarted, go_on_from
 
 
@@ -149,7 +149,6 @@ def _one_run(
     )
     if processes.main:
         claim(work, policy)
-        remove_done(context.data, "sensitivity_scores", policy)
     requests = requests_of(policy, chosen)
     if parent:
         try:

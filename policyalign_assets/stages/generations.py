@@ -11,9 +11,16 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from pydantic import TypeAdapter
 
-from policyalign_assets.engine.loading import LoadedModel, load_model, model_path
+from policyalign_assets.engine.loading import (
+    LoadedModel,
+    describe,
+    load_model,
+    model_path,
+    without_weights,
+)
 from policyalign_assets.evaluation.answers import Model
 from policyalign_assets.evaluation.benchmarks import Benchmark, manifest
 from policyalign_assets.evaluation.case_plan import RulePlan, planned_cases
@@ -32,7 +39,6 @@ from policyalign_assets.stages.interface import StageContext, StageResult
 from policyalign_assets.stages.red_team_prompts import coverage_table, measured_coverage
 from policyalign_assets.stages.shaping import tokenizer_packages
 from policyalign_assets.stages.sources import digest
-from policyalign_assets.stages.unfinished import remove_done
 from policyalign_assets.stages.withdrawn_requests import withdrawn_requests
 from policyalign_assets.tables import GENERATIONS_INFO
 
@@ -54,17 +60,22 @@ def make(
     distilled_checkpoint: Checkpoint,
 ) -> StageResult:
     settings = context.settings
-    remove_done(context.data, "distilled_checkpoint", policy_document)
-    loaded = load_model(settings.model)
+    # Where the weights are at servers alone, answers come from there, and nothing is loaded.
+    served = settings.model.weights == "servers"
+    loaded = None if served else load_model(settings.model)
+    described = describe(settings.model)
     held_out = held_out_cases(policy_document, violating_instructions, settings)
     known = [*(c.prompt for c in held_out.cases), *violating_instructions["text"].to_pylist()]
-    withdrawn, again = withdrawn_requests(context, policy_document, known, loaded)
-    cases = [*held_out.cases, *again]
     benchmarks = [b for b in _benchmarks(settings) if policy_document.domain in b.domains]
     coverage = measured_coverage(policy_document, violating_instructions, benchmarks, settings)
-    with _models(context, loaded, distilled_checkpoint) as (base, aligned, repeats):
+    with _models(context, loaded, described.revision, distilled_checkpoint) as (
+        base,
+        aligned,
+        repeats,
+    ):
+        withdrawn, again = withdrawn_requests(context, policy_document, known, base.engine)
         table, runs = generate(
-            cases,
+            [*held_out.cases, *again],
             benchmarks,
             base,
             aligned,
@@ -76,9 +87,9 @@ def make(
         )
     asked = GenerationsInfo(
         distilled_checkpoint.checkpoint_id,
-        loaded.model_id,
-        loaded.revision,
-        _note(loaded),
+        settings.model.id,
+        described.revision,
+        _note(settings.model.id, loaded.model if loaded else without_weights(described.config)),
         {name: getattr(settings, name).model_dump(mode="json") for name in ("model", "evaluation")},
         {name: version(name) for name in VERSIONS},
         runs,
@@ -190,14 +201,18 @@ def _repeat_arms(checkpoint: Checkpoint) -> dict[str, Checkpoint]:
 
 @contextmanager
 def _models(
-    context: StageContext, loaded: LoadedModel, checkpoint: Checkpoint
+    context: StageContext, loaded: LoadedModel | None, revision: str, checkpoint: Checkpoint
 ) -> Iterator[tuple[Model, Model, dict[str, Model]]]:
     """The base model, the checkpoint's, and those of further training runs by arm."""
     settings = context.settings.model
     # Answers are kept under this name: another tokenizer library answers again.
     libraries = digest(tokenizer_packages(context.settings))
-    identity = f"{loaded.model_id}@{loaded.revision} {settings.dtype} {settings.engine} {libraries}"
-    weights = Weights(model_path(settings), settings.dtype, loaded.device.type, settings.revision)
+    identity = f"{settings.id}@{revision} {settings.dtype} {settings.engine} {libraries}"
+    weights = (
+        Weights(model_path(settings), settings.dtype, loaded.device.type, settings.revision)
+        if loaded
+        else None
+    )
     repeats = _repeat_arms(checkpoint)
     checkpoints = [checkpoint, *repeats.values()]
     with base_and_aligned(settings, loaded, checkpoints, context.data) as (base, opened):
@@ -210,20 +225,20 @@ def _models(
         yield Model(identity, base, weights), aligned, dict(zip(repeats, others, strict=True))
 
 
-def _weights(base: Weights, checkpoint: Checkpoint, data: Location) -> Weights | None:
+def _weights(base: Weights | None, checkpoint: Checkpoint, data: Location) -> Weights | None:
     """What another process would load, which can only load a checkpoint on this machine."""
     folder = data / checkpoint.path
-    if not isinstance(folder, Path):
+    if base is None or not isinstance(folder, Path):
         return None
     if checkpoint.tuning == "lora":
         return replace(base, adapter=folder.absolute())
     return replace(base, pretrained=str(folder.absolute()), revision=None)
 
 
-def _note(loaded: LoadedModel) -> str:
-    size = sum(p.numel() for p in loaded.model.parameters()) / 1e6
+def _note(model_id: str, model: torch.nn.Module) -> str:
+    size = sum(p.numel() for p in model.parameters()) / 1e6
     return (
         f"a {size:.1f} M-parameter test bed, not a useful assistant"
-        if loaded.model_id == "bundled"
+        if model_id == "bundled"
         else f"{size:,.0f} M parameters"
     )

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from policyalign_assets.doctor.examine import examine
-from policyalign_assets.engine.generation.opening import opened
-from policyalign_assets.engine.loading import load_model
+from policyalign_assets.engine.generation.opening import opened, opened_servers
+from policyalign_assets.engine.loading import describe, load_model
 from policyalign_assets.files import sha256_table
 from policyalign_assets.judges.choose import described, make_judge
 from policyalign_assets.judges.phrases import judge_for
@@ -15,6 +15,7 @@ from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.sensitivity.flips import with_flips
 from policyalign_assets.sensitivity.partial_scores import PartialScores
 from policyalign_assets.sensitivity.score import score_instructions
+from policyalign_assets.sensitivity.served import score_by_servers
 from policyalign_assets.settings import Settings
 from policyalign_assets.stages.facts import preview
 from policyalign_assets.stages.fingerprints import recipe
@@ -44,7 +45,9 @@ def make(
     context: StageContext, policy_document: PolicyDocument, violating_instructions: pa.Table
 ) -> StageResult:
     settings = context.settings
-    loaded = load_model(settings.model)
+    served = settings.model.weights == "servers"
+    loaded = None if served else load_model(settings.model)
+    revision = loaded.revision if loaded else describe(settings.model).revision
     # Costs nothing if the stage before has examined the model.
     examine(
         settings,
@@ -57,7 +60,7 @@ def make(
     made_from = {
         "policy": policy_document.content_hash,
         "instructions": sha256_table(violating_instructions),
-        "model": loaded.revision,
+        "model": revision,
         "dtype": settings.model.dtype,
         "engine": settings.model.engine,
         "settings": settings.sensitivity.model_dump(exclude={"judge"}),
@@ -66,18 +69,33 @@ def make(
     folder = work_folder(context.data, "sensitivity_scores", made_from)
     claim(folder, policy_document)
     parts = PartialScores(folder)
-    with opened(settings.model, loaded) as engine:
-        table = score_instructions(
-            policy_document,
-            violating_instructions,
-            loaded,
-            engine,
-            settings.sensitivity,
-            settings.model.batch_tokens,
-            lambda done, total: context.report(f"scored {done}/{total}"),
-            parts,
-        )
-    del loaded, engine  # a judge in this process needs the memory
+
+    def progress(done: int, total: int) -> None:
+        context.report(f"scored {done}/{total}")
+
+    if loaded is None:
+        with opened_servers(settings.model) as servers:
+            table = score_by_servers(
+                policy_document,
+                violating_instructions,
+                servers,
+                settings.sensitivity,
+                progress,
+                parts,
+            )
+    else:
+        with opened(settings.model, loaded) as engine:
+            table = score_instructions(
+                policy_document,
+                violating_instructions,
+                loaded,
+                engine,
+                settings.sensitivity,
+                settings.model.batch_tokens,
+                progress,
+                parts,
+            )
+        del loaded, engine  # a judge in this process needs the memory
     judge = (
         make_judge(settings.judge, settings.model.id, policy_document, context.report)
         if settings.sensitivity.judge == "configured"
@@ -91,6 +109,10 @@ def make(
         sha256_table(table),
         {
             "dagster/partition_row_count": table.num_rows,
+            "log-probabilities": f"the {settings.sensitivity.top_logprobs} likeliest tokens at the "
+            "servers: scores are estimates"
+            if served
+            else "of the whole vocabulary",
             "judge": described(judge),
             "instructions without a verdict": table["flip"].null_count,
             "flip rate": pc.mean(violating["flip"].cast("int8")).as_py(),

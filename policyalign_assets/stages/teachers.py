@@ -5,20 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from policyalign_assets.distillation.routing import Declines
-from policyalign_assets.engine.base import Sampling, chat
-from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
-from policyalign_assets.engine.loading import LoadedModel
+from policyalign_assets.engine.base import Engine, Sampling, chat
 from policyalign_assets.judges.phrases import judge_for
 from policyalign_assets.judges.verdict import Dialogue
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import Settings
 
 
-def declines_of(
-    policies: Sequence[PolicyDocument], loaded: LoadedModel, settings: Settings
-) -> Declines:
+def declines_of(policies: Sequence[PolicyDocument], engine: Engine, settings: Settings) -> Declines:
     """What tells whether the teacher that reads `policies[i]` declines requests."""
-    engine = TransformersEngine(loaded, settings.model.batch_tokens)
     judge = judge_for(settings.model.id)
     sampling = Sampling(settings.deployment.answer_tokens)
 

@@ -42,10 +42,11 @@ def claim(folder: Path, owner: Owner) -> None:
 
 
 def remove_done(data: Location, stage: str, owner: Owner) -> None:
-    """Remove unfinished work of `stage`, whose result a later stage has just read.
+    """Remove unfinished work of `stage`, whose result is now in a report.
 
-    The stage does not do this itself: if it were killed before Dagster has recorded its result, the
-    work would have to be done again.
+    Neither the stage nor the next one does this itself. `policyalign align` makes all stages in one
+    run: if that is stopped before the report is there, the next one goes through all of them again,
+    and finds what each has done.
     """
     for folder in _abandoned(_stage_folder(data, stage), owner):
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from policyalign_assets.engine.loading import LoadedModel
+from policyalign_assets.engine.base import Engine
 from policyalign_assets.evaluation.cases import TestCase
 from policyalign_assets.evaluation.withdrawn import (
     WithdrawnRules,
@@ -24,20 +24,24 @@ from policyalign_assets.stages.teachers import declines_of
 
 
 def withdrawn_requests(
-    context: StageContext, policy: PolicyDocument, known: Sequence[str], loaded: LoadedModel
+    context: StageContext,
+    policy: PolicyDocument,
+    known: Sequence[str],
+    engine: Callable[[], Engine],
 ) -> tuple[WithdrawnRules | None, list[TestCase]]:
     """Rules that the last release had and the policy lacks, and their requests.
 
     known: texts that are cases already, or trained on. Those of policies that have left the
     deployment (`context.departed`) are among the rules. In a deployment, a request that the teacher
-    of another of its policies declines is still forbidden, so it is left out and counted.
+    of another of its policies declines is still forbidden, so it is left out and counted. `engine`
+    opens the base model, and is called only then.
     """
     about, cases = _of_policy(context, policy, known)
     for domain, policy_id in context.departed:
         gone = replace(policy, domain=domain, policy_id=policy_id, rules=())
         about, cases = _with_departed(context, gone, about, cases, known)
     if about and cases and context.others:
-        declines = declines_of(context.others, loaded, context.settings)
+        declines = declines_of(context.others, engine(), context.settings)
         prompts = [case.prompt for case in cases]
         by_teacher = [declines(i, prompts) for i in range(len(context.others))]
         about, cases = not_declined(about, cases, [any(no) for no in zip(*by_teacher, strict=True)])

@@ -10,12 +10,21 @@ from dataclasses import dataclass
 
 from policyalign_assets.evaluation.suites import SUITES
 from policyalign_assets.report.formatting import markdown_cell
+from policyalign_assets.settings.base import BUNDLED, ENGLISH
 from policyalign_assets.study.analysis import FIGURES, ArmFigures, Difference, Share, compared
 from policyalign_assets.study.measuring import LEFT_OUT
 from policyalign_assets.study.results import TrialResult
 from policyalign_assets.study.sweep import Sweep
 
-COMMAND = "policyalign study --work data/study --page docs/study.md"
+# What a reader must know of the model whose figures these are.
+ABOUT = {
+    BUNDLED: "The bundled model lives in a closed world of its own, so every figure is of that "
+    "world ([bundled-model.md](bundled-model.md)). The English model has a study of its own "
+    "([study-english.md](study-english.md)).",
+    ENGLISH: "How well this model follows a policy at all, and on which benchmarks, stands in "
+    "[english-model.md](english-model.md). The bundled model has a study of its own "
+    "([study.md](study.md)).",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ def page_of(
     plots = {f"study-{p.replace('|', '-')}.png": arms for p, arms in by_partition.items()}
     blocks = [
         "# The study: what each part earns",
-        f"Made by `{COMMAND}`, which runs what is missing and writes this page anew. "
+        f"Made by `{sweep.made_by}`, which runs what is missing and writes this page anew. "
         "Do not edit it.",
     ]
     for partition, arms in by_partition.items():
@@ -98,19 +107,19 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _design(sweep: Sweep, results: Sequence[TrialResult], earlier: int) -> str:
-    model = sweep.settings.get("model", {}).get("id", "bundled")
+    model = _model(sweep)
     return (
         f"Model `{model}`, seeds {', '.join(map(str, sweep.seeds))}, {sweep.share:.0%} of the "
         f"default rows and held-out cases, {sweep.steps} training steps; {len(results)} results. "
         + (f"**An earlier version of the code made {earlier} of them.** " if earlier else "")
         + "A seed draws the instructions, the scores and the training anew. All arms of a seed "
         "have the same tables and the same number of updates, where their line does not say "
-        "otherwise. "
-        "The bundled model lives in a closed world of its own, so every figure is of that world "
-        "([bundled-model.md](bundled-model.md)). The English model is not part of the study: it "
-        "does not follow policies well enough to be a teacher "
-        "([english-model.md](english-model.md))."
+        "otherwise. " + ABOUT.get(model, "")
     )
+
+
+def _model(sweep: Sweep) -> str:
+    return str(sweep.settings.get("model", {}).get("id", BUNDLED))
 
 
 def _arms(sweep: Sweep) -> str:
@@ -340,8 +349,8 @@ _NOTES = (
     "under pressure takes several calls.\n"
     "- **Guards.** `words` reads the request, and declines it if it holds a rule's action word for "
     "word. `model` asks the untrained model with the policy first, and the phrase judge reads its "
-    "reply. In this closed world, requests use the rules' own words. That favours a list of "
-    "words.\n"
+    "reply. In the bundled model's world, requests use the rules' own words. That favours a list "
+    "of words.\n"
     "- **The phrase judge as a guard of answers** is not an arm. It reads whether an answer "
     "declines, and not whether it does harm, so it would let every answer through.\n"
     "- **No arm was tuned** on these cases. A baseline may do better at another learning rate. "
@@ -349,8 +358,8 @@ _NOTES = (
     "mostly help, so such pairs can teach little.\n"
     "- **Differences** take seeds as the unit. The variance between seeds is never taken to be "
     "less than what the cases of one seed allow.\n"
-    "- **Public benchmarks** are not part of this study: the bundled model does not read their "
-    "language.",
+    "- **Public benchmarks** are not part of a study: the bundled model does not read their "
+    "language, and those of the English model are in [english-model.md](english-model.md).",
 )
 
 

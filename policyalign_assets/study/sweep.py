@@ -19,6 +19,7 @@ from policyalign_assets.settings import Settings, SettingsError, load_settings
 from policyalign_assets.settings.base import Section
 
 SHIPPED = Path(__file__).parent / "study.yaml"
+COMMAND = "policyalign study --work data/study --page docs/study.md"
 LARGEST_FILE = 65_536  # bytes
 ARM = re.compile(r"[a-z][a-z0-9_+]{0,31}")
 PARTITION = re.compile(r"[a-z0-9-]+\|[a-z0-9-]+")
@@ -89,6 +90,7 @@ class Sweep(Section):
     share: of the default rows of a rule and of the default held-out cases.
     steps: training steps for up to `distillation.steps_for_rules` rules.
     reference: the arm that the others are compared with.
+    made_by: the command that the page names.
     """
 
     partitions: tuple[str, ...] = Field(min_length=1)
@@ -98,6 +100,7 @@ class Sweep(Section):
     reference: str
     latency_requests: int = Field(24, ge=4, le=1000)
     settings: dict[str, dict[str, Any]] = {}
+    made_by: str = Field(COMMAND, pattern=r"^[^`\n]{1,300}$")
     arms: dict[str, Arm] = Field(min_length=1)
 
     @model_validator(mode="after")

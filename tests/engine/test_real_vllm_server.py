@@ -12,7 +12,10 @@ from test_vllm import CHATS, SMALL, VLLM, answers, prompts, serve, student, trai
 from vllm_server import free_port, vllm_serving
 
 from policyalign_assets.distillation.adapters import student_parameters
+from policyalign_assets.doctor.read_again import read_again_check
 from policyalign_assets.engine.base import NotFinite, Sampling
+from policyalign_assets.engine.forward.modules import ModelForward
+from policyalign_assets.engine.forward.scoring import response_logits
 from policyalign_assets.engine.generation.opening import opened_vllm
 from policyalign_assets.engine.generation.replicas import ServersDown
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
@@ -78,6 +81,24 @@ def test_a_row_is_sampled_alike_in_any_batch_and_as_in_this_process(engine):
     assert made == expected
     for ours, theirs in zip(log_probs, expected_log_probs, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_the_likeliest_tokens_are_those_of_the_weights_written_and_read(engine):
+    loaded = load_model(ModelSettings())
+    asked = prompts(loaded)[:4]
+    made, written = engine.with_top_log_probs(asked, Sampling(8, 1.0, 5), 10)
+    read = engine.read_responses(asked, [g.token_ids for g in made], 10)
+    for prompt, generation, wrote, reads in zip(asked, made, written, read, strict=True):
+        logits_TV = response_logits(ModelForward(loaded.model), [prompt], [generation.token_ids])
+        for token, logp_V, *listed in zip(
+            generation.token_ids, logits_TV.log_softmax(-1), wrote, reads, strict=True
+        ):
+            best = set(logp_V.topk(10).indices.tolist()) | {token}
+            for of_token in listed:
+                assert set(of_token) == best
+                for other, log_prob in of_token.items():
+                    assert log_prob == pytest.approx(logp_V[other].item(), abs=1e-4)
+    assert read_again_check(engine, 10).level == "ok"
 
 
 def test_training_has_the_losses_of_the_engine_in_this_process(engine, tmp_path):

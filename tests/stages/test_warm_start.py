@@ -87,6 +87,16 @@ def released(tmp_path):
     return tmp_path, checkpoint
 
 
+def test_a_training_whose_report_is_missing_is_found_and_not_done_again(tmp_path):
+    """`policyalign align` makes all stages anew where it was stopped before the report."""
+    table, log = rows(BEFORE, "twin"), []
+    made = trained(tmp_path, BEFORE, table).value
+    assert trained(tmp_path, BEFORE, table, log=log).value == made
+    assert "resumed after step 2 from its saved state" in log
+    assert not [line for line in log if line.startswith("step ")]
+    assert list((tmp_path / "unfinished" / "distilled_checkpoint").iterdir())
+
+
 def test_an_edit_goes_on_from_the_last_release_and_names_it(released):
     data, parent = released
     now, log = edited("fake a test result"), []
@@ -98,6 +108,7 @@ def test_an_edit_goes_on_from_the_last_release_and_names_it(released):
     assert lineage["ancestors"] == 1 and lineage["held back"] == 2 and lineage["touched"] == 4
     assert started_from(made).startswith(f"checkpoint {parent.checkpoint_id}: 1 steps")
     assert any(line.startswith("held-back requests: 0 of 0 declined") for line in log)
+    shutil.rmtree(data / "unfinished")
     assert trained(data, now, table, WARM).value == made  # the same parent gives the same result
     base = trained(data, now, table).value
     assert parent_of(base) is None and base.checkpoint_id != made.checkpoint_id

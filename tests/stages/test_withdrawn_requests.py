@@ -52,7 +52,7 @@ NOW = replace(POLICY, rules=tuple(r for r in POLICY.rules if r is not GONE))
 
 
 def asked(context):
-    about, cases = stage.withdrawn_requests(context, NOW, [], None)
+    about, cases = stage.withdrawn_requests(context, NOW, [], lambda: None)
     assert len({case.case_id for case in cases}) == len(cases)
     return about, [(case.kind, case.prompt) for case in cases]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from policyalign_assets.study.sweep import SHIPPED, SweepError, read_sweep
+from policyalign_assets.study.sweep import SHIPPED, Sweep, SweepError, read_sweep
 from policyalign_assets.study.trials import Trial
 
 GOOD = """
@@ -31,6 +31,14 @@ def test_the_shipped_file_is_sound_and_has_every_arm_of_a_comparison():
     assert trained == {"none", "distillation", "sft", "dpo"}
     assert {arm.guard for arm in sweep.arms.values()} >= {"none", "words", "model"}
     assert sweep.arms[sweep.reference].settings == {} and len(sweep.seeds) >= 3
+
+
+def test_the_english_models_sweep_names_its_model_and_its_own_command():
+    sweep = read_sweep(SHIPPED.parent / "english.yaml")
+    assert all(sweep.settings_of(arm, 13).model.id == "english" for arm in sweep.arms)
+    assert "english.yaml" in sweep.made_by and len(sweep.seeds) >= 3
+    with pytest.raises(ValueError, match="made_by"):
+        Sweep.model_validate(sweep.model_dump() | {"made_by": "two\nlines"})
 
 
 @pytest.mark.parametrize(

@@ -37,11 +37,21 @@ def opened_vllm(
     In this process it has room for an adapter of `lora_rank`; see `VllmEngine` for
     `beside_a_model`. Servers were started with their own limits.
     """
-    engine: VllmEngine | VllmServerEngine
     if settings.engine == "vllm-server":
-        engine = VllmServerEngine(settings)
-    else:
-        engine = VllmEngine(settings, lora_rank, beside_a_model)
+        with opened_servers(settings) as servers:
+            yield servers
+        return
+    engine = VllmEngine(settings, lora_rank, beside_a_model)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@contextmanager
+def opened_servers(settings: ModelSettings) -> Iterator[VllmServerEngine]:
+    """Opens the servers that the settings name. Raises ServersDown and ServerRefuses."""
+    engine = VllmServerEngine(settings)
     try:
         yield engine
     finally:

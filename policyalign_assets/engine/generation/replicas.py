@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds without rows for a server that has failed
 LOST = 8  # how often one row may be lost with its server before the work stops
 LOADING = 300.0  # seconds for a server to load an adapter
+# Bytes of one reply. The log-probabilities of a prompt are some 100 bytes for each token listed.
+MAX_REPLY = 32 * 1024 * 1024
 
 NAME = "policyalign-"  # how the names of our adapters begin
 
@@ -101,7 +103,7 @@ class Replicas:
 
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
         transport = bounded_transport(
-            httpx2.AsyncHTTPTransport(limits=limits), self.settings.server_timeout
+            httpx2.AsyncHTTPTransport(limits=limits), self.settings.server_timeout, MAX_REPLY
         )
         headers = {"Authorization": f"Bearer {self.key}"} if self.key != "none" else {}
         async with httpx2.AsyncClient(

@@ -17,7 +17,7 @@ import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from policyalign_assets.engine.base import Chat, Generation, NotFinite, Progress, Sampling
 from policyalign_assets.engine.chat import render
@@ -29,7 +29,13 @@ from policyalign_assets.engine.responses import check_lengths, finished
 from policyalign_assets.engine.sampling import seed_of_row
 from policyalign_assets.settings import ModelSettings
 
+# Of each token of a response: the log-probabilities of the likeliest tokens there, and of itself.
+TopLogProbs = list[dict[int, float]]
+
 ANSWERED_OTHERWISE = "Fix: use `vllm serve` of vllm 0.32, as docs/deploy.md starts it."
+
+
+Result = TypeVar("Result")
 
 
 class VllmServerEngine:
@@ -126,29 +132,78 @@ class VllmServerEngine:
         rows: Sequence[int] | None = None,
     ) -> tuple[list[Generation], list[list[float]]]:
         """Like `generate_ids`, with the sampled tokens' log-probabilities at temperature 1."""
+        generations, tops = self.with_top_log_probs(prompts, sampling, 0, progress, rows)
+        return generations, [
+            [top[token] for top, token in zip(of_row, made.token_ids, strict=True)]
+            for of_row, made in zip(tops, generations, strict=True)
+        ]
+
+    def with_top_log_probs(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        top: int,
+        progress: Progress | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> tuple[list[Generation], list[TopLogProbs]]:
+        """Like `generate_ids`, with the `top` likeliest tokens of each place at temperature 1."""
         check_lengths(prompts, sampling.max_new_tokens, self.context)
-        if not prompts:
-            return [], []
         row_numbers = list(range(len(prompts)) if rows is None else rows)
         requests = [
-            self._request(prompt, sampling, row)
+            self._request(prompt, sampling, row) | {"logprobs": top}
             for prompt, row in zip(prompts, row_numbers, strict=True)
         ]
 
-        def read(reply: Mapping[str, Any], n: int) -> tuple[list[int], list[float]]:
-            return self._read(reply, prompts[n], sampling.max_new_tokens)
+        def read(reply: Mapping[str, Any], n: int) -> tuple[list[int], TopLogProbs]:
+            return self._read(reply, prompts[n], sampling.max_new_tokens, top)
+
+        made = self._asked(requests, row_numbers, read, progress)
+        return (
+            [finished(tokens, self.end_ids, self.tokenizer) for tokens, _ in made],
+            [tops for _, tops in made],
+        )
+
+    def read_responses(
+        self,
+        prompts: Sequence[list[int]],
+        responses: Sequence[Sequence[int]],
+        top: int,
+        rows: Sequence[int] | None = None,
+    ) -> list[TopLogProbs]:
+        """The `top` likeliest tokens at each place of given responses, at temperature 1.
+
+        The server reads prompt and response as one prompt, and answers with one token more. It
+        computes the whole prompt, since what it keeps of a prefix holds no log-probabilities.
+        Raises PromptTooLong, ServersDown, ServerRefuses and NotFinite.
+        """
+        read_too = [[*p, *r] for p, r in zip(prompts, responses, strict=True)]
+        check_lengths(read_too, 1, self.context)
+        row_numbers = list(range(len(prompts)) if rows is None else rows)
+        requests = [
+            self._request(prompt, Sampling(1), row) | {"logprobs": None, "prompt_logprobs": top}
+            for prompt, row in zip(read_too, row_numbers, strict=True)
+        ]
+
+        def read(reply: Mapping[str, Any], n: int) -> TopLogProbs:
+            return self._read_prompt(reply, read_too[n], len(prompts[n]))
+
+        return self._asked(requests, row_numbers, read, None)
+
+    def _asked(
+        self,
+        requests: Sequence[dict[str, Any]],
+        rows: Sequence[int],
+        read: Callable[[Mapping[str, Any], int], Result],
+        progress: Progress | None,
+    ) -> list[Result]:
+        if not requests:
+            return []
 
         def done(finished_rows: int) -> None:
             if progress:
-                progress(finished_rows, len(prompts))
+                progress(finished_rows, len(requests))
 
-        made = self._replicas.run(
-            lambda session: session.answers(requests, row_numbers, read, done)
-        )
-        return (
-            [finished(tokens, self.end_ids, self.tokenizer) for tokens, _ in made],
-            [log_probs for _, log_probs in made],
-        )
+        return self._replicas.run(lambda session: session.answers(requests, rows, read, done))
 
     def close(self) -> None:
         """Takes this process's adapter from the servers, and removes its files."""
@@ -182,9 +237,10 @@ class VllmServerEngine:
         }
 
     def _read(
-        self, reply: Mapping[str, Any], prompt: list[int], longest: int
-    ) -> tuple[list[int], list[float]]:
+        self, reply: Mapping[str, Any], prompt: list[int], longest: int, top: int
+    ) -> tuple[list[int], TopLogProbs]:
         """Tokens and log-probabilities of an answer. Raises ServerRefuses and NotFinite."""
+        tops: list[dict[int, Any]]
         try:
             (choice,) = reply["choices"]
             tokens, read = choice["token_ids"], choice["prompt_token_ids"]
@@ -193,23 +249,22 @@ class VllmServerEngine:
                 all(type(t) is int and t >= 0 for t in tokens)
                 and 0 < len(tokens) == len(log_probs) <= longest
             )
-        except (KeyError, TypeError, ValueError):
+            listed = choice["logprobs"]["top_logprobs"] if top else [{}] * len(log_probs)
+            tops = [
+                {int(name.removeprefix("token_id:")): p for name, p in of_token.items()}
+                | {token: own}
+                for of_token, token, own in zip(listed, tokens, log_probs, strict=True)
+            ]
+            fits = fits and all(len(of_token) >= top for of_token in tops)
+        except (KeyError, TypeError, ValueError, AttributeError):
             fits = False
         if not fits:
             raise ServerRefuses(
                 "a server of model.servers does not reply with token ids and their "
                 f"log-probabilities. {ANSWERED_OTHERWISE}"
             )
-        if read != list(prompt):
-            raise ServerRefuses(
-                "a server of model.servers has read other tokens than those it was sent. "
-                f"{ANSWERED_OTHERWISE}"
-            )
-        if any(p is None or not math.isfinite(p) for p in log_probs):
-            raise NotFinite(
-                f"model {self.model_id!r} gives logits that are not numbers (start the servers "
-                "again before another attempt, since their cache may keep them)"
-            )
+        self._require_tokens(read, prompt)
+        self._require_numbers(tops)
         if how == "stop" and tokens[-1] not in self.end_ids:
             raise ServerRefuses(
                 "a server of model.servers ends answers at tokens of its own. Fix: start it with "
@@ -220,7 +275,46 @@ class VllmServerEngine:
                 f"a server of model.servers broke off an answer ({how!r} after {len(tokens)} "
                 f"tokens). {ANSWERED_OTHERWISE}"
             )
-        return tokens, [float(p) for p in log_probs]
+        return tokens, tops
+
+    def _read_prompt(self, reply: Mapping[str, Any], prompt: list[int], start: int) -> TopLogProbs:
+        """What a reply lists from the prompt's token `start` on. Raises as `_read` does."""
+        tops: list[dict[int, Any]]
+        try:
+            (choice,) = reply["choices"]
+            listed, read = choice["prompt_logprobs"], choice["prompt_token_ids"]
+            tops = [
+                {int(token): entry["logprob"] for token, entry in of_token.items()}
+                for of_token in listed[start:]
+            ]
+            fits = len(listed) == len(prompt) and all(
+                token in of_token for token, of_token in zip(prompt[start:], tops, strict=True)
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            fits = False
+        if not fits:
+            raise ServerRefuses(
+                "a server of model.servers does not reply with the log-probabilities of a prompt. "
+                f"{ANSWERED_OTHERWISE}"
+            )
+        self._require_tokens(read, prompt)
+        self._require_numbers(tops)
+        return tops
+
+    def _require_tokens(self, read: object, sent: list[int]) -> None:
+        if read != list(sent):
+            raise ServerRefuses(
+                "a server of model.servers has read other tokens than those it was sent. "
+                f"{ANSWERED_OTHERWISE}"
+            )
+
+    def _require_numbers(self, tops: Sequence[Mapping[int, Any]]) -> None:
+        values = [p for of_token in tops for p in of_token.values()]
+        if any(type(p) not in (int, float) or not math.isfinite(p) for p in values):
+            raise NotFinite(
+                f"model {self.model_id!r} gives logits that are not numbers (start the servers "
+                "again before another attempt, since their cache may keep them)"
+            )
 
 
 def _hash_of(folder: Path) -> str:
