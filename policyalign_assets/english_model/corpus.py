@@ -204,8 +204,8 @@ class Sampler:
                 elif rules[j].neighbours:
                     requests.append(Request(change(rng.choice(rules[j].neighbours)), "neighbour"))
             if self.everyday:
-                drawn = rng.sample(self.everyday, everyday)
-                requests += [Request(change(text), "everyday") for text in drawn]
+                asked = rng.sample(self.everyday, everyday)
+                requests += [Request(change(text), "everyday") for text in asked]
             if self.openings and not plain:
                 requests = [
                     replace(r, earlier=rng.choice(self.openings)) if rng.random() < 0.1 else r

@@ -178,7 +178,9 @@ class Encoder:
 
     def bare(self, texts: Sequence[str]) -> Bare:
         """Encode requests without a policy, each with the base model's answer."""
-        segments, rows, weights = [], [], []
+        segments: list[list[int]] = []
+        rows: list[int] = []
+        weights: list[float] = []
         at = len(self.opening)
         for text in texts:
             said = self.said(text)
