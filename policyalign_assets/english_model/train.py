@@ -44,8 +44,7 @@ LAYERS = (11, 12, 13)
 EVALUATION_SEED = 5
 # Small policies teach the look-up sooner; the large ones are those that the evaluation uses.
 SIZES, SIZE_WEIGHTS = (1, 2, 3, 4, 5, 6, 8), (5, 3, 4, 2, 1, 3, 1)
-ANCHOR_EVERY, DRAFTS_EVERY = 4, 4
-ANCHORS = 16  # requests without a policy, of which a third are everyday ones
+DRAFTS_EVERY = 4
 
 
 class Tally:
@@ -139,16 +138,17 @@ def draft_pair(rng: random.Random, rules: Sequence[CorpusRule]) -> tuple[str, st
 def tasks_of(sampler: Sampler, number: int, options: argparse.Namespace) -> tuple[Task, Task]:
     """Return a pair of lessons; sometimes an anchor or requests to draft replace the second one.
 
-    `options.drafts` is the number of requests in a step that has drafts; with 0, none has.
+    `options.drafts` is the number of requests in a step that has drafts; with 0, none has. A third
+    of the `options.anchors` requests without a policy are everyday ones.
     """
     rng = random.Random(number)
     size = rng.choices(SIZES, SIZE_WEIGHTS)[0]
     first, second = sampler.pair(
         number, size, options.violations, options.allowed, everyday=options.everyday
     )
-    if number % ANCHOR_EVERY == 0:
-        texts = rng.sample(sampler.everyday, ANCHORS // 3) if sampler.everyday else []
-        for rule in rng.sample(sampler.rules, ANCHORS - len(texts)):
+    if number % options.anchor_every == 0:
+        texts = rng.sample(sampler.everyday, options.anchors // 3)
+        for rule in rng.sample(sampler.rules, options.anchors - len(texts)):
             texts.append(rng.choice(rule.violations + rule.twins + rule.neighbours))
         return Task(first), Task(None, tuple(texts))
     if number % DRAFTS_EVERY == 1 and options.drafts:
@@ -337,6 +337,8 @@ def main() -> None:
     parser.add_argument("--allowed", type=int, default=3, help="twins and neighbours of a policy")
     parser.add_argument("--everyday", type=int, default=3, help="everyday requests of a policy")
     parser.add_argument("--drafts", type=int, default=0, help="requests to draft in each step")
+    parser.add_argument("--anchors", type=int, default=16, help="requests without a policy")
+    parser.add_argument("--anchor-every", type=int, default=4, help="steps from one to the next")
     parser.add_argument("--rate", type=float, default=7e-4, help="highest learning rate")
     parser.add_argument("--looking", type=float, default=0.3, help="weight of the looking loss")
     parser.add_argument(

@@ -206,7 +206,7 @@ def test_the_planted_match_finds_the_rule_of_a_request(encoder, model):
 def test_training_resumes_where_it_stopped(base, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "shipped_corpus", lambda: (rules(20), rules(10)))
     monkeypatch.setattr(train, "everyday_requests", lambda: ["What is tea?", "Name a river."] * 3)
-    common = ["train", "--base", str(base), "--evaluate-every", "1000"]
+    common = ["train", "--base", str(base), "--evaluate-every", "1000", "--anchors", "9"]
 
     def run(work: Path, steps: int) -> dict:
         monkeypatch.setattr("sys.argv", [*common, "--work", str(work), "--steps", str(steps)])
