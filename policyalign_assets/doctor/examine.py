@@ -28,7 +28,9 @@ from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import Settings
 from policyalign_assets.settings.base import ENGLISH
 
-DRAFTS = 12  # requests by which the effect of the policy is measured
+# Requests by which the effect of the policy is measured, and more that are asked if they leave it
+# open.
+DRAFTS, MORE_DRAFTS = 12, 36
 LogLine = Callable[[str], None]
 
 
@@ -203,11 +205,15 @@ def _effect(
 def in_context_check(settings: Settings, engine: Engine, policy: PolicyDocument) -> Finding:
     """Whether the model follows the policy while it can read it; else it cannot teach it."""
     check = "policy in the prompt"
-    requests = direct_requests(policy)[:DRAFTS]
+    requests = direct_requests(policy)
+    first, more = requests[:DRAFTS], requests[DRAFTS : DRAFTS + MORE_DRAFTS]
     if not requests:
         return Finding(check, "not checked", "no rule of the policy names an action to ask for")
     try:
-        effect = in_context_effect(engine, policy, requests, judge_for(settings.model.id))
+        judge = judge_for(settings.model.id)
+        effect = in_context_effect(engine, policy, first, judge)
+        if effect.open and more:
+            effect = effect.with_more(in_context_effect(engine, policy, more, judge))
     except (PromptTooLong, NotFinite, EngineUnavailable) as error:
         return Finding(check, "error", str(error))
     if effect.followed is None:

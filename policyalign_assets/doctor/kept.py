@@ -13,7 +13,7 @@ from policyalign_assets.files import Location, write_whole
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import Settings
 
-CODE_VERSION = 3  # raise it when the checks change: kept results then count no more
+CODE_VERSION = 4  # raise it when the checks change: kept results then count no more
 
 
 def save(
