@@ -94,7 +94,8 @@ def twin_ratio_is_in_band(
 ) -> dg.AssetCheckResult:
     """Too few benign twins and the model learns to refuse; too many and it learns to answer.
 
-    The allowed requests that the policy's author wrote for a rule count as its twins.
+    The allowed requests that the policy's author wrote for a rule count as its twins where there
+    may be too few. They are never too many: how many there are is the author's decision.
     """
     from policyalign_assets.filtering.select import RANKED
     from policyalign_assets.synthesis.drafting import AUTHOR
@@ -107,22 +108,20 @@ def twin_ratio_is_in_band(
     chosen = [r for r in filtered_instructions.to_pylist() if r["selected"]]
     kinds = [r["kind"] for r in chosen]
     violating = kinds.count("violating")
-    twins = kinds.count("twin") + sum(r["instruction_id"] in authors for r in chosen)
+    made = kinds.count("twin")
+    twins = made + sum(r["instruction_id"] in authors for r in chosen)
     low, high = pipeline.settings.filtering.twins_low, pipeline.settings.filtering.twins_high
     if pipeline.settings.synthesis.twin_ratio == 0 or not violating:
         return _result(
             True, "no twins were asked for", duties=sum(k in RANKED for k in kinds) - violating
         )
     ratio = twins / violating
-    fix = (
-        ""
-        if low <= ratio <= high
-        else ". Fix: synthesis.twin_ratio, or filtering.twins_low and twins_high"
-    )
+    in_band = low <= ratio and made / violating <= high
+    fix = "" if in_band else ". Fix: synthesis.twin_ratio, or filtering.twins_low and twins_high"
     return _result(
-        low <= ratio <= high,
-        f"{ratio:.2f} twins for each violating instruction selected; {low} to {high} are "
-        f"wanted{fix}",
+        in_band,
+        f"{ratio:.2f} twins for each violating instruction selected, {made / violating:.2f} of "
+        f"them drafted; {low} to {high} are wanted{fix}",
         ratio=ratio,
         twins=twins,
     )

@@ -158,6 +158,8 @@ def test_allowed_requests_by_the_author_count_as_twins(run):
     assert set(failed) == {"twin_ratio_is_in_band"}
     by_author = [r | {"model_id": "author"} for r in near]
     assert run(SOUND + by_author, at_least=1, twins_low=0.5) == ({}, True)
+    many = [row(f"near-{n}", "C1", "neighbour") | {"model_id": "author"} for n in range(9)]
+    assert run(SOUND + many, at_least=1) == ({}, True)  # and are never too many
 
 
 @pytest.mark.slow
