@@ -28,7 +28,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "lora_rank": 16,
             "lora_alpha": 32,
             "learning_rate": 5e-4,
-            "steps": 20,
+            "steps": 48,
             "batch_size": 16,
             "mini_batch_size": 8,
             "top_k": 64,
