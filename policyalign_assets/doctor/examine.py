@@ -20,7 +20,13 @@ from policyalign_assets.doctor.record import Examination, Finding
 from policyalign_assets.engine.base import Engine, EngineUnavailable, NotFinite, PromptTooLong
 from policyalign_assets.engine.generation.opening import opened_servers
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
-from policyalign_assets.engine.loading import LoadedModel, ModelNotFound, describe, load_model
+from policyalign_assets.engine.loading import (
+    LoadedModel,
+    ModelNotFound,
+    describe,
+    load_model,
+    without_weights,
+)
 from policyalign_assets.engine.version import TEMPLATE_DATE
 from policyalign_assets.files import Location
 from policyalign_assets.judges.phrases import judge_for
@@ -146,7 +152,7 @@ def _model_checks(
         finding = check(loaded)
         failed |= finding.level == "error"
         yield finding
-    yield lora_check(model.config, settings.distillation)
+    yield lora_check(model, settings.distillation)
     engine = TransformersEngine(loaded, settings.model.batch_tokens)
     yield _effect(settings, engine, policy, measure_effect, failed)
 
@@ -173,7 +179,7 @@ def served_checks(
         finding = read_again_check(engine, settings.sensitivity.top_logprobs)
         failed |= finding.level == "error"
         yield finding
-        yield lora_check(model.config, settings.distillation)
+        yield lora_check(without_weights(model.config), settings.distillation)
         yield _effect(settings, engine, policy, measure_effect, failed)
 
 

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import PretrainedConfig
 
 from policyalign_assets.distillation.adapters import add_adapters
 from policyalign_assets.doctor.record import Finding
-from policyalign_assets.engine.loading import without_weights
 from policyalign_assets.settings import DistillationSettings
 
 LEAST_SHARE = 0.6  # dense models reach 1.0, mixtures with plain experts 0.1 to 0.2
 
 
-def lora_check(config: PretrainedConfig, settings: DistillationSettings) -> Finding:
-    """Wraps a model of this shape that takes no memory, and counts what is adapted."""
+def lora_check(model: Any, settings: DistillationSettings) -> Finding:
+    """Wraps a copy of the model without memory for weights, and counts what is adapted."""
     if settings.tuning == "full":
         return Finding("LoRA", "not checked", "distillation.tuning='full' trains every weight")
-    copy = without_weights(config)
+    with torch.device("meta"):
+        copy = type(model)(model.config)
     matrices = _matrix_weights(copy)
     try:
         adapted = add_adapters(copy, settings)
@@ -31,7 +31,7 @@ def lora_check(config: PretrainedConfig, settings: DistillationSettings) -> Find
         return Finding(
             "LoRA",
             "error",
-            f"LoRA cannot be put on {config.model_type} models: {str(error).splitlines()[0]}",
+            f"LoRA cannot be put on {model.config.model_type} models: {str(error).splitlines()[0]}",
             "set distillation.tuning='full', or use another model.",
         )
     layers: list[Any] = [m for m in adapted.modules() if isinstance(m, BaseTunerLayer)]

@@ -133,7 +133,7 @@ def test_the_engine_computes_what_the_model_computes(name):
 
 @pytest.mark.parametrize("name", WORKING)
 def test_lora_can_be_put_on_it_before_any_work(name):
-    finding = lora_check(make(name).model.config, DistillationSettings())
+    finding = lora_check(make(name).model, DistillationSettings())
     assert finding.level in ("ok", "note"), finding
     assert "%" in finding.detail
 
@@ -213,7 +213,7 @@ def test_a_model_that_also_sees_is_scored_answers_and_trains_by_its_text_part(na
     loaded = seeing(name)
     for finding in (logits_check(loaded), decoding_check(loaded)):
         assert finding.level == "ok", finding
-    assert lora_check(loaded.model.config, DistillationSettings()).level in ("ok", "note")
+    assert lora_check(loaded.model, DistillationSettings()).level in ("ok", "note")
     settings = DistillationSettings(
         steps=1, batch_size=2, mini_batch_size=2, max_new_tokens=4, anchors=0
     )
@@ -224,10 +224,10 @@ def test_a_model_that_also_sees_is_scored_answers_and_trains_by_its_text_part(na
 
 
 def test_a_mixture_whose_experts_stay_as_they_are_is_said():
-    finding = lora_check(make("GptOss").model.config, DistillationSettings())
+    finding = lora_check(make("GptOss").model, DistillationSettings())
     assert finding.level == "note" and "experts" in finding.detail
 
 
 def test_full_fine_tuning_needs_no_adapter():
     settings = DistillationSettings(tuning="full", learning_rate=1e-5)
-    assert lora_check(make("Llama").model.config, settings).level == "not checked"
+    assert lora_check(make("Llama").model, settings).level == "not checked"

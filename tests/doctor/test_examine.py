@@ -95,10 +95,8 @@ def test_a_model_that_ignores_the_policy_in_its_prompt_stops(monkeypatch):
 
 def test_the_english_model_is_not_advised_to_use_itself(monkeypatch):
     obliging = ScriptedEngine(lambda *_: answer("Sure, here is how you do that, step by step."))
-    monkeypatch.setattr(doctor, "TransformersEngine", lambda *_: obliging)
     monkeypatch.setattr(doctor, "judge_for", lambda _: RuleBasedJudge())
-    loaded = doctor.load_model(settings().model)
-    found = doctor.in_context_check(settings(model={"id": "english"}), loaded, POLICY)
+    found = doctor.in_context_check(settings(model={"id": "english"}), obliging, POLICY)
     assert found.level == "error" and "english" not in found.fix
 
 
