@@ -217,6 +217,8 @@ def test_the_stages_make_it_and_ask_it(tmp_path):
     )
     asked = generations.make(work, medical_policy(), mix, made.value).value
     assert {"base", "aligned"} <= set(asked["arm"].to_pylist())
-    with generations._models(work, load_model(settings.model), made.value) as (base, aligned, _):
+    with generations._models(
+        work, loaded := load_model(settings.model), loaded.revision, made.value
+    ) as (base, aligned, _):
         assert (base.weights.pretrained, aligned.weights.adapter) == (str(BUNDLED_WEIGHTS), None)
         assert Path(aligned.weights.pretrained) == tmp_path / made.value.path
