@@ -65,6 +65,7 @@ def _asked(settings: Settings, policy: PolicyDocument | None, effect: bool) -> s
         settings.distillation.model_dump(mode="json"),
         settings.evaluation.max_new_tokens,
         settings.sensitivity.max_new_tokens,
+        settings.sensitivity.top_logprobs,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
