@@ -4,8 +4,9 @@ A server lists the likeliest tokens of each place, not the whole vocabulary, so 
 estimates:
 
 * a token that both sides list has its own place in both distributions,
-* a token that only one side lists gets, on the other side, the smallest probability that is listed
-  there, or an even share of what is left, if that is less: it cannot be likelier than either,
+* a token that only one side lists gets, on the other side, the probability of the least likely of
+  its likeliest tokens, or an even share of what is left, if that is less. It cannot be likelier
+  than the first. A response's own token is always listed, however unlikely: it sets no such bound,
 * all other tokens are one.
 
 With as many tokens as the vocabulary has, nothing is estimated. With fewer, a shift onto tokens
@@ -66,8 +67,8 @@ def score_by_servers(
         teachers, of_teachers = engine.with_top_log_probs(within, sampling, top, rows=numbers)
         by_teachers = engine.read_responses(within, [g.token_ids for g in students], top, numbers)
         by_students = engine.read_responses(without, [g.token_ids for g in teachers], top, numbers)
-        on_students = [estimated(s, t) for s, t in zip(of_students, by_teachers, strict=True)]
-        on_teachers = [estimated(s, t) for s, t in zip(by_students, of_teachers, strict=True)]
+        on_students = [estimated(s, t, top) for s, t in zip(of_students, by_teachers, strict=True)]
+        on_teachers = [estimated(s, t, top) for s, t in zip(by_students, of_teachers, strict=True)]
         rows = rows_of(
             part,
             (students, teachers),
@@ -81,20 +82,23 @@ def score_by_servers(
 
 
 def estimated(
-    student: Sequence[Mapping[int, float]], teacher: Sequence[Mapping[int, float]]
+    student: Sequence[Mapping[int, float]], teacher: Sequence[Mapping[int, float]], top: int
 ) -> TokenDivergences | None:
-    """The divergences on a response from what both sides list; None for an empty response."""
+    """The divergences on a response from what both sides list; None for an empty response.
+
+    Each place lists the log-probabilities of its `top` likeliest tokens and of the response's own.
+    """
     if not student:
         return None
-    per_token = [_of_token(s, t) for s, t in zip(student, teacher, strict=True)]
+    per_token = [_of_token(s, t, top) for s, t in zip(student, teacher, strict=True)]
     return TokenDivergences(*map(torch.tensor, zip(*per_token, strict=True)))
 
 
 def _of_token(
-    student: Mapping[int, float], teacher: Mapping[int, float]
+    student: Mapping[int, float], teacher: Mapping[int, float], top: int
 ) -> tuple[float, float, float]:
     tokens = sorted({*student, *teacher})
-    p, q = _filled(student, tokens), _filled(teacher, tokens)
+    p, q = _filled(student, tokens, top), _filled(teacher, tokens, top)
     middle = (p + q) / 2
 
     def kl(one: np.ndarray, other: np.ndarray) -> float:
@@ -103,11 +107,12 @@ def _of_token(
     return kl(p, q), kl(q, p), (kl(p, middle) + kl(q, middle)) / 2
 
 
-def _filled(listed: Mapping[int, float], tokens: Sequence[int]) -> np.ndarray:
+def _filled(listed: Mapping[int, float], tokens: Sequence[int], top: int) -> np.ndarray:
     """Probabilities of the tokens and, last, of all others together."""
     known = {token: float(np.exp(p)) for token, p in listed.items()}
     left, missing = max(1.0 - sum(known.values()), LEAST), len(tokens) - len(known)
-    each = min(*known.values(), left / (missing + 1)) if missing else 0.0
+    last = sorted(known.values(), reverse=True)[:top][-1]
+    each = min(last, left / (missing + 1)) if missing else 0.0
     p = np.array([known.get(token, each) for token in tokens] + [left - missing * each])
     p = np.maximum(p, LEAST / (len(p) + 1))
     return np.asarray(p / p.sum())

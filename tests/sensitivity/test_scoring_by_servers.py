@@ -143,15 +143,19 @@ def test_a_token_that_one_side_does_not_list_still_counts():
         best = sorted(range(4), key=lambda i: -p[i])[:top]
         return [{i: math.log(p[i]) for i in best}]
 
-    exact = estimated(listed(student, 4), listed(teacher, 4))
+    exact = estimated(listed(student, 4), listed(teacher, 4), 4)
     true = sum(p * math.log(p / q) for p, q in zip(student, teacher, strict=True))
     assert exact.reverse_M.item() == pytest.approx(true, abs=1e-4)
-    guess = estimated(listed(student, 2), listed(teacher, 2))
+    guess = estimated(listed(student, 2), listed(teacher, 2), 2)
     assert 0.5 * true < guess.reverse_M.item() < true
     assert 0 < guess.js_M.item() <= exact.js_M.item() < math.log(2)
-    same = estimated(listed(student, 2), listed(student, 2))
+    same = estimated(listed(student, 2), listed(student, 2), 2)
     assert same.reverse_M.item() == pytest.approx(0, abs=1e-9)
-    assert estimated([], []) is None
+    assert estimated([], [], 2) is None
+    # The response's own token is very unlikely for the teacher. That bounds no other token.
+    own = [listed(teacher, 2)[0] | {9: math.log(1e-12)}]
+    wider = estimated([listed(student, 2)[0] | {9: math.log(1e-6)}], own, 2)
+    assert wider.reverse_M.item() == pytest.approx(guess.reverse_M.item(), rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +164,7 @@ def test_a_token_that_one_side_does_not_list_still_counts():
         (lambda c: c.pop("prompt_logprobs"), ServerRefuses, "log-probabilities of a prompt"),
         (lambda c: c["prompt_logprobs"].pop(), ServerRefuses, "log-probabilities of a prompt"),
         (lambda c: c["prompt_logprobs"][-1].clear(), ServerRefuses, "of a prompt"),
+        (lambda c: c["prompt_logprobs"][-1].popitem(), ServerRefuses, "of a prompt"),
         (lambda c: c["prompt_token_ids"].reverse(), ServerRefuses, "other tokens"),
         (lambda c: _spoil(c["prompt_logprobs"][-1]), NotFinite, "not numbers"),
     ],

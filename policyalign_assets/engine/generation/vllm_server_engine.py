@@ -185,7 +185,7 @@ class VllmServerEngine:
         ]
 
         def read(reply: Mapping[str, Any], n: int) -> TopLogProbs:
-            return self._read_prompt(reply, read_too[n], len(prompts[n]))
+            return self._read_prompt(reply, read_too[n], len(prompts[n]), top)
 
         return self._asked(requests, row_numbers, read, None)
 
@@ -277,7 +277,9 @@ class VllmServerEngine:
             )
         return tokens, tops
 
-    def _read_prompt(self, reply: Mapping[str, Any], prompt: list[int], start: int) -> TopLogProbs:
+    def _read_prompt(
+        self, reply: Mapping[str, Any], prompt: list[int], start: int, top: int
+    ) -> TopLogProbs:
         """What a reply lists from the prompt's token `start` on. Raises as `_read` does."""
         tops: list[dict[int, Any]]
         try:
@@ -288,7 +290,8 @@ class VllmServerEngine:
                 for of_token in listed[start:]
             ]
             fits = len(listed) == len(prompt) and all(
-                token in of_token for token, of_token in zip(prompt[start:], tops, strict=True)
+                token in of_token and len(of_token) >= top
+                for token, of_token in zip(prompt[start:], tops, strict=True)
             )
         except (KeyError, TypeError, ValueError, AttributeError):
             fits = False
