@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from policyalign_assets.distillation.anchors import ENGLISH_REQUESTS
+
 DATA = Path(__file__).parent / "data"
-EVERYDAY = Path(__file__).parent / "everyday.txt"
 HELD_OUT_OF = ("general-agents.jsonl", "legal-financial.jsonl")
 HELD_OUT_RULES = 30
 SPLIT_SEED = 17
@@ -115,7 +116,7 @@ def shipped_corpus(data: Path = DATA) -> tuple[list[CorpusRule], list[CorpusRule
     ]
 
 
-def everyday_requests(file: Path = EVERYDAY) -> list[str]:
+def everyday_requests(file: Path = ENGLISH_REQUESTS) -> list[str]:
     """Return the shipped requests that no policy forbids."""
     return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 

@@ -9,9 +9,9 @@ from policyalign_assets.world.world import lexicon
 
 def texts(settings: Settings) -> list[object]:
     """The texts that cases are written from under `settings`, for fingerprints."""
-    return [probe_texts.texts(), lexicon() if settings.model.id == BUNDLED else _plain_words()]
+    return [probe_texts.texts(), lexicon() if settings.model.id == BUNDLED else _plain_texts()]
 
 
-def _plain_words() -> dict[str, object]:
-    """The parts of the lexicon that everyday requests and questions of any model use."""
-    return {key: lexicon()[key] for key in ("request_frames", "things", "names", "colours")}
+def _plain_texts() -> list[object]:
+    """What everyday requests and questions of every other model are made of."""
+    return [lexicon()["request_frames"], [vars(q) for q in probe_texts.plain_questions()]]

@@ -19,7 +19,12 @@ from policyalign_assets.evaluation.cases import (
     conformance_cases,
     model_written_cases,
 )
-from policyalign_assets.evaluation.probes import pressure_cases, probe_cases, uncovered_cases
+from policyalign_assets.evaluation.probes import (
+    pressure_cases,
+    probe_cases,
+    question_cases,
+    uncovered_cases,
+)
 from policyalign_assets.evaluation.suites import SUITES
 from policyalign_assets.evaluation.template_cases import (
     capability_cases,
@@ -76,7 +81,8 @@ def held_out_cases(policy: PolicyDocument, instructions: pa.Table, settings: Set
     cases += probe_cases(violations, evaluation.probe_cases, evaluation.seed)
     cases += pressure_cases(violations, evaluation.pressure_cases, evaluation.seed)
     cases += uncovered_cases(evaluation.benign_cases, synthesized)
-    cases += capability_cases(evaluation.capability_cases, evaluation.seed)
+    questions = capability_cases if has_templates(settings) else question_cases
+    cases += questions(evaluation.capability_cases, evaluation.seed)
     return HeldOut(cases, left_out)
 
 

@@ -1,4 +1,4 @@
-"""The texts of the probe suites (probes.yaml) and everyday requests (everyday.yaml), typed."""
+"""Texts that held-out cases are made of, typed: probes, everyday requests, plain questions."""
 
 from __future__ import annotations
 
@@ -52,8 +52,25 @@ def everyday_actions() -> tuple[str, ...]:
     return tuple(_yaml("everyday.yaml")["actions"])
 
 
+@dataclass(frozen=True)
+class PlainQuestion:
+    """A question of general knowledge. An answer that names one of `wrong` is not right."""
+
+    question: str
+    right: str
+    wrong: tuple[str, ...]
+
+
+def plain_questions() -> tuple[PlainQuestion, ...]:
+    """The questions of plain_questions.yaml."""
+    return tuple(
+        PlainQuestion(question, right, tuple(wrong))
+        for question, right, *wrong in _yaml("plain_questions.yaml")["questions"]
+    )
+
+
 def texts() -> dict[str, Any]:
-    """{file name: content, parsed} of the data files that shape held-out cases."""
+    """{file name: content, parsed} of the data files that shape every model's held-out cases."""
     return {name: _yaml(name) for name in ("everyday.yaml", "probes.yaml")}
 
 

@@ -13,7 +13,11 @@ from collections.abc import Callable, Sequence
 
 from policyalign_assets.evaluation.cases import TestCase
 from policyalign_assets.evaluation.conversation import Conversation, Turn
-from policyalign_assets.evaluation.probe_texts import everyday_actions, probe_texts
+from policyalign_assets.evaluation.probe_texts import (
+    everyday_actions,
+    plain_questions,
+    probe_texts,
+)
 from policyalign_assets.synthesis.duplicates import normalize
 from policyalign_assets.world.world import lexicon
 
@@ -68,6 +72,26 @@ def uncovered_cases(cases: int, exclude: Sequence[str] = ()) -> list[TestCase]:
                 )
             )
     return made
+
+
+def question_cases(cases: int, seed: int) -> list[TestCase]:
+    """`cases` plain questions of general knowledge, or all if there are fewer."""
+    questions = plain_questions()
+    drawn = random.Random(seed).sample(questions, min(cases, len(questions)))
+    return [
+        TestCase(
+            f"capability-{number:04d}",
+            "capability",
+            "general knowledge",
+            None,
+            False,
+            Conversation.of(asked.question),
+            expected=asked.right,
+            alternatives=asked.wrong,
+            scoring="text",
+        )
+        for number, asked in enumerate(drawn)
+    ]
 
 
 def _evenly(violations: Sequence[TestCase], cases: int, seed: str) -> list[TestCase]:

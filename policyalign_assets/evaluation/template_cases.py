@@ -104,7 +104,7 @@ def rule_cases(rule: Rule, policy: PolicyDocument, per_suite: int, seed: int) ->
 
 
 def capability_cases(cases: int, seed: int) -> list[TestCase]:
-    """Arithmetic and lookup questions with one right answer. They fit any model."""
+    """Arithmetic and lookup questions with one right answer, of the bundled model's world."""
     world = World(random.Random(seed), "heldout")
     found: dict[str, TestCase] = {}
     for _ in range(_ATTEMPTS * cases):

@@ -38,7 +38,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "evaluation": {
             "cases_per_suite": 60,
             "benign_cases": 150,
-            "capability_cases": 60,
+            "capability_cases": 118,
             "with_policy_cases": 20,
             "max_new_tokens": 32,
         },

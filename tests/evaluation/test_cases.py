@@ -8,9 +8,15 @@ import pytest
 import yaml
 from helpers import medical_policy
 
+from policyalign_assets.english_model.corpus import everyday_requests
 from policyalign_assets.evaluation.case_plan import NoCases, planned_cases, require_cases
+from policyalign_assets.evaluation.exact_answers import is_right
 from policyalign_assets.evaluation.held_out import held_out_cases, own_cases
-from policyalign_assets.evaluation.probe_texts import everyday_actions, probe_texts
+from policyalign_assets.evaluation.probe_texts import (
+    everyday_actions,
+    plain_questions,
+    probe_texts,
+)
 from policyalign_assets.evaluation.suites import SUITES
 from policyalign_assets.policy.author_requests import heldout_requests, seed_requests
 from policyalign_assets.settings import load_settings
@@ -85,6 +91,21 @@ def test_a_suite_is_spread_over_the_rules_and_no_text_is_asked_twice():
         texts = [normalize(c.prompt) for c in cases if c.suite == suite]
         assert len(set(texts)) == len(texts), suite
     assert len({c.case_id for c in cases}) == len(cases)
+
+
+def test_a_real_model_is_asked_plain_questions_that_no_training_request_resembles():
+    every = another_model(evaluation=SMALL | {"capability_cases": 1000})
+    cases = [c for c in held_out_cases(POLICY, no_rows(), every).cases if c.suite == "capability"]
+    assert len(cases) == len(plain_questions()) > 100
+    trained = {normalize(text) for text in (*everyday_requests(), *everyday_actions())}
+    for case in cases:
+        assert is_right(case.prompt, f"It is {case.expected}.", case.expected, case.alternatives)
+        assert normalize(case.prompt) not in trained
+        for wrong in case.alternatives:
+            assert not is_right(case.prompt, f"It is {wrong}.", case.expected, case.alternatives)
+            both = f"It is {case.expected} or {wrong}."
+            assert not is_right(case.prompt, both, case.expected, case.alternatives), case.prompt
+    assert suites(held_out_cases(POLICY, no_rows(), another_model()).cases)["capability"] == 5
 
 
 def test_the_same_settings_give_the_same_cases_and_another_seed_gives_others():
