@@ -13,17 +13,18 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     ENGLISH: {
         "model": {"id": ENGLISH, "batch_tokens": 4_096},
         "synthesis": {
-            "per_rule": 10,
+            "per_rule": 14,
             "twin_ratio": 0.6,
             "neighbour_ratio": 0.4,
             "oversample": 1.5,
             "rounds": 2,
+            "temperature": 0.5,  # at 1.0, a model of this size drafts mostly gibberish
             "max_new_tokens": 48,
             "rouge_l": 0.8,
             "teacher_check": True,
         },
         "sensitivity": {"max_new_tokens": 24},
-        "filtering": {"per_rule": 8, "at_least": 4},
+        "filtering": {"per_rule": 11, "at_least": 4},
         "distillation": {
             "lora_rank": 16,
             "lora_alpha": 32,
@@ -33,7 +34,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "mini_batch_size": 8,
             "top_k": 64,
             "max_new_tokens": 24,
-            "anchors": 60,
+            "anchors": 100,
         },
         "evaluation": {
             "cases_per_suite": 60,
