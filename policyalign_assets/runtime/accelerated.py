@@ -23,7 +23,7 @@ from policyalign_assets.files import temporary_folder
 from policyalign_assets.runtime.exchange import Exchange, Failed, Problem
 from policyalign_assets.runtime.guard import guarded
 from policyalign_assets.settings import Settings
-from policyalign_assets.stages.interface import StageContext, StageData, StageResult
+from policyalign_assets.stages.interface import StageContext, StageInput, StageResult
 
 MARK = "policyalign progress: "
 SOURCES = str(Path(policyalign_assets.__file__).parents[1])
@@ -38,12 +38,14 @@ class AccelerateConfigError(ValueError):
     """
 
 
-def train_on_processes(context: StageContext, inputs: dict[str, StageData]) -> StageResult:
-    """Run the stage `distilled_checkpoint` on `distillation.processes` processes.
+def train_on_processes(
+    stage: str, context: StageContext, inputs: dict[str, StageInput]
+) -> StageResult:
+    """Run `stage`, which trains, on `distillation.processes` processes.
 
     Raises AccelerateConfigError, or Failed with the reason that a process gave.
     """
-    stage, count = "distilled_checkpoint", context.settings.distillation.processes
+    count = context.settings.distillation.processes
     config = launch_config(context.settings)
     cpu = on_cpu(context.settings)
     if not cpu and (gpus := torch.cuda.device_count()) < count:
@@ -53,7 +55,14 @@ def train_on_processes(context: StageContext, inputs: dict[str, StageData]) -> S
         )
     with temporary_folder() as name:
         exchange = Exchange(name)
-        exchange.give(stage, context.settings, str(context.data), inputs)
+        exchange.give(
+            stage,
+            context.settings,
+            str(context.data),
+            inputs,
+            context.experiment,
+            context.deployment,
+        )
         (exchange.folder / "accelerate.yaml").write_text(yaml.safe_dump(config))
         command = [
             sys.executable,

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,12 +22,12 @@ import torch
 from policyalign_assets.runtime.accelerated import MARK, on_cpu
 from policyalign_assets.runtime.exchange import Exchange, problem_of
 from policyalign_assets.runtime.fast_start import without_unused_libraries
+from policyalign_assets.stages.registry import EVERY_STAGE
 
 
 def main() -> None:
     without_unused_libraries()
     from policyalign_assets.distillation.processes import Accelerated
-    from policyalign_assets.stages.distilled_checkpoint import train
 
     exchange = Exchange(Path(sys.argv[1]))
     try:
@@ -34,6 +35,7 @@ def main() -> None:
         processes = Accelerated(cpu=on_cpu(context.settings))
         if not processes.main:
             context = replace(context, report=lambda _: None)
+        train = import_module(EVERY_STAGE[stage].module).train
         made = train(context, **cast(dict[str, Any], inputs), processes=processes)
         if made is not None:  # only the main process returns a result
             exchange.hand_over(stage, made)

@@ -16,11 +16,12 @@ import pyarrow as pa
 from policyalign_assets.distillation.anchors import anchors
 from policyalign_assets.distillation.batches import Instruction, training_mix
 from policyalign_assets.distillation.checkpoint import publish
-from policyalign_assets.distillation.routing import Rerouted, routed
+from policyalign_assets.distillation.processes import SINGLE_PROCESS, Processes
+from policyalign_assets.distillation.routing import Declines, Rerouted, routed
 from policyalign_assets.distillation.trainer import distill
 from policyalign_assets.distillation.tuning import Model
 from policyalign_assets.distillation.warm_start import FORMER, Edit, edit_between, requests_of
-from policyalign_assets.engine.generation.opening import opened_vllm
+from policyalign_assets.engine.generation.opening import opened_servers, opened_vllm
 from policyalign_assets.engine.generation.transformers_engine import TransformersEngine
 from policyalign_assets.engine.loading import LoadedModel, load_model
 from policyalign_assets.files import sha256_table
@@ -57,12 +58,27 @@ def make(
     policy_document: dict[str, PolicyDocument],
     filtered_instructions: dict[str, pa.Table],
 ) -> StageResult:
-    """Raises NotDeployable before any model is loaded.
+    """Trains in this process. For several processes, `runtime.execution` starts `train` in each.
 
     Inputs are by partition, in the order of the deployment's policies.
     """
+    made = train(context, policy_document, filtered_instructions)
+    assert made is not None  # this process is the main one
+    return made
+
+
+def train(
+    context: StageContext,
+    policy_document: dict[str, PolicyDocument],
+    filtered_instructions: dict[str, pa.Table],
+    processes: Processes = SINGLE_PROCESS,
+) -> StageResult | None:
+    """This process may be one of several. Only the main one gets a result.
+
+    Raises NotDeployable before any model is loaded.
+    """
     settings, policies = context.settings, list(policy_document.values())
-    _refuse(settings)
+    _refuse(settings, processes)
     chosen = {key: t.filter(t["selected"]) for key, t in filtered_instructions.items()}
     rules = sum(len(t["rule_id"].unique()) for t in chosen.values())
     seeded = settings.distillation
@@ -70,7 +86,9 @@ def make(
     context.report(
         f"{distillation.steps} training steps for {rules} rules of {len(policies)} policies"
     )
-    loaded = load_model(settings.model)
+    loaded = load_model(
+        settings.model.model_copy(update={"device": "cpu"}) if processes.sharded else settings.model
+    )
     everyday = anchors(distillation, settings.model.id)
     conflicts = [conflict.sentence for conflict in rule_conflicts(policies)]
     provenance: dict[str, Any] = {
@@ -99,7 +117,13 @@ def make(
         [requests_of(p, t) for p, t in zip(policies, chosen.values(), strict=True)]
     )
     edit, parent, why = _edit(context, provenance, requests)
-    mix = _mix(policies, list(chosen.values()), edit.former, loaded, settings)
+    # The teachers' answers are sampled once, so that all processes train on the same rows.
+    mix = processes.from_main(
+        _mix(policies, list(chosen.values()), edit.former, loaded, settings)
+        if processes.main
+        else None
+    )
+    assert mix is not None
     context.report(
         f"{len(mix.rerouted)} benign requests are declined by another policy's teacher; "
         f"{mix.unread} of its answers could not be read"
@@ -117,7 +141,8 @@ def make(
         "deployed_checkpoint",
         {**provenance, "version": version, "parent": parent_id},
     )
-    claim(work, str(context.deployment))
+    if processes.main:
+        claim(work, str(context.deployment))
     spread = [
         Instruction(row.text, row.group, 0 if settings.deployment.teacher == "union" else i)
         for row, i in zip(everyday, cycle(range(len(policies))))
@@ -136,8 +161,10 @@ def make(
             loaded = load_model(settings.model)
     if made is None:
         model, training = _from_base(
-            context, texts, [*rows[: len(requests)], *spread], loaded, distillation, work
+            context, texts, [*rows[: len(requests)], *spread], loaded, distillation, work, processes
         )
+        if not processes.main:
+            return None
         provenance["lineage"] = no_lineage(why)
     else:
         model, training = made.model, made.training
@@ -173,11 +200,12 @@ def make(
     return StageResult(checkpoint, checkpoint.checkpoint_id, facts)
 
 
-def _refuse(settings: Settings) -> None:
-    if settings.distillation.processes > 1:
+def _refuse(settings: Settings, processes: Processes) -> None:
+    if processes.sharded and settings.model.engine != "vllm-server":
         raise NotDeployable(
-            f"distillation.processes={settings.distillation.processes}: a deployment trains on "
-            "one process. Fix: set distillation.processes=1 for it."
+            "the teachers of a deployment answer before the training, and with FSDP2 no process "
+            f"holds the whole model on its device, but model.engine={settings.model.engine!r}. "
+            "Fix: set model.engine='vllm-server', so that servers answer, or train with DDP."
         )
 
 
@@ -219,8 +247,19 @@ def _mix(
         for i, (policy, table) in enumerate(zip(policies, chosen, strict=True))
         for row in training_mix(table, i, f"{policy.policy_id}/")
     ]
-    engine = TransformersEngine(loaded, settings.model.batch_tokens)
-    declines = declines_of(policies, engine, settings)
+    asked = settings.model.engine == "vllm-server"
+    with opened_servers(settings.model) if asked else nullcontext() as servers:
+        engine = servers or TransformersEngine(loaded, settings.model.batch_tokens)
+        return _routed(policies, rows, former, declines_of(policies, engine, settings), settings)
+
+
+def _routed(
+    policies: Sequence[PolicyDocument],
+    rows: Sequence[Instruction],
+    former: pa.Table,
+    declines: Declines,
+    settings: Settings,
+) -> _Mix:
     present, rerouted, unread = routed(rows, len(policies), declines)
     places = {policy.policy_id: i for i, policy in enumerate(policies)}
     earlier, _, _ = routed(
@@ -248,6 +287,7 @@ def _from_base(
     loaded: LoadedModel,
     distillation: DistillationSettings,
     work: Path,
+    processes: Processes,
 ) -> tuple[Model, pa.Table]:
     settings = context.settings.model
     with (
@@ -263,7 +303,8 @@ def _from_base(
             work / "base",
             settings.batch_tokens,
             context.report,
-            vllm=engine,
+            processes,
+            engine,
         )
 
 

@@ -87,6 +87,31 @@ def make(data, report=lambda _: None, model=None, **distillation):
     )
 
 
+def deploy(data, report=lambda _: None, **distillation):
+    """A deployment of two policies. Rows of one are asked of the other's teacher first."""
+    members = {}
+    for name, actions in (("general-conduct", ACTIONS[:3]), ("data-privacy", ACTIONS[3:])):
+        rows = len(actions)
+        mix = pa.table(
+            {
+                "text": [f"How do I {a}?" for a in actions],
+                "rule_id": ["r"] * rows,
+                "rule_hash": ["h"] * rows,
+                "kind": ["violating", *["twin"] * (rows - 1)],
+                "selected": [True] * rows,
+            }
+        )
+        members[f"medical|{name}"] = parse_policy(ROOT / "policies", name, "medical"), mix
+    return make_stage(
+        "deployed_checkpoint",
+        StageContext(settings(**distillation), data, report, deployment="ward"),
+        {
+            "policy_document": {key: policy for key, (policy, _) in members.items()},
+            "filtered_instructions": {key: mix for key, (_, mix) in members.items()},
+        },
+    )
+
+
 def assert_same(one, many, folders):
     """Every figure of every step, and the adapter, up to rounding."""
     tables = [training_table(made.value, data) for made, data in zip((one, many), folders)]
@@ -213,6 +238,20 @@ def test_two_processes_make_what_one_makes(tmp_path):
     assert [line.split()[1] for line in steps] == [f"{n}/4" for n in range(1, 5)]
     assert set(many.facts) == set(one.facts)
     assert many.value.provenance == one.value.provenance
+
+
+def test_two_processes_make_the_deployment_that_one_makes(tmp_path):
+    folders = (tmp_path / "one", tmp_path / "many")
+    one, many = deploy(folders[0]), deploy(folders[1], processes=2)
+    assert_same(one, many, folders)
+    assert set(many.facts) == set(one.facts)
+    assert many.value.provenance == one.value.provenance
+    assert many.value.provenance["deployment"] == "ward"
+
+
+def test_a_sharded_deployment_is_refused_where_no_server_answers_for_its_teachers(tmp_path):
+    with pytest.raises(Failed, match=r"model.engine='transformers'. Fix: .*'vllm-server'"):
+        deploy(tmp_path, processes=2, accelerate_config=FSDP2)
 
 
 @pytest.mark.skipif(not LINUX, reason="finds its processes in /proc")
