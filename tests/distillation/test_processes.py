@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from fake_vllm import FakeVllm, Weights, fake_vllm, settings_of
 from safetensors.torch import load_file, save_file
 from test_guard import STARTER, gone_within, script
 
@@ -87,7 +88,7 @@ def make(data, report=lambda _: None, model=None, **distillation):
     )
 
 
-def deploy(data, report=lambda _: None, **distillation):
+def deploy(data, report=lambda _: None, model=None, **distillation):
     """A deployment of two policies. Rows of one are asked of the other's teacher first."""
     members = {}
     for name, actions in (("general-conduct", ACTIONS[:3]), ("data-privacy", ACTIONS[3:])):
@@ -104,7 +105,7 @@ def deploy(data, report=lambda _: None, **distillation):
         members[f"medical|{name}"] = parse_policy(ROOT / "policies", name, "medical"), mix
     return make_stage(
         "deployed_checkpoint",
-        StageContext(settings(**distillation), data, report, deployment="ward"),
+        StageContext(settings(model, **distillation), data, report, deployment="ward"),
         {
             "policy_document": {key: policy for key, (policy, _) in members.items()},
             "filtered_instructions": {key: mix for key, (_, mix) in members.items()},
@@ -252,6 +253,22 @@ def test_two_processes_make_the_deployment_that_one_makes(tmp_path):
 def test_a_sharded_deployment_is_refused_where_no_server_answers_for_its_teachers(tmp_path):
     with pytest.raises(Failed, match=r"model.engine='transformers'. Fix: .*'vllm-server'"):
         deploy(tmp_path, processes=2, accelerate_config=FSDP2)
+
+
+def test_servers_answer_for_the_teachers_of_a_sharded_deployment(tmp_path):
+    def to_teachers(server):
+        most = settings().deployment.answer_tokens
+        return [request for request in server.asked if request["max_tokens"] == most]
+
+    folders = (tmp_path / "one", tmp_path / "many")
+    with fake_vllm(FakeVllm(Weights())) as server:
+        served = settings_of(server, server_timeout=120)
+        model = served.model_dump(include={"engine", "servers", "server_timeout"})
+        one = deploy(folders[0], model=model)
+        once = to_teachers(server)
+        many = deploy(folders[1], model=model, processes=2, accelerate_config=FSDP2)
+    assert once and len(to_teachers(server)) == 2 * len(once)
+    assert_same(one, many, folders)
 
 
 @pytest.mark.skipif(not LINUX, reason="finds its processes in /proc")
