@@ -286,3 +286,24 @@ def test_a_variable_that_the_code_reads_itself_is_not_taken_for_a_wrong_setting(
     }
     assert {"POLICYALIGN_DEPLOYMENTS_DIR", "POLICYALIGN_DATA_DIR"} <= read
     load_settings(environ=dict.fromkeys(read - {"POLICYALIGN_PROFILE"}, "there"))
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "fix"),
+    [
+        ("sensitivity", "top_logprobs", 0, "set it to 1 or more"),
+        ("sensitivity", "temperature", 0, "set it to more than 0"),
+        ("distillation", "temperature", 3, "set it to 2.0 or less"),
+        ("distillation", "steps", "many", "write a whole number"),
+        ("distillation", "steps", 1.5, "write a whole number"),
+        ("distillation", "learning_rate", "fast", "write a number"),
+        ("warm_start", "enabled", "perhaps", "write true or false"),
+        ("model", "engine", "fast", "set it to 'transformers', 'vllm' or 'vllm-server'"),
+        ("distillation", "stepz", 3, "remove it, or correct its name"),
+    ],
+)
+def test_a_value_out_of_its_bounds_or_of_another_kind_is_refused_with_the_fix(
+    section, field, value, fix
+):
+    with pytest.raises(SettingsError, match=rf"{section}\.{field}: .*Fix: {re.escape(fix)}\."):
+        load_settings(overrides={section: {field: value}}, environ={})

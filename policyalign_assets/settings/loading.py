@@ -46,6 +46,22 @@ NEVER_SHOWN = {
     "smtp_password_variable",
     "smtp_user",
 }
+# By type of pydantic's errors, whose messages say what is wrong but not what to do.
+_FIXES = {
+    "greater_than": ". Fix: set it to more than {gt}.",
+    "greater_than_equal": ". Fix: set it to {ge} or more.",
+    "less_than": ". Fix: set it to less than {lt}.",
+    "less_than_equal": ". Fix: set it to {le} or less.",
+    "literal_error": ". Fix: set it to {expected}.",
+    "int_parsing": ". Fix: write a whole number.",
+    "int_from_float": ". Fix: write a whole number.",
+    "int_type": ". Fix: write a whole number.",
+    "float_parsing": ". Fix: write a number.",
+    "float_type": ". Fix: write a number.",
+    "bool_parsing": ". Fix: write true or false.",
+    "bool_type": ". Fix: write true or false.",
+    "extra_forbidden": ". Fix: remove it, or correct its name.",
+}
 _LIKE_A_SECRET = re.compile(r"://|[\w+/=.-]{24}|^(?:sk|hf|pk|gh[a-z]|xox[a-z])[-_]", re.IGNORECASE)
 
 
@@ -172,7 +188,9 @@ def _line(fault: dict[str, Any]) -> str:
     """Describe one of pydantic's errors. A value is repeated only if it cannot be a secret."""
     name = ".".join(map(str, fault["loc"])) or "settings"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{name}: {message}" + (f" (got {fault['input']!r})" if _may_be_shown(fault) else "")
+    shown = f" (got {fault['input']!r})" if _may_be_shown(fault) else ""
+    fix = "" if "Fix:" in message else _FIXES.get(fault["type"], "")
+    return f"{name}: {message}{shown}" + fix.format(**fault.get("ctx", {}))
 
 
 def _may_be_shown(fault: dict[str, Any]) -> bool:
