@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from distilling import right
 from scipy.stats import t as student_t
 
@@ -25,12 +24,13 @@ from policyalign_assets.engine.generation.transformers_engine import Transformer
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.evaluation.cases import TestCase
 from policyalign_assets.evaluation.held_out import held_out_cases
-from policyalign_assets.files import location, write_parquet, write_whole
+from policyalign_assets.files import location, write_whole
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.runtime.execution import make
 from policyalign_assets.settings import Settings, load_settings
 from policyalign_assets.stages.interface import StageContext
 from policyalign_assets.statistics import wilson
+from policyalign_assets.study.trials import data_tables
 
 ROOT = Path(__file__).parents[1]
 SUITES = ("violations", "violations_wrapped", "twins", "uncovered", "capability")
@@ -116,21 +116,10 @@ def kept(work: Path, name: str, run: Callable[[], Result]) -> Result:
 
 def tables_of(policy: PolicyDocument, settings: Settings, work: Path) -> tuple[pa.Table, pa.Table]:
     """The instructions of a policy and the filtered ones, made once for all trials."""
-    folder = work / "tables" / policy.content_hash[:16]
+    instructions, scores = data_tables(policy, settings, work, said)
     context = StageContext(settings, location(str(work / "data")))
-    made: dict[str, Any] = {"policy_document": policy}
-    for stage, reads in (
-        ("violating_instructions", ("policy_document",)),
-        ("sensitivity_scores", ("policy_document", "violating_instructions")),
-        ("filtered_instructions", ("violating_instructions", "sensitivity_scores")),
-    ):
-        file = folder / f"{stage}.parquet"
-        if not file.exists():
-            said(f"{stage} of {policy.policy_id}, version {policy.content_hash[:8]}")
-            value = make(stage, context, {name: made[name] for name in reads}).value
-            write_parquet(value, file)
-        made[stage] = pq.read_table(file)
-    return made["violating_instructions"], made["filtered_instructions"]
+    tables: dict[str, Any] = {"violating_instructions": instructions, "sensitivity_scores": scores}
+    return instructions, make("filtered_instructions", context, tables).value
 
 
 def cases_of(policy: PolicyDocument, instructions: pa.Table, settings: Settings) -> list[TestCase]:

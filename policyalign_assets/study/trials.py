@@ -141,7 +141,7 @@ class Trial:
             settings.distillation.steps, asked=self.asked(),
         )  # fmt: skip
         unfinished = self.work / "unfinished" / fingerprint
-        instructions, scores = _tables(policy, settings, self.work, log)
+        instructions, scores = data_tables(policy, settings, self.work, log)
         loaded, training = load_model(settings.model), None
         if self.spec.training != "none":
             chosen = self._chosen(instructions, scores, settings)
@@ -287,10 +287,10 @@ def trials_of(
                     yield Trial(sweep, arm, partition, seed, work, policies)
 
 
-def _tables(
+def data_tables(
     policy: PolicyDocument, settings: Settings, work: Path, log: Log
 ) -> tuple[pa.Table, pa.Table]:
-    """Instructions and scores, made once for all arms of a seed."""
+    """The INSTRUCTIONS and SCORES tables of a policy, made once for all trials in `work`."""
     made_from = [policy.content_hash, [own_version(stage, settings) for stage in DATA_STAGES]]
     folder = work / "tables" / digest(made_from)
     context = StageContext(settings, location(str(work / "data")), log)
