@@ -29,7 +29,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "lora_rank": 16,
             "lora_alpha": 32,
             "learning_rate": 5e-4,
-            "steps": 48,
+            "steps": 72,
             "batch_size": 16,
             "mini_batch_size": 8,
             "top_k": 64,
