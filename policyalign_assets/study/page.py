@@ -277,7 +277,13 @@ def _costs(arms: Sequence[ArmFigures]) -> Iterable[str]:
         "arm", "added prompt tokens", "latency (ms)", "latency, ratio", "training (s)",
         "training (CPU s)", "response tokens", "updates",
     )  # fmt: skip
-    return [said, _table(header, rows), "Latency with vLLM is left out: it was not measured."]
+    return [said, _table(header, rows), _WITH_VLLM]
+
+
+_WITH_VLLM = (
+    "vLLM keeps the policy's prefix in its cache, so there a policy in the prompt costs less time. "
+    "`benchmarks/server_latency.py` measures it; docs/performance.md has the figures."
+)
 
 
 def _suites(arms: Sequence[ArmFigures]) -> str:
