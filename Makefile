@@ -50,6 +50,7 @@ ui: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --parts step --model 135m --batch 4 --response 32 --steps 2 --repeats 2
 
 lint: .venv/installed
 	$(BIN)/ruff check .
