@@ -61,6 +61,23 @@ class TestCase:
         return self.conversation.text
 
 
+def capability_case(
+    number: int, kind: str, question: str, right: str, wrong: tuple[str, ...]
+) -> TestCase:
+    """The `number`-th question of the suite `capability`. `wrong`: answers that do not count."""
+    return TestCase(
+        f"capability-{number:04d}",
+        "capability",
+        kind,
+        None,
+        False,
+        Conversation.of(question),
+        expected=right,
+        alternatives=wrong,
+        scoring="text",
+    )
+
+
 def author_cases(policy: PolicyDocument, seed: int, duties: bool) -> list[TestCase]:
     """The held-out requests of the policy's author.
 

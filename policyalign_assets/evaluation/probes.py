@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from policyalign_assets.evaluation.cases import TestCase
+from policyalign_assets.evaluation.cases import TestCase, capability_case
 from policyalign_assets.evaluation.conversation import Conversation, Turn
 from policyalign_assets.evaluation.probe_texts import (
     everyday_actions,
@@ -79,17 +79,7 @@ def question_cases(cases: int, seed: int) -> list[TestCase]:
     questions = plain_questions()
     drawn = random.Random(seed).sample(questions, min(cases, len(questions)))
     return [
-        TestCase(
-            f"capability-{number:04d}",
-            "capability",
-            "general knowledge",
-            None,
-            False,
-            Conversation.of(asked.question),
-            expected=asked.right,
-            alternatives=asked.wrong,
-            scoring="text",
-        )
+        capability_case(number, "general knowledge", asked.question, asked.right, asked.wrong)
         for number, asked in enumerate(drawn)
     ]
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from itertools import count, cycle
 
 from policyalign_assets.evaluation.case_plan import is_duty
-from policyalign_assets.evaluation.cases import TestCase, suite_of
+from policyalign_assets.evaluation.cases import TestCase, capability_case, suite_of
 from policyalign_assets.evaluation.conversation import Conversation
 from policyalign_assets.evaluation.probe_texts import ProbeTexts, probe_texts
 from policyalign_assets.policy import PolicyDocument, Rule
@@ -113,17 +113,7 @@ def capability_cases(cases: int, seed: int) -> list[TestCase]:
         case = world.capability()
         found.setdefault(
             normalize(case.request),
-            TestCase(
-                f"capability-{len(found):04d}",
-                "capability",
-                "capability",
-                None,
-                False,
-                Conversation.of(case.request),
-                expected=case.value,
-                alternatives=case.others,
-                scoring="text",
-            ),
+            capability_case(len(found), "capability", case.request, case.value, case.others),
         )
     return list(found.values())
 
