@@ -169,7 +169,7 @@ class _Scorer:
         shared = prefix.length if prefix else 0
         step = max(1, LOGITS // forward.model.config.get_text_config().vocab_size)
         lengths = [len(teacher_prompts[i]) - shared + len(responses[i]) for i in todo]
-        forks = forks_for(forward)
+        forks = forks_for(forward, lengths)
         batches = [
             [todo[j] for j in batch] for batch in batches_for(forks, lengths, self.batch_tokens)
         ]

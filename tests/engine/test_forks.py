@@ -25,7 +25,10 @@ import json, os, signal, threading, time
 from types import SimpleNamespace
 import torch
 from policyalign_assets.engine.cpu import forks
-SMALL, LARGE = SimpleNamespace(copied=True), SimpleNamespace(copied=False)
+MODEL = torch.nn.Linear(1000, 1000, bias=False)
+SMALL = SimpleNamespace(copied=True, model=MODEL)
+LARGE = SimpleNamespace(copied=False, model=MODEL)
+MUCH = [10**6] * 32
 """
 
 
@@ -88,23 +91,24 @@ def test_each_item_is_done_once_by_one_of_several_processes_and_a_failure_is_rai
     assert left is None  # no process is left behind
 
 
-def test_forks_are_for_small_models_and_never_beside_threads_of_python_or_with_one_thread():
+def test_forks_are_for_much_work_of_small_models_and_never_beside_threads_or_with_one_thread():
     said = said_by("""
-        found = [forks.forks_for(SMALL), forks.forks_for(LARGE)]
+        found = [forks.forks_for(SMALL, MUCH), forks.forks_for(LARGE, MUCH)]
         over = threading.Event()
         threading.Thread(target=over.wait).start()
-        found.append(forks.forks_for(SMALL))
+        found.append(forks.forks_for(SMALL, MUCH))
         over.set()
         torch.set_num_threads(64)
         time.sleep(0.1)
-        found.append(forks.forks_for(SMALL))
+        found.append(forks.forks_for(SMALL, MUCH))
+        found.append(forks.forks_for(SMALL, [100] * 32))
         torch.set_num_threads(1)
-        found.append(forks.forks_for(SMALL))
+        found.append(forks.forks_for(SMALL, MUCH))
         found.append(dict(forks.spread(lambda n: os.getpid(), [0, 1], 1)) == dict.fromkeys(
             [0, 1], os.getpid()))
         print(json.dumps(found))
     """)
-    assert said == [2, 1, 1, forks.MOST, 1, True]
+    assert said == [2, 1, 1, forks.MOST, 1, 1, True]
 
 
 def test_forks_end_with_their_parent():
@@ -131,6 +135,7 @@ def test_answers_and_scores_are_those_of_one_process():
         from policyalign_assets.settings import load_settings
         from policyalign_assets.tables import INSTRUCTIONS
 
+        forks.LEAST_WORK = 1  # for so few rows, there would be none
         settings = load_settings(environ={}, overrides={"sensitivity": {"max_new_tokens": 12}})
         loaded = load_model(settings.model)
         engine = TransformersEngine(loaded, 16_384)
@@ -148,7 +153,7 @@ def test_answers_and_scores_are_those_of_one_process():
             [(f.name, f.type) for f in INSTRUCTIONS]))
         scores = score_instructions(policy, table, loaded, engine, settings.sensitivity, 16_384)
         columns = [scores[c].to_pylist() for c in ("reverse_kl", "js")]
-        print(json.dumps([forks.forks_for(engine.forward), greedy, drawn, *columns]))
+        print(json.dumps([forks.forks_for(engine.forward, MUCH), greedy, drawn, *columns]))
     """ % str(ROOT / "policies")  # noqa: UP031 - the script has braces
     two, *spread = said_by(script)
     one, *alone = said_by(script, threads=1)

@@ -75,7 +75,7 @@ class TransformersEngine:
                     [prompts[i][shared:] for i in batch], prefix, sampling, [rows[i] for i in batch]
                 )
 
-            forks = forks_for(self.forward)
+            forks = forks_for(self.forward, lengths)
             todo = batches_for(forks, lengths, self.batch_tokens)
             while todo:
                 too_large = []
