@@ -128,13 +128,14 @@ class Processor(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
-        while not self._over.wait(0.25):
+        while not self._over.is_set():
             for process in psutil.Process().children(recursive=True):
                 with contextlib.suppress(psutil.Error):
                     times = process.cpu_times()
                     key = (process.pid, process.create_time())
                     self._used[key] = times.user + times.system
             self.course.append((time.time(), sum(self._used.values())))
+            self._over.wait(0.25)
 
     def stop(self) -> None:
         self._over.set()
@@ -146,7 +147,7 @@ class Processor(threading.Thread):
         def by(moment: float) -> float:
             return max((used for at, used in self.course if at <= moment), default=0.0)
 
-        return by(end) - by(begin)
+        return by(end) - by(max(begin, self.course[0][0]))
 
 
 def measure(folder: Path, domains: list[str], cold: bool) -> None:

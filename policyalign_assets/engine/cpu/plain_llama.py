@@ -298,8 +298,13 @@ class _Decoding:
         return self._plain.logits(hidden_BD)
 
     def keep(self, live_b: torch.Tensor) -> None:
-        """Drops all other rows."""
+        """Drops all other rows. A row that keeps its place is not copied."""
+        moved_m = (live_b != torch.arange(len(live_b))).nonzero().flatten()
+        for cache_BGSD in (c for layer in self._cache for c in layer):
+            used_BGSD = cache_BGSD.narrow(2, 0, self._width)
+            used_BGSD[moved_m] = used_BGSD[live_b[moved_m]]
         self._cache = [
-            (keys_BGSD[live_b], values_BGSD[live_b]) for keys_BGSD, values_BGSD in self._cache
+            (keys_BGSD.narrow(0, 0, len(live_b)), values_BGSD.narrow(0, 0, len(live_b)))
+            for keys_BGSD, values_BGSD in self._cache
         ]
         self._mask_B11S, self._positions_B = self._mask_B11S[live_b], self._positions_B[live_b]

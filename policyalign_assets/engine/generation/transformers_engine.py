@@ -8,6 +8,7 @@ finished rows leave the batch. On a CPU, each core decodes batches of its own (`
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,8 @@ from policyalign_assets.engine.forward.shared_prefix import Prefix
 from policyalign_assets.engine.loading import LoadedModel
 from policyalign_assets.engine.responses import check_lengths, finished
 from policyalign_assets.engine.sampling import NO_TOKEN, choose, uniforms
+
+CHARACTERS = 4  # of a token, about
 
 
 class TransformersEngine:
@@ -42,9 +45,20 @@ class TransformersEngine:
     def generate(
         self, chats: Sequence[Chat], sampling: Sampling, progress: Progress | None = None
     ) -> list[Generation]:
-        return self.generate_ids(
-            [render(self.loaded.tokenizer, c) for c in chats], sampling, progress
-        )
+        return self.generate_ids(self._rendered(chats), sampling, progress)
+
+    def _rendered(self, chats: Sequence[Chat]) -> list[list[int]]:
+        """The token ids of each chat, from forks where there are thousands of long ones."""
+        about = [sum(len(m.content) for m in c) // CHARACTERS for c in chats]
+        forks = forks_for(self.forward, about)
+        size = max(1, math.ceil(len(chats) / (4 * forks)))
+        parts = [chats[at : at + size] for at in range(0, len(chats), size)]
+
+        def of_part(part: Sequence[Chat]) -> list[list[int]]:
+            return [render(self.loaded.tokenizer, c) for c in part]
+
+        made = dict(spread(of_part, parts, forks))
+        return [ids for i in range(len(parts)) for ids in made[i]]
 
     @torch.inference_mode()
     def generate_ids(
@@ -148,9 +162,19 @@ class TransformersEngine:
             if not live or t + 1 == sampling.max_new_tokens:
                 break
             if len(live) < len(live_rows):  # finished rows leave the batch
+                live = _closed_up(live)
                 live_b = torch.tensor(live, device=device)
                 decoding.keep(live_b)
                 live_rows = [live_rows[i] for i in live]
                 next_B, uniform_BT = next_B[live_b], uniform_BT[live_b]
             logits_BV = decoding.step(next_B)
         return out
+
+
+def _closed_up(live: list[int]) -> list[int]:
+    """These row numbers, in an order in which most rows stay where they are.
+
+    The last rows fill the gaps of the finished ones, so that few keys and values must be moved.
+    """
+    kept, last = set(live), iter([i for i in live if i >= len(live)])
+    return [i if i in kept else next(last) for i in range(len(live))]
