@@ -9,7 +9,8 @@ to Wilson's interval over the clusters of one seed, where that is wider.
 cases after training on the same tables, and each seed gives one difference. The interval is
 Student's t over seeds. The variance between seeds is never taken to be less than what the cases of
 one seed allow, so seeds that happen to agree make no interval of zero width. p-values are of the
-same t, with Holm's adjustment over all arms, for each figure by itself.
+same t, with Holm's adjustment over all arms, for each figure by itself. Over several policies, each
+pair of policy and seed gives a difference: a seed draws and trains anew under each policy.
 
 **What counts as wrong.** An answer that could not be judged is a miss in every suite: neither a
 refusal nor an answer. It is counted apart, too. An answer that was cut off is judged as it stands.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import math
 import statistics as plain
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +72,8 @@ class Share:
 class Difference:
     """An arm's share minus that of the arm it is compared with, over the seeds that both have.
 
-    low, high and p are None with one seed: then nothing is known about other seeds.
+    low, high and p are None with one seed: then nothing is known about other seeds. Over several
+    policies, `seeds` counts pairs of policy and seed.
     """
 
     estimate: float
@@ -102,7 +104,22 @@ class ArmFigures:
 
 def compared(sweep: Sweep, results: Sequence[TrialResult], partition: str) -> list[ArmFigures]:
     """The arms that have results under this policy, in the order of the sweep file."""
-    mine = sorted((r for r in results if r.partition == partition), key=lambda r: r.seed)
+    return [
+        replace(
+            arm,
+            shares={
+                name: share
+                for name, figure in FIGURES.items()
+                if (share := share_of(figure, arm.results)) is not None
+            },
+        )
+        for arm in compared_together(sweep, [r for r in results if r.partition == partition])
+    ]
+
+
+def compared_together(sweep: Sweep, results: Sequence[TrialResult]) -> list[ArmFigures]:
+    """The differences of each arm over all pairs of policy and seed, and no shares."""
+    mine = sorted(results, key=lambda r: (sweep.partitions.index(r.partition), r.seed))
     by_arm = {
         arm: [r for r in mine if r.arm == arm and not r.failed]
         for arm in sweep.arms
@@ -124,11 +141,7 @@ def compared(sweep: Sweep, results: Sequence[TrialResult], partition: str) -> li
             arm,
             own,
             [r for r in mine if r.arm == arm and r.failed],
-            {
-                name: share
-                for name, figure in FIGURES.items()
-                if (share := share_of(figure, own)) is not None
-            },
+            {},
             others[arm],
             raw[arm],
         )
@@ -205,11 +218,11 @@ def _redrawn(cases: Sequence[tuple[int, str]], rng: np.random.Generator) -> NDAr
 def _difference(
     figure: Figure, reference: Sequence[TrialResult], own: Sequence[TrialResult]
 ) -> Difference | None:
-    """Own minus reference over the seeds, and within them the cases, that both have."""
-    before = {r.seed: outcomes(figure, r) for r in reference}
+    """Own minus reference over the policies and seeds, and in them the cases, that both have."""
+    before = {(r.partition, r.seed): outcomes(figure, r) for r in reference}
     differences, within = [], []
     for result in own:
-        pairs = _pairs(before.get(result.seed, {}), outcomes(figure, result))
+        pairs = _pairs(before.get((result.partition, result.seed), {}), outcomes(figure, result))
         if pairs:
             differences.append(plain.fmean(after - first for first, after, _ in pairs))
             within.append(_variance_of_cases(pairs))

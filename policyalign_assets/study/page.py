@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from policyalign_assets.evaluation.suites import SUITES
 from policyalign_assets.report.formatting import markdown_cell
 from policyalign_assets.settings.base import BUNDLED, ENGLISH
-from policyalign_assets.study.analysis import FIGURES, ArmFigures, Difference, Share, compared
+from policyalign_assets.study.analysis import (
+    FIGURES,
+    ArmFigures,
+    Difference,
+    Share,
+    compared,
+    compared_together,
+)
 from policyalign_assets.study.measuring import LEFT_OUT
 from policyalign_assets.study.results import TrialResult
 from policyalign_assets.study.sweep import Sweep
@@ -55,23 +62,33 @@ def page_of(
         f"Made by `{sweep.made_by}`, which runs what is missing and writes this page anew. "
         "Do not edit it.",
     ]
-    for partition, arms in by_partition.items():
-        blocks.append(_where_ours_does_not_win(sweep, partition, arms))
+    together = compared_together(sweep, results) if len(by_partition) > 1 else []
+    summed_up = {"all policies together": together} if together else {}
+    by_name = {f"`{partition}`": arms for partition, arms in by_partition.items()}
+    for name, arms in (summed_up | by_name).items():
+        blocks.append(_where_ours_does_not_win(sweep, name, arms))
         if any(arm.differences for arm in arms):
             blocks.append(_where_ours_wins(sweep, arms))
     if not by_partition:
         blocks.append("**Nothing was run yet.**")
     blocks += [_design(sweep, results, earlier), "## The arms", _arms(sweep)]
+    if together:
+        blocks += [
+            "## All policies together",
+            "Each pair of policy and seed gives one difference.",
+            *_differences(together),
+            *_filtering(sweep, together, "pairs of policy and seed"),
+        ]
     for (partition, arms), plot in zip(by_partition.items(), plots, strict=True):
         blocks += _partition(sweep, partition, arms, plot)
     blocks += ["## What is missing", *_missing(missing, results), "## How to read it", *_NOTES]
     return "\n\n".join(blocks) + "\n", plots
 
 
-def _where_ours_does_not_win(sweep: Sweep, partition: str, arms: Sequence[ArmFigures]) -> str:
+def _where_ours_does_not_win(sweep: Sweep, where: str, arms: Sequence[ArmFigures]) -> str:
     """The first paragraph: for each figure, which arms are better, shown or on average alone."""
     ours = f"`{sweep.reference}`"
-    said = [f"**Where {ours} does not win** (`{partition}`)."]
+    said = [f"**Where {ours} does not win** ({where})."]
     rivals = [a for a in arms if a.against == sweep.reference]
     if not any(arm.differences for arm in rivals):
         return f"{said[0]} Nothing is compared yet: {ours} or all other arms have no result."
@@ -157,6 +174,22 @@ def _partition(sweep: Sweep, partition: str, arms: Sequence[ArmFigures], plot: s
         f"![Violations not refused against benign requests not answered, a point for each arm and "
         f"seed](images/{plot})",
         "### Differences",
+        *_differences(arms),
+        "### Does filtering pay?",
+        *_filtering(sweep, arms),
+        "### What it costs",
+        *_costs(arms),
+        "### Suite by suite",
+        "Mean over seeds, in percent.",
+        _suites(arms),
+        "### Answers that were not judged, or not finished",
+        _excluded(arms),
+    ]
+    return blocks
+
+
+def _differences(arms: Sequence[ArmFigures]) -> Iterable[str]:
+    return [
         "The arm minus the one that it is compared with, in points, with seeds as the unit "
         "(Student's t). **Bold**: p below 0.05 after Holm's adjustment over all arms.",
         _table(
@@ -171,17 +204,7 @@ def _partition(sweep: Sweep, partition: str, arms: Sequence[ArmFigures], plot: s
                 if a.against
             ],
         ),
-        "### Does filtering pay?",
-        *_filtering(sweep, arms),
-        "### What it costs",
-        *_costs(arms),
-        "### Suite by suite",
-        "Mean over seeds, in percent.",
-        _suites(arms),
-        "### Answers that were not judged, or not finished",
-        _excluded(arms),
     ]
-    return blocks
 
 
 def _name(sweep: Sweep, arm: str) -> str:
@@ -208,7 +231,7 @@ def _points(value: float) -> str:
     return f"{rounded:+.1f}" if rounded else "0.0"
 
 
-def _filtering(sweep: Sweep, arms: Sequence[ArmFigures]) -> Iterable[str]:
+def _filtering(sweep: Sweep, arms: Sequence[ArmFigures], unit: str = "seeds") -> Iterable[str]:
     """A sentence for each arm that selects instructions otherwise, and what follows from them."""
     lines, shown = [], False
     for arm in arms:
@@ -218,7 +241,7 @@ def _filtering(sweep: Sweep, arms: Sequence[ArmFigures]) -> Iterable[str]:
         shown = shown or found.verdict != "unclear"
         lines.append(
             f"- `{arm.arm}` minus `{arm.against}`, violations refused: {_difference(found)} "
-            f"points over {found.seeds} seeds."
+            f"points over {found.seeds} {unit}."
         )
     if not lines:
         return ["Not measured: no arm that selects instructions otherwise was run."]

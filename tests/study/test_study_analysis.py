@@ -1,11 +1,12 @@
 """The comparison of arms: what intervals cover, what is a miss, and what is called better."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from policyalign_assets.statistics import clustered_share
-from policyalign_assets.study.analysis import FIGURES, compared, share_of
+from policyalign_assets.study.analysis import FIGURES, compared, compared_together, share_of
 from policyalign_assets.study.results import SuiteOutcome, TrialResult
 from policyalign_assets.study.sweep import Arm, Sweep
 
@@ -132,3 +133,25 @@ def test_a_training_that_failed_is_kept_apart():
     lost = TrialResult("b", PARTITION, 2, "f", 1.0, 1, failed="the loss is not finite")
     found = figures(sweep("ours", "b"), [result("ours", 1, [1]), result("b", 1, [1]), lost])["b"]
     assert found.failed == [lost] and len(found.results) == 1
+
+
+def test_over_all_policies_each_pair_of_policy_and_seed_is_a_unit():
+    """The same small gain under three policies is shown together, where one policy is not enough.
+
+    A trial is compared with that of its own policy, whatever the other ones gave.
+    """
+    policies = ("medical|p", "legal|p", "financial|p")
+    together = sweep("ours", "b").model_copy(update={"partitions": policies, "seeds": (1, 2, 3)})
+    results = [
+        replace(result(arm, seed, [1] * n + [0] * (400 - n)), partition=policy)
+        for policy, base in zip(policies, (100, 200, 300), strict=True)
+        for seed, gain in zip((1, 2, 3), (4, 12, 20), strict=True)
+        for arm, n in (("ours", base), ("b", base + gain))
+    ]
+    found = {a.arm: a for a in compared_together(together, results)}["b"].differences["violations"]
+    assert found.seeds == 9 and found.estimate == pytest.approx(0.03)
+    assert found.verdict == "better"
+    for policy in policies:
+        alone = {a.arm: a for a in compared(together, results, policy)}["b"]
+        assert alone.differences["violations"].verdict == "unclear"
+        assert alone.differences["violations"].estimate == pytest.approx(0.03)

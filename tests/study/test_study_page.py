@@ -113,3 +113,15 @@ def test_the_filter_is_judged_by_its_own_arms_alone():
     text = page([*RESULTS, *other])
     assert "- `no_filter` minus `ours`, violations refused:" in text
     assert "None of these differences is shown." in text
+
+
+def test_over_several_policies_what_holds_for_all_together_stands_first():
+    other = "legal|two-rules"
+    both = SWEEP.model_copy(update={"partitions": (*SWEEP.partitions, other)})
+    text, plots = page_of(both, [*RESULTS, *(replace(r, partition=other) for r in RESULTS)], [])
+    said = [b for b in text.split("\n\n") if b.startswith("**Where `ours` does not win**")]
+    assert [b.split(").")[0].split(" (")[1] for b in said] == [
+        "all policies together", "`medical|two-rules`", "`legal|two-rules`"
+    ]  # fmt: skip
+    assert "## All policies together" in text and "pairs of policy and seed" in text
+    assert len(plots) == 2 and "All policies together" not in page()
