@@ -123,5 +123,5 @@ def test_over_several_policies_what_holds_for_all_together_stands_first():
     assert [b.split(").")[0].split(" (")[1] for b in said] == [
         "all policies together", "`medical|two-rules`", "`legal|two-rules`"
     ]  # fmt: skip
-    assert "## All policies together" in text and "pairs of policy and seed" in text
+    assert "## All policies together" in text
     assert len(plots) == 2 and "All policies together" not in page()
