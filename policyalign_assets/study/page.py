@@ -232,25 +232,36 @@ def _points(value: float) -> str:
 
 
 def _filtering(sweep: Sweep, arms: Sequence[ArmFigures], unit: str = "seeds") -> Iterable[str]:
-    """A sentence for each arm that selects instructions otherwise, and what follows from them."""
-    lines, shown = [], False
+    """A sentence for each arm that selects instructions otherwise, and what follows from them.
+
+    The default is in question in the arms that are compared with the reference; the other ones ask
+    about smaller shares and fewer steps.
+    """
+    lines: list[str] = []
+    of_default: list[str] = []  # differences that are shown
+    of_others: list[str] = []
     for arm in arms:
         found = arm.differences.get("violations")
         if sweep.arms[arm.arm].instructions == "top" or found is None:
             continue
-        shown = shown or found.verdict != "unclear"
         lines.append(
             f"- `{arm.arm}` minus `{arm.against}`, violations refused: {_difference(found)} "
             f"points over {found.seeds} {unit}."
         )
+        if found.verdict != "unclear":
+            said = f"`{arm.arm}` is {found.verdict} than `{arm.against}`"
+            (of_default if arm.against == sweep.reference else of_others).append(said)
     if not lines:
         return ["Not measured: no arm that selects instructions otherwise was run."]
-    said = (
-        "At least one of these differences is shown, in bold."
-        if shown
-        else "None of these differences is shown. So the filter is neither shown to help nor to "
-        "harm, and the default, which keeps three quarters of the violations, stays."
-    )
+    if of_default:
+        said = f"Shown, against the default: {'; '.join(of_default)}."
+    else:
+        said = (
+            "Against the default choice of violations, none of these differences is shown: the "
+            "filter is neither shown to help nor to harm. So the default stays."
+        )
+    if of_others:
+        said += f" Shown at fewer steps: {'; '.join(of_others)}."
     return ["\n".join(lines), said]
 
 

@@ -112,7 +112,16 @@ def test_the_filter_is_judged_by_its_own_arms_alone():
     other = [replace(r, arm="no_filter") for r in RESULTS if r.arm == "sft"]
     text = page([*RESULTS, *other])
     assert "- `no_filter` minus `ours`, violations refused:" in text
-    assert "None of these differences is shown." in text
+    assert "none of these differences is shown" in text and "So the default stays." in text
+    better = []
+    for result in (r for r in RESULTS if r.seed == 13):
+        for suite in ("violations", "violations_wrapped"):
+            share = {"ours": 0.5, "sft": 0.9}.get(result.arm, 0.5)
+            result = with_outcomes(result, suite, share)
+        better += [replace(result, seed=seed) for seed in range(13, 18)]
+    better += [replace(r, arm="no_filter") for r in better if r.arm == "sft"]
+    text = page(better)
+    assert "Shown, against the default: `no_filter` is better than `ours`." in text
 
 
 def test_over_several_policies_what_holds_for_all_together_stands_first():
