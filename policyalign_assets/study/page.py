@@ -32,6 +32,7 @@ ABOUT = {
     "[english-model.md](english-model.md). The bundled model has a study of its own "
     "([study.md](study.md)).",
 }
+PAIRS = "pairs of policy and seed"
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,8 @@ def page_of(
     if together:
         blocks += [
             "## All policies together",
-            "Each pair of policy and seed gives one difference.",
-            *_differences(together),
-            *_filtering(sweep, together, "pairs of policy and seed"),
+            *_differences(together, PAIRS),
+            *_filtering(sweep, together, PAIRS),
         ]
     for (partition, arms), plot in zip(by_partition.items(), plots, strict=True):
         blocks += _partition(sweep, partition, arms, plot)
@@ -188,9 +188,9 @@ def _partition(sweep: Sweep, partition: str, arms: Sequence[ArmFigures], plot: s
     return blocks
 
 
-def _differences(arms: Sequence[ArmFigures]) -> Iterable[str]:
+def _differences(arms: Sequence[ArmFigures], unit: str = "seeds") -> Iterable[str]:
     return [
-        "The arm minus the one that it is compared with, in points, with seeds as the unit "
+        f"The arm minus the one that it is compared with, in points, with {unit} as the unit "
         "(Student's t). **Bold**: p below 0.05 after Holm's adjustment over all arms.",
         _table(
             ("arm", "minus", *(f.label for f in FIGURES.values())),
