@@ -3,6 +3,8 @@
 Check it with `dagster definitions validate -m policyalign_assets.definitions`.
 """
 
+from pathlib import Path
+
 import dagster as dg
 
 from policyalign_assets.orchestration import (
@@ -24,7 +26,7 @@ from policyalign_assets.orchestration.realign import (
     nightly_realignment,
     policy_changes,
 )
-from policyalign_assets.orchestration.resources import DATA_DIR, Pipeline
+from policyalign_assets.orchestration.resources import DATA_DIR, POLICIES_DIR, Pipeline
 from policyalign_assets.orchestration.storage import ParquetStorage, RecordStorage
 
 defs = dg.Definitions(
@@ -45,6 +47,8 @@ defs = dg.Definitions(
     schedules=[nightly_realignment],
     resources={
         "pipeline": Pipeline(),
+        # Of sensors, which look every few seconds: Dagster takes 0.1 s to make a Pipeline.
+        "policies": Path(POLICIES_DIR),
         "launcher": launcher_from_environment(),
         "tables": ParquetStorage(data_dir=DATA_DIR),
         "records": RecordStorage(data_dir=DATA_DIR),

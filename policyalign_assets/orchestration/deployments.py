@@ -216,9 +216,9 @@ def out_of_date_deployments(
     + ("" if AUTOMATION.enabled else SWITCH_ON.replace("policy_changes", "deployment_changes")),
 )
 def deployment_changes(
-    context: dg.SensorEvaluationContext, pipeline: Pipeline
+    context: dg.SensorEvaluationContext, policies: dg.ResourceParam[Path]
 ) -> dg.SensorResult | dg.SkipReason:
-    found = find_policies(pipeline.policies, context.log.warning)
+    found = find_policies(policies, context.log.warning)
     known = set(context.instance.get_dynamic_partitions(NAME))
     wanted, broken = find_deployments(found.keys, Path(DEPLOYMENTS_DIR))
     live = {run.tags.get(PARTITION_TAG) for run in live_runs(context.instance)}

@@ -7,11 +7,13 @@ observation says what changed.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import dagster as dg
 
 from policyalign_assets.orchestration.found_policies import find_policies
 from policyalign_assets.orchestration.partitions import partitions
-from policyalign_assets.orchestration.resources import Pipeline, deployed_settings
+from policyalign_assets.orchestration.resources import deployed_settings
 from policyalign_assets.orchestration.source_versions import (
     POLICY_FILES,
     SETTINGS,
@@ -53,15 +55,16 @@ def depends_on_sources(stage: str) -> list[dg.AssetDep]:
 
 
 @dg.sensor(
-    minimum_interval_seconds=DEPLOYED.automation.sensor_seconds,
+    # For people who look at the UI, so never more often than they would notice.
+    minimum_interval_seconds=max(30, DEPLOYED.automation.sensor_seconds),
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Notes changed policies and settings, so that the UI shows what is out of date. "
     "It starts no runs: that is the work of policy_changes.",
 )
 def source_changes(
-    context: dg.SensorEvaluationContext, pipeline: Pipeline
+    context: dg.SensorEvaluationContext, policies: dg.ResourceParam[Path]
 ) -> dg.SensorResult | dg.SkipReason:
-    found = find_policies(pipeline.policies)  # policy_changes and the catalog log the mistakes
+    found = find_policies(policies)  # policy_changes and the catalog log the mistakes
     events = new_observations(context.instance, found.documents, DEPLOYED)
     for event in events:
         context.log.info(f"{event.partition}: {event.metadata[WHAT_CHANGED].value}")

@@ -27,7 +27,7 @@ from policyalign_assets.orchestration.partitions import (
     partitions,
     policy_of,
 )
-from policyalign_assets.orchestration.resources import EXPERIMENT, Pipeline
+from policyalign_assets.orchestration.resources import EXPERIMENT
 from policyalign_assets.settings import Settings
 from policyalign_assets.stages import fingerprints
 from policyalign_assets.stages.reasons import changes
@@ -248,11 +248,11 @@ def _stop_what_nobody_wants(
     + ("" if AUTOMATION.enabled else SWITCH_ON),
 )
 def policy_changes(
-    context: dg.SensorEvaluationContext, pipeline: Pipeline
+    context: dg.SensorEvaluationContext, policies: dg.ResourceParam[Path]
 ) -> dg.SensorResult | dg.SkipReason:
     for run_id in bury_dead_runs(context.instance):
         context.log.warning(f"run {run_id} had no process any more and is marked as failed")
-    found = find_policies(pipeline.policies, context.log.warning)
+    found = find_policies(policies, context.log.warning)
     present = {*found.policies, *found.broken}
     _stop_what_nobody_wants(context.instance, present, context.log.warning)
     known = set(context.instance.get_dynamic_partitions(NAME))
@@ -307,11 +307,11 @@ def _idle(partitions_found: int, left: Mapping[str, str], broken: Mapping[str, s
     ),
 )
 def nightly_realignment(
-    context: dg.ScheduleEvaluationContext, pipeline: Pipeline
+    context: dg.ScheduleEvaluationContext, policies: dg.ResourceParam[Path]
 ) -> Iterator[dg.RunRequest]:
     day = context.scheduled_execution_time.date().isoformat()
     wanted = desired_states(
-        pipeline.policies, assets.DEPLOYED, context.log.warning, parents_of(context.instance)
+        policies, assets.DEPLOYED, context.log.warning, parents_of(context.instance)
     )
     registered = set(context.instance.get_dynamic_partitions(NAME))
     yield from out_of_date(

@@ -69,11 +69,9 @@ class World:
 
     def look(self) -> list[str]:
         """A tick of the sensor. What it saw, as its daemon records it."""
-        pipeline = Pipeline(policies_dir=str(self.folder))
-        with dg.build_sensor_context(
-            instance=self.instance, resources={"pipeline": pipeline}
-        ) as context:
-            result = look(context)
+        result = look(
+            dg.build_sensor_context(instance=self.instance, resources={"policies": self.folder})
+        )
         if isinstance(result, dg.SkipReason):
             return []
         for event in result.asset_events:

@@ -28,7 +28,6 @@ from policyalign_assets.orchestration.realign import (
     out_of_date,
     policy_changes,
 )
-from policyalign_assets.orchestration.resources import Pipeline
 from policyalign_assets.settings import load_settings
 from policyalign_assets.stages import fingerprints
 from policyalign_assets.stages.registry import STAGES
@@ -235,10 +234,9 @@ def test_the_sensor_registers_new_folders_and_retires_deleted_ones_but_not_under
     instance, policies
 ):
     def tick():
-        with dg.build_sensor_context(
-            instance=instance, resources={"pipeline": Pipeline(policies_dir=str(policies))}
-        ) as context:
-            return policy_changes(context)
+        return policy_changes(
+            dg.build_sensor_context(instance=instance, resources={"policies": policies})
+        )
 
     added = tick()
     assert [r.partition_keys for r in added.dynamic_partitions_requests] == [
@@ -269,7 +267,7 @@ def test_the_nightly_schedule_asks_for_registered_partitions_only(instance, poli
     with dg.build_schedule_context(
         instance=instance,
         scheduled_execution_time=datetime(2026, 11, 24, 2, tzinfo=UTC),
-        resources={"pipeline": Pipeline(policies_dir=str(policies))},
+        resources={"policies": policies},
     ) as context:
         asked = {r.partition_key for r in nightly_realignment(context)}
     assert asked == {f"{d}|data-privacy" for d in ("medical", "legal", "financial")}
@@ -295,10 +293,9 @@ def test_an_edited_file_of_everyday_requests_redoes_training_and_report_and_a_mo
 
 
 def tick(instance, policies):
-    with dg.build_sensor_context(
-        instance=instance, resources={"pipeline": Pipeline(policies_dir=str(policies))}
-    ) as context:
-        return policy_changes(context)
+    return policy_changes(
+        dg.build_sensor_context(instance=instance, resources={"policies": policies})
+    )
 
 
 def test_only_partitions_that_exist_are_registered(instance, policies):
