@@ -10,9 +10,12 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -169,8 +172,25 @@ class Subprocess(OutOfProcess):
         ):
             environ = {**_with_sources(os.environ), **session.get_bootstrap_env_vars()}
             if self._workers is not None:
+                _load_ahead()
                 return self._workers.run(folder, environ)
             return run_guarded([sys.executable, *WORKER, folder], self.grace_seconds, environ)
+
+
+@cache
+def _load_ahead() -> None:
+    """Loads what this process's own stages need later, such as plots, while it waits for a worker.
+
+    Where that fails, the stage itself says why.
+    """
+
+    def load() -> None:
+        for stage in EVERY_STAGE.values():
+            if not stage.loads_model:
+                with contextlib.suppress(Exception):
+                    import_module(stage.module)
+
+    threading.Thread(target=load, daemon=True).start()
 
 
 def _with_sources(environ: Mapping[str, str]) -> dict[str, str]:
