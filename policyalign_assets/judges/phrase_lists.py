@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -59,7 +59,7 @@ class Phrases:
     def find(self, kind: Kind, text: str) -> re.Match[str] | None:
         """The first phrase of this kind in `text`, which is folded as in `sentences`."""
         for code in self.languages:
-            pattern = _compiled()[code].get(kind)
+            pattern = _compiled(code, kind)
             if pattern and (match := pattern.search(text)):
                 return match
         return None
@@ -72,7 +72,7 @@ def phrases_for(text: str) -> Phrases:
     """English always; other languages where their script or enough of their small words occur."""
     shares = languages(text)
     found = ["en"]
-    for code in _compiled():
+    for code in _written():
         if code in _SCRIPTS:
             if _SCRIPTS[code].search(text):
                 found.append(code)
@@ -89,14 +89,14 @@ def phrases_hash() -> str:
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> dict[str, dict[Kind, re.Pattern[str]]]:
+def _written() -> dict[str, dict[Kind, str]]:
     """{language: {kind: one pattern for all its phrases}}."""
     data = parse_shipped_yaml(PHRASES_FILE.read_text(encoding="utf-8"))
     parts = {
         name: part if isinstance(part, str) else f"(?:{'|'.join(part)})"
         for name, part in data["parts"].items()
     }
-    made: dict[str, dict[Kind, re.Pattern[str]]] = {}
+    made: dict[str, dict[Kind, str]] = {}
     for code, language in data["languages"].items():
         spaced = language.pop("boundaries", True)
         made[code] = {}
@@ -104,5 +104,12 @@ def _compiled() -> dict[str, dict[Kind, re.Pattern[str]]]:
             whole = "|".join(f"(?:{pattern})" for pattern in patterns)
             for name, part in parts.items():
                 whole = whole.replace("{" + name + "}", part)
-            made[code][kind] = re.compile(rf"(?<!\w)(?:{whole})(?!\w)" if spaced else whole)
+            made[code][kind] = rf"(?<!\w)(?:{whole})(?!\w)" if spaced else whole
     return made
+
+
+@cache
+def _compiled(code: str, kind: Kind) -> re.Pattern[str] | None:
+    """Compiled when a text needs it: all languages together take almost a second."""
+    pattern = _written()[code].get(kind)
+    return re.compile(pattern) if pattern else None

@@ -6,6 +6,7 @@ over words (rapidfuzz).
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 from datasketch import LeanMinHash, MinHash, MinHashLSH
@@ -14,13 +15,19 @@ from rapidfuzz.distance import Indel
 _PERMUTATIONS = 128
 
 
+@cache
+def _empty(permutations: int) -> MinHash:
+    """To draw its random permutations again for every text takes longer than to use them."""
+    return MinHash(num_perm=permutations, seed=1)
+
+
 def normalize(text: str) -> str:
     return " ".join(text.lower().split())
 
 
 def minhash(text: str, permutations: int = _PERMUTATIONS) -> MinHash:
     text = normalize(text)
-    signature = MinHash(num_perm=permutations, seed=1)
+    signature = _empty(permutations).copy()
     signature.update_batch({text[i : i + 5].encode() for i in range(max(1, len(text) - 4))})
     return signature
 
