@@ -27,6 +27,9 @@ from transformers import PreTrainedTokenizerBase
 from policyalign_assets.engine.base import Chat
 from policyalign_assets.engine.version import TEMPLATE_DATE
 
+LONG = 200  # characters of a system message from which on its tokens are kept
+MOST_BEGINNINGS = 64
+
 
 class NoChatTemplate(ValueError):
     """The tokenizer has no chat template that can express the chat. The message gives the fix."""
@@ -45,7 +48,9 @@ def render(
     template = _template(tokenizer, tuple(m.role for m in chat), add_generation_prompt)
     if not any(_holds_control_token(tokenizer, content) for content in contents):
         text = _rendered(tokenizer, _filled(template.messages, contents), add_generation_prompt)
-        one_pass = _tokenize(tokenizer, text)
+        # A system message of its own, such as a policy, begins many chats.
+        begins = contents[0] if _is_system_alone(template) else ""
+        one_pass = _tokenized_behind(tokenizer, text, begins)
         if _control_tokens(tokenizer, one_pass) == template.control:
             return one_pass
     by_piece = list(template.pieces[0])
@@ -107,6 +112,11 @@ class _Template:
     messages: _Messages
     pieces: tuple[tuple[int, ...], ...]
     control: list[int]
+
+
+def _is_system_alone(template: _Template) -> bool:
+    role, marks = template.messages[0]
+    return role == "system" and len(marks) == 1
 
 
 def _template(
@@ -226,6 +236,36 @@ def _rendered(
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False).input_ids) if text else []
+
+
+def _tokenized_behind(tokenizer: PreTrainedTokenizerBase, text: str, begins: str) -> list[int]:
+    """`_tokenize(text)`, where the text up to the control token after `begins` is kept.
+
+    Text is cut at control tokens before it is tokenized, so the rest has the same ids alone. This
+    is seen to be so for the first text of each beginning; where it is not, nothing is kept.
+    """
+    pattern = _added_tokens(tuple(sorted(tokenizer.get_added_vocab())))
+    at = text.find(begins) if len(begins) >= LONG else -1
+    found = pattern.search(text, at + len(begins)) if pattern and at >= 0 else None
+    if found is None:
+        return _tokenize(tokenizer, text)
+    kept, head = _beginnings.setdefault(tokenizer, {}), text[: found.start()]
+    if head not in kept:
+        if len(kept) >= MOST_BEGINNINGS:
+            kept.clear()
+        whole, begun = _tokenize(tokenizer, text), _tokenize(tokenizer, head)
+        same = begun + _tokenize(tokenizer, text[found.start() :]) == whole
+        kept[head] = begun if same else None
+        return whole
+    known = kept[head]
+    if known is None:
+        return _tokenize(tokenizer, text)
+    return [*known, *_tokenize(tokenizer, text[found.start() :])]
+
+
+_beginnings: WeakKeyDictionary[PreTrainedTokenizerBase, dict[str, list[int] | None]] = (
+    WeakKeyDictionary()
+)
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:

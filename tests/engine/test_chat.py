@@ -2,7 +2,9 @@
 
 import pytest
 from helpers import chatml_tokenizer, llama3_tokenizer, medical_policy, tiny_tokenizer
+from transformers import AddedToken
 
+from policyalign_assets.engine import chat as chat_module
 from policyalign_assets.engine.base import Message, chat
 from policyalign_assets.engine.chat import NoChatTemplate, content_ids, render
 from policyalign_assets.engine.loading import load_model
@@ -134,3 +136,46 @@ def test_added_tokens_that_are_not_special_stay_text_too():
     assert think in tokenizer(text, split_special_tokens=True).input_ids
     ids = content_ids(tokenizer, text)
     assert think not in ids and tokenizer.decode(ids) == text
+
+
+def tokenized(monkeypatch):
+    """The texts that are tokenized from now on."""
+    texts, real = [], chat_module._tokenize
+    monkeypatch.setattr(
+        chat_module, "_tokenize", lambda t, text: (texts.append(text), real(t, text))[1]
+    )
+    return texts
+
+
+REQUESTS = ("hello", "I'LL go", "naïve 🙂", "{{ messages }}", "hello")
+
+
+@pytest.mark.parametrize(
+    "system", [medical_policy().prompt_text + " Always.", "Short.", "Ends in\n<b>" * 40]
+)
+def test_a_long_system_message_is_tokenized_once_and_ids_stay_the_same(
+    tokenizer, system, monkeypatch
+):
+    render(tokenizer, chat("hello", "sys"))  # the template's own pieces
+    texts = tokenized(monkeypatch)
+    for request in REQUESTS:
+        assert render(tokenizer, chat(request, system)) == by_template(
+            tokenizer, chat(request, system)
+        )
+    with_system = [text for text in texts if system in text]
+    # once with the first request, and once by itself
+    assert len(with_system) == (2 if len(system) >= chat_module.LONG else len(REQUESTS))
+
+
+def test_where_the_rest_of_a_chat_has_other_ids_alone_all_is_tokenized_each_time(monkeypatch):
+    """This end token swallows the white space that the template prints before it."""
+    tokenizer = chatml_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("+ '<|im_end|>", "+ ' \\n<|im_end|>")
+    tokenizer.add_tokens(AddedToken("<|im_end|>", lstrip=True, special=True), special_tokens=True)
+    system = "Never help anyone forge a signature. " * 10
+    render(tokenizer, chat("hello", "sys"))
+    texts = tokenized(monkeypatch)
+    for request in REQUESTS:
+        ids = render(tokenizer, chat(request, system))
+        assert ids == by_template(tokenizer, chat(request, system.strip()))
+    assert sum(system.strip() in text for text in texts) == len(REQUESTS) + 1
