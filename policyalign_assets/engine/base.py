@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Role = Literal["system", "user", "assistant"]
 Progress = Callable[[int, int], None]  # called with (finished, total)
@@ -94,6 +94,35 @@ class TokenEngine(Engine, Protocol):
         numbers, so an answer does not depend on how the larger batch is split.
         """
         ...
+
+
+@runtime_checkable
+class GuessingEngine(TokenEngine, Protocol):
+    """An engine that answers faster where an answer can be guessed.
+
+    `guesses` are texts, such as the answers before an edit, and empty where there is none. Each is
+    compared with what the model gives in one forward pass. Right guesses save time, and wrong ones
+    cost some; either way, answers are those without guesses, up to rounding.
+    """
+
+    takes_guesses: bool
+
+    def generate(
+        self,
+        chats: Sequence[Chat],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        guesses: Sequence[str] = (),
+    ) -> list[Generation]: ...
+
+    def generate_ids(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        progress: Progress | None = None,
+        rows: Sequence[int] | None = None,
+        guesses: Sequence[str] = (),
+    ) -> list[Generation]: ...
 
 
 class AdapterEngine(TokenEngine, Protocol):

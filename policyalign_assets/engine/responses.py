@@ -33,6 +33,20 @@ def end_ids(
     return tuple(dict.fromkeys(i for i in (*ids, tokenizer.eos_token_id) if i is not None))
 
 
+def answer_if(
+    guess: Sequence[int], chosen: Sequence[int], sure: bool, ends: Sequence[int], most: int
+) -> list[int]:
+    """The tokens of the answer if they are those of `guess`, which has no end token; else none.
+
+    chosen: what the model chooses for each token of the guess, and after it.
+    sure: whether rounding decided no choice.
+    """
+    same = [*chosen[: len(guess)]] == [*guess[: len(chosen)]]
+    over = chosen[-1] in ends if len(chosen) > len(guess) else len(chosen) == most
+    inside = any(token in ends for token in chosen[:-1])
+    return list(chosen) if sure and same and over and not inside else []
+
+
 def finished(
     tokens: Sequence[int], ends: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> Generation:

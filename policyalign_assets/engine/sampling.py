@@ -15,6 +15,9 @@ from policyalign_assets.engine.base import Sampling
 
 CODE_VERSION = 1  # raise it when new code changes how tokens are drawn
 
+# A choice is sure if the logits' lead, or the distance from the next token's share, is above these.
+SURE_LOGIT, SURE_SHARE = 1e-3, 1e-4
+
 NO_TOKEN = -1  # returned instead of a token id where the logits are NaN
 
 
@@ -46,6 +49,31 @@ def choose(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor)
     if temperature == 0:
         best = logits_BV.max(-1)
         return torch.where(best.values.isnan(), NO_TOKEN, best.indices)
+    return _drawn(logits_BV, temperature, uniform_B)[0]
+
+
+def choose_surely(
+    logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `choose` returns, and whether rounding cannot have decided it: (tokens_B, sure_B).
+
+    Logits of the same token differ by rounding if they are computed in another batch.
+    """
+    if temperature == 0:
+        best_B2, tokens_B2 = logits_BV.topk(2)
+        tokens_B = torch.where(best_B2[:, 0].isnan(), NO_TOKEN, tokens_B2[:, 0])
+        return tokens_B, best_B2[:, 0] - best_B2[:, 1] > SURE_LOGIT
+    tokens_B, cumulative_BV, below_B1 = _drawn(logits_BV, temperature, uniform_B)
+    end_B1 = tokens_B[:, None].clamp_min(0)
+    above_B1 = cumulative_BV.gather(1, end_B1) - below_B1
+    begin_B1 = torch.where(end_B1 > 0, cumulative_BV.gather(1, (end_B1 - 1).clamp_min(0)), -1.0)
+    return tokens_B, (torch.minimum(above_B1, below_B1 - begin_B1) > SURE_SHARE)[:, 0]
+
+
+def _drawn(
+    logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(tokens_B, cumulative_BV, the points below_B1 of the distributions that chose them)."""
     logits_BV = logits_BV.float() if temperature == 1 else logits_BV.float() / temperature
     cumulative_BV = logits_BV.softmax(-1).cumsum(-1)
     total_B1 = cumulative_BV[:, -1:]  # 1, except for rounding
@@ -54,4 +82,8 @@ def choose(logits_BV: torch.Tensor, temperature: float, uniform_B: torch.Tensor)
         uniform_B[:, None] * total_B1, total_B1.nextafter(torch.zeros_like(total_B1))
     )
     tokens_B1 = torch.searchsorted(cumulative_BV, below_B1, right=True)
-    return torch.where(total_B1.isnan(), NO_TOKEN, tokens_B1)[:, 0]
+    return (
+        torch.where(total_B1.isnan(), NO_TOKEN, tokens_B1)[:, 0],
+        cumulative_BV,
+        below_B1,
+    )

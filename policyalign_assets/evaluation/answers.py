@@ -21,6 +21,7 @@ from policyalign_assets.engine.base import (
     Chat,
     Engine,
     Generation,
+    GuessingEngine,
     PromptTooLong,
     Sampling,
     TokenEngine,
@@ -43,10 +44,15 @@ CODE_VERSION = 2
 
 @dataclass(frozen=True)
 class Request:
-    """A chat that ends with a message of the user. `opening`: how the answer must begin."""
+    """A chat that ends with a message of the user.
+
+    opening: how the answer must begin.
+    guess: what it may be, such as the answer before an edit. It saves time, and decides nothing.
+    """
 
     chat: Chat
     opening: str = ""
+    guess: str = ""
 
 
 Generate = Callable[[Engine, Sequence[Request], Sampling], Sequence[Generation | None]]
@@ -82,8 +88,13 @@ def all_at_once(
     engine: Engine, requests: Sequence[Request], sampling: Sampling
 ) -> Sequence[Generation]:
     """Generates every answer in one call. Raises PromptTooLong if any request does not fit."""
+    guessing = isinstance(engine, GuessingEngine) and any(r.guess for r in requests)
     if not any(r.opening for r in requests):
-        return engine.generate([r.chat for r in requests], sampling)
+        chats = [r.chat for r in requests]
+        if guessing:
+            guesses = [r.guess for r in requests]
+            return cast(GuessingEngine, engine).generate(chats, sampling, guesses=guesses)
+        return engine.generate(chats, sampling)
     if not hasattr(engine, "generate_ids"):
         raise TypeError(f"{type(engine).__name__} cannot continue an answer that was begun")
     from policyalign_assets.engine.chat import content_ids, render
@@ -92,6 +103,9 @@ def all_at_once(
     tokenizer = token_engine.tokenizer
     begun = [content_ids(tokenizer, r.opening) if r.opening else [] for r in requests]
     prompts = [render(tokenizer, r.chat) + b for r, b in zip(requests, begun, strict=True)]
+    if guessing:
+        rest = [r.guess.removeprefix(r.opening) for r in requests]
+        return cast(GuessingEngine, engine).generate_ids(prompts, sampling, guesses=rest)
     return token_engine.generate_ids(prompts, sampling)
 
 

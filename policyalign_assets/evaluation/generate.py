@@ -6,7 +6,7 @@ are made later (see judging.py), except for multiple choice, which lm-eval both 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.util import find_spec
@@ -36,7 +36,7 @@ from policyalign_assets.evaluation.lm_eval_harness import (
     installed,
 )
 from policyalign_assets.evaluation.red_team_coverage import RedTeamCoverage
-from policyalign_assets.evaluation.suites import ALIGNED_POLICY, ARMS, SUITES
+from policyalign_assets.evaluation.suites import ALIGNED_POLICY, ARMS, SUITES, TEACHER
 from policyalign_assets.evaluation.withdrawn import WithdrawnRules
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.settings import EvaluationSettings
@@ -101,6 +101,7 @@ def generate(
     report: Callable[[str], None] = lambda _: None,
     store: Path | None = None,
     repeats: Mapping[str, Model] = MappingProxyType({}),
+    earlier: pa.Table | None = None,
 ) -> tuple[pa.Table, list[BenchmarkRun]]:
     """Greedy answers of each arm (GENERATIONS), and what became of each benchmark.
 
@@ -111,6 +112,8 @@ def generate(
         model is asked without the policy in its prompt.
     store: folder in which answers are kept. Answers that it holds are not generated again, and a
         model all of whose answers it holds is not loaded.
+    earlier: rows of GENERATIONS from before an edit. Most answers stay as they were, which is
+        faster to check than to find out. They decide no answer.
     Raises PromptTooLong if the policy and a held-out case do not fit into the model's context. A
     case of a probe or of a public benchmark that does not fit stays unanswered.
     """
@@ -134,6 +137,7 @@ def generate(
         (evenly(free, most, lambda case: f"{case.benchmark} {case.kind}"), what_fits),
     )
     of_base, of_aligned = tuple(ARMS)[:2], tuple(ARMS)[2:]
+    guesses = _guesses(earlier.to_pylist() if earlier else [])
     of_repeats = [((arm,), model) for arm, model in repeats.items()]
     for arms, unopened in ((of_base, base), (of_aligned, aligned), *of_repeats):
         model = replace(unopened, engine=cache(unopened.engine))  # loaded at most once for both
@@ -143,14 +147,34 @@ def generate(
             public_cases = len(asked[1][0])
             own = sum(len(group) for group, _ in asked) - public_cases
             report(f"arm {arm}: {own} held-out cases, {public_cases} cases of public benchmarks")
+            if arm not in of_base:  # it was taught what the teacher says
+                guesses[arm] = _guesses(rows).get(TEACHER, {}) | guesses.get(arm, {})
             for group, how in asked:
-                made = replies_of(model, group, system, policy.prompt_text, sampling, store, how)
+                made = replies_of(
+                    model,
+                    group,
+                    system,
+                    policy.prompt_text,
+                    sampling,
+                    store,
+                    how,
+                    guesses.get(arm, {}),
+                )
                 rows += [answer_row(arm, c, a) for c, a in zip(group, made, strict=True)]
     same = {"policy_hash": policy.content_hash}
     return pa.Table.from_pylist(
         [{**row, **same, **(_NO_TEXT if row["benchmark"] in unquotable else {})} for row in rows],
         GENERATIONS,
     ), runs
+
+
+def _guesses(rows: Iterable[Row]) -> dict[str, dict[str, str]]:
+    """{arm: {request: answer}} of the requests that stand alone."""
+    guesses: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row["prompt"] and row["response"] and not row["conversation"]:
+            guesses.setdefault(row["arm"], {})[row["prompt"]] = row["response"]
+    return guesses
 
 
 class Asked(Protocol):
@@ -168,6 +192,7 @@ def replies_of(
     sampling: Sampling,
     store: Path | None,
     generate: Generate,
+    guesses: Mapping[str, str] = MappingProxyType({}),
 ) -> list[list[Answer | None]]:
     """The model's replies in each conversation, in order. None stands for one that did not fit.
 
@@ -188,7 +213,8 @@ def replies_of(
             conversation = cases[i].conversation
             earlier = [a.text for a in made[i] if a is not None]
             chat = conversation.chat(earlier, policy if conversation.with_policy else system)
-            requests.append(Request(chat, conversation.opening_of(earlier)))
+            guess = "" if earlier else guesses.get(conversation.text, "")
+            requests.append(Request(chat, conversation.opening_of(earlier), guess))
         new = answers(model, requests, sampling, store, generate)
         for i, answer in zip(open_cases, new, strict=True):
             made[i].append(answer)

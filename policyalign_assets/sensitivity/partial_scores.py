@@ -5,6 +5,7 @@ A killed run continues where it stopped, and a million rows need no more memory 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,12 +28,15 @@ class PartialScores:
 
     def remaining(self, table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
         """Yields (first row, slice) for each part that is not saved yet, in order."""
-        for start in range(0, table.num_rows, self._rows):
+        starts = list(range(0, table.num_rows, self._rows))
+        if len(starts) > 1 and table.num_rows - starts[-1] < self._rows / 2:
+            starts.pop()  # a few rows are computed with the part before them
+        for start, end in itertools.pairwise([*starts, table.num_rows]):
             file = self._file(start)
             if file and file.exists():
                 self._parts[start] = _mapped(file)
             else:
-                yield start, table.slice(start, self._rows)
+                yield start, table.slice(start, end - start)
 
     def save(self, start: int, result: pa.Table) -> None:
         """Saves the result of the slice that begins at row `start`."""

@@ -14,29 +14,42 @@ Raise `CODE_VERSION` (`version.py`) when a change here changes these columns.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from policyalign_assets.engine.base import Generation, Progress, Sampling, TokenEngine, chat
-from policyalign_assets.engine.chat import render
+from policyalign_assets.engine.base import (
+    Generation,
+    GuessingEngine,
+    Progress,
+    Sampling,
+    TokenEngine,
+    chat,
+)
+from policyalign_assets.engine.chat import content_ids, render
 from policyalign_assets.engine.choose_forward import forward_of
 from policyalign_assets.engine.cpu.forks import batches_for, forks_for, spread
 from policyalign_assets.engine.forward.protocol import Forward
-from policyalign_assets.engine.forward.scoring import prompt_prefix, response_hidden
+from policyalign_assets.engine.forward.scoring import (
+    logits_held,
+    prompt_prefix,
+    response_hidden,
+)
 from policyalign_assets.engine.loading import LoadedModel
-from policyalign_assets.engine.responses import check_lengths
+from policyalign_assets.engine.responses import answer_if, check_lengths, finished
+from policyalign_assets.engine.sampling import choose_surely, uniforms
 from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.sensitivity.divergences import TokenDivergences, token_divergences
 from policyalign_assets.sensitivity.partial_scores import PartialScores
 from policyalign_assets.settings import SensitivitySettings
 from policyalign_assets.tables import SENSITIVITY
 
-LOGITS = 1 << 24  # logits of one side held at a time (64 MiB in float32)
+GUESSES_TRIED = 64  # instructions whose earlier responses are compared before all others
 
 
 def score_instructions(
@@ -48,15 +61,25 @@ def score_instructions(
     batch_tokens: int,
     progress: Progress | None = None,
     parts: PartialScores | None = None,
+    earlier: pa.Table | None = None,
 ) -> pa.Table:
     """Returns a SENSITIVITY table, one row per instruction in their order.
 
     Scores of an empty response are null; what a judge decides is null until `with_flips`. With
     `parts`, rows are saved as they are computed: a killed call continues there, and the table is
     read from there.
+    earlier: rows of SENSITIVITY from before an edit, in any order. Most responses stay as they
+        were, and the pass that scores them shows so. They decide no response.
     Raises PromptTooLong; for the longest text before any work.
     """
-    scorer = _Scorer(loaded, forward_of(loaded.model), engine, settings, batch_tokens)
+    scorer = _Scorer(
+        loaded,
+        forward_of(loaded.model),
+        engine,
+        settings,
+        batch_tokens,
+        _responses(earlier) if isinstance(engine, GuessingEngine) else {},
+    )
     scorer.forward.read()
     parts = parts or PartialScores()
     longest = max(instructions["text"].to_pylist(), key=len, default="")
@@ -115,6 +138,40 @@ def _scores(
     }
 
 
+Pair = tuple[str, str]  # the student's response and the teacher's
+SIDES = (0, 1)
+
+
+def _responses(earlier: pa.Table | None) -> dict[str, Pair]:
+    """The pair of responses to each instruction."""
+    if earlier is None:
+        return {}
+    names = ("text", "student_response", "teacher_response")
+    rows = zip(*(earlier[name].to_pylist() for name in names), strict=True)
+    return {text: (student or "", teacher or "") for text, student, teacher in rows}
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A response of one instruction, to be read by both sides.
+
+    row: of the part. side: whose response it is. tokens: of the response; of a guess, without its
+    end token. guess: whether it is yet to be seen if that side gives it.
+    """
+
+    row: int
+    side: int
+    tokens: tuple[int, ...]
+    guess: bool = False
+
+
+class _Read(NamedTuple):
+    """What a pass over a response shows. `tokens` are those of a guess that is right, else none."""
+
+    tokens: list[int]
+    divergences: TokenDivergences
+
+
 @dataclass(frozen=True)
 class _Scorer:
     loaded: LoadedModel
@@ -122,6 +179,7 @@ class _Scorer:
     engine: TokenEngine
     settings: SensitivitySettings
     batch_tokens: int
+    earlier: Mapping[str, Pair]
 
     def prompts(self, texts: Sequence[str], system: str | None = None) -> list[list[int]]:
         return [render(self.loaded.tokenizer, chat(t, system)) for t in texts]
@@ -129,24 +187,36 @@ class _Scorer:
     def rows(self, part: pa.Table, start: int, policy_text: str) -> list[dict[str, Any]]:
         """The rows of `part`, whose first row is number `start` of the whole table."""
         texts = part["text"].to_pylist()
-        student_prompts, teacher_prompts = self.prompts(texts), self.prompts(texts, policy_text)
         settings, n = self.settings, part.num_rows
-        sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.seed)
-        # Numbered in the whole table, so that samples do not depend on where parts begin.
-        row_numbers = range(start, start + n)
-        students = self.engine.generate_ids(student_prompts, sampling, rows=row_numbers)
-        teachers = self.engine.generate_ids(teacher_prompts, sampling, rows=row_numbers)
-        # A divergence needs both sides' logits on a response: each side reads both responses.
-        with self.forward.applied():
-            divergences = self.divergences(
-                student_prompts * 2,
-                teacher_prompts * 2,
-                [g.token_ids for g in (*students, *teachers)],
+        work = _Part(
+            (self.prompts(texts), self.prompts(texts, policy_text)),
+            Sampling(settings.max_new_tokens, settings.temperature, settings.seed),
+            # Numbered in the whole table, so that samples do not depend on where parts begin.
+            range(start, start + n),
+        )
+        generations, divergences = self.guessed_right(work, texts)
+        for side in SIDES:
+            left = [i for i in range(n) if i not in generations[side]]
+            made = self.engine.generate_ids(
+                [work.prompts[side][i] for i in left],
+                work.sampling,
+                rows=[work.numbers[i] for i in left],
             )
+            generations[side].update(zip(left, made, strict=True))
+        items = [
+            _Item(i, side, generations[side][i].token_ids)
+            for side in SIDES
+            for i in range(n)
+            if i not in divergences[side] and generations[side][i].token_ids
+        ]
+        for item, read in zip(items, self.read(work, items), strict=True):
+            divergences[item.side][item.row] = read.divergences
+        students, teachers = ([of_side[i] for i in range(n)] for of_side in generations)
+        on_student, on_teacher = ([of_side.get(i) for i in range(n)] for of_side in divergences)
         return rows_of(
             part,
             (students, teachers),
-            (divergences[:n], divergences[n:]),
+            (on_student, on_teacher),
             {
                 "seed": settings.seed,
                 "model_id": self.loaded.model_id,
@@ -154,45 +224,128 @@ class _Scorer:
             },
         )
 
+    def guessed_right(
+        self, work: _Part, texts: Sequence[str]
+    ) -> tuple[list[dict[int, Generation]], list[dict[int, TokenDivergences]]]:
+        """Responses that are those of the earlier table, and their divergences: by side and row.
+
+        A few are tried first. If most of them have changed, so have the others, probably.
+        """
+        generations: list[dict[int, Generation]] = [{}, {}]
+        divergences: list[dict[int, TokenDivergences]] = [{}, {}]
+        tokenizer, ends = self.loaded.tokenizer, self.loaded.end_ids
+        known = [i for i, text in enumerate(texts) if any(self.earlier.get(text, ()))]
+        trial = known[:: max(1, len(known) // GUESSES_TRIED)]
+        for rows in (trial, sorted({*known} - {*trial})):
+            items = [
+                _Item(i, side, (*content_ids(tokenizer, guess),), guess=True)
+                for side in SIDES
+                for i in rows
+                if (guess := self.earlier[texts[i]][side])
+            ]
+            right = 0
+            for item, read in zip(items, self.read(work, items), strict=True):
+                if read.tokens:
+                    right += 1
+                    generations[item.side][item.row] = finished(read.tokens, ends, tokenizer)
+                    divergences[item.side][item.row] = read.divergences
+            if right < len(items) / 2:
+                break
+        return generations, divergences
+
     @torch.inference_mode()
-    def divergences(
-        self,
-        student_prompts: Sequence[list[int]],
-        teacher_prompts: Sequence[list[int]],
-        responses: Sequence[Sequence[int]],
-    ) -> list[TokenDivergences | None]:
-        """The token divergences on each response; None for an empty one."""
-        forward = self.forward
-        results: list[TokenDivergences | None] = [None] * len(responses)
-        todo = [i for i, r in enumerate(responses) if r]
-        prefix = prompt_prefix(forward, teacher_prompts)
-        shared = prefix.length if prefix else 0
-        step = max(1, LOGITS // forward.model.config.get_text_config().vocab_size)
-        lengths = [len(teacher_prompts[i]) - shared + len(responses[i]) for i in todo]
-        forks = forks_for(forward, lengths)
-        batches = [
-            [todo[j] for j in batch] for batch in batches_for(forks, lengths, self.batch_tokens)
+    def read(self, work: _Part, items: Sequence[_Item]) -> list[_Read]:
+        """Both sides read each response: a divergence needs the logits of both."""
+        if not items:
+            return []
+        forward, most, ends = self.forward, work.sampling.max_new_tokens, self.loaded.end_ids
+        # Both sides give many instructions the same response, which is read once.
+        first: dict[tuple[int, tuple[int, ...]], int] = {}
+        same = [first.setdefault((item.row, item.tokens), at) for at, item in enumerate(items)]
+        todo = sorted(first.values())
+        made: dict[int, Any] = {}
+        with forward.applied():
+            prefix = prompt_prefix(forward, work.prompts[1])
+            shared = prefix.length if prefix else 0
+            step = logits_held(forward)
+            lengths = [
+                len(work.prompts[1][items[at].row]) - shared + len(items[at].tokens) for at in todo
+            ]
+            forks = forks_for(forward, lengths)
+            batches = [
+                [todo[j] for j in batch] for batch in batches_for(forks, lengths, self.batch_tokens)
+            ]
+
+            def of_batch(batch: list[int]) -> list[tuple[list[np.ndarray], list[list[int]]]]:
+                """Divergences and what each side samples, as another process can send them."""
+                some = [items[at] for at in batch]
+                # A guess lacks the token after it, which is predicted all the same.
+                responses = [
+                    [*item.tokens, ends[0]][:most] if item.guess else item.tokens for item in some
+                ]
+                student_MD, teacher_MD = (
+                    response_hidden(
+                        forward, [prompts[item.row] for item in some], responses, side_prefix
+                    )
+                    for prompts, side_prefix in zip(work.prompts, (None, prefix), strict=True)
+                )
+                sizes = [len(response) for response in responses]
+                uniform_BT = uniforms(work.sampling, [work.numbers[item.row] for item in some])
+                uniform_M = torch.cat(
+                    [row_T[:size] for row_T, size in zip(uniform_BT, sizes, strict=True)]
+                )
+                guesses = any(item.guess for item in some)
+                chunks = []
+                for at in range(0, len(student_MD), step):
+                    logits = [
+                        forward.logits(side_MD[at : at + step]).float()
+                        for side_MD in (student_MD, teacher_MD)
+                    ]
+                    sampled = (
+                        [
+                            choose_surely(
+                                side_MV,
+                                work.sampling.temperature,
+                                uniform_M[at : at + step].to(side_MV.device),
+                            )
+                            for side_MV in logits
+                        ]
+                        if guesses
+                        else []
+                    )
+                    chunks.append((*token_divergences(*logits), *itertools.chain(*sampled)))
+                per_token = [torch.cat(chunk).cpu().split(sizes) for chunk in zip(*chunks)]
+                found = []
+                for row, item in enumerate(some):
+                    parts = [part[row] for part in per_token]
+                    right = [
+                        answer_if(
+                            item.tokens[:most],
+                            tokens_m.tolist(),
+                            bool(sure_m.all()),
+                            ends,
+                            most,
+                        )
+                        for tokens_m, sure_m in zip(parts[3::2], parts[4::2], strict=True)
+                    ]
+                    found.append(([part.numpy() for part in parts[:3]], right))
+                return found
+
+            for at, found in spread(of_batch, batches, forks):
+                made.update(zip(batches[at], found, strict=True))
+        return [
+            _Read(
+                made[at][1][item.side] if item.guess else [],
+                TokenDivergences(*map(torch.from_numpy, made[at][0])),
+            )
+            for item, at in zip(items, same, strict=True)
         ]
 
-        def of_batch(rows: list[int]) -> list[list[np.ndarray]]:
-            """The divergences of each row of a batch, as arrays that another process can send."""
-            tokens = [responses[i] for i in rows]
-            student_MD = response_hidden(forward, [student_prompts[i] for i in rows], tokens)
-            teacher_MD = response_hidden(
-                forward, [teacher_prompts[i] for i in rows], tokens, prefix
-            )
-            chunks = [
-                token_divergences(
-                    forward.logits(student_MD[at : at + step]).float(),
-                    forward.logits(teacher_MD[at : at + step]).float(),
-                )
-                for at in range(0, len(student_MD), step)
-            ]
-            per_token = (torch.cat(chunk).cpu() for chunk in zip(*chunks))
-            per_row = (x.split([len(t) for t in tokens]) for x in per_token)
-            return [[x.numpy() for x in of_row] for of_row in zip(*per_row, strict=True)]
 
-        for at, made in spread(of_batch, batches, forks):
-            for i, of_row in zip(batches[at], made, strict=True):
-                results[i] = TokenDivergences(*map(torch.from_numpy, of_row))
-        return results
+@dataclass(frozen=True)
+class _Part:
+    """Consecutive rows of the table: the prompts of student and teacher, and the rows' numbers."""
+
+    prompts: tuple[list[list[int]], list[list[int]]]
+    sampling: Sampling
+    numbers: Sequence[int]

@@ -34,13 +34,14 @@ from policyalign_assets.policy import PolicyDocument
 from policyalign_assets.records import Checkpoint
 from policyalign_assets.settings import Settings
 from policyalign_assets.stages.aligned_engine import base_and_aligned
+from policyalign_assets.stages.earlier import earlier_table
 from policyalign_assets.stages.facts import Facts, markdown_table, preview
 from policyalign_assets.stages.interface import StageContext, StageResult
 from policyalign_assets.stages.red_team_prompts import coverage_table, measured_coverage
 from policyalign_assets.stages.shaping import tokenizer_packages
 from policyalign_assets.stages.sources import digest
 from policyalign_assets.stages.withdrawn_requests import withdrawn_requests
-from policyalign_assets.tables import GENERATIONS_INFO
+from policyalign_assets.tables import GENERATIONS, GENERATIONS_INFO
 
 VERSIONS = (
     "policyalign-assets",
@@ -84,6 +85,7 @@ def make(
             context.report,
             scratch_folder(context.data) / "generations",
             repeats,
+            earlier_table(context, "generations", policy_document, GENERATIONS),
         )
     asked = GenerationsInfo(
         distilled_checkpoint.checkpoint_id,

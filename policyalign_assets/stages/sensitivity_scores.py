@@ -17,10 +17,12 @@ from policyalign_assets.sensitivity.partial_scores import PartialScores
 from policyalign_assets.sensitivity.score import score_instructions
 from policyalign_assets.sensitivity.served import score_by_servers
 from policyalign_assets.settings import Settings
+from policyalign_assets.stages.earlier import earlier_table
 from policyalign_assets.stages.facts import preview
 from policyalign_assets.stages.fingerprints import recipe
 from policyalign_assets.stages.interface import StageContext, StageResult
 from policyalign_assets.stages.unfinished import claim, work_folder
+from policyalign_assets.tables import SENSITIVITY
 
 # labels in the registry that concern the verdicts alone
 VERDICTS = {
@@ -94,6 +96,7 @@ def make(
                 settings.model.batch_tokens,
                 progress,
                 parts,
+                earlier_table(context, "sensitivity_scores", policy_document, SENSITIVITY),
             )
         del loaded, engine  # a judge in this process needs the memory
     judge = (

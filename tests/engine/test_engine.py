@@ -451,10 +451,10 @@ def test_running_out_of_memory_halves_the_batch_and_changes_no_answer(monkeypatc
     engine = TransformersEngine(loaded, 10_000)
     real = engine._decode
 
-    def scarce(suffixes, *rest):
-        if len(suffixes) > 1:
+    def scarce(work, batch):
+        if len(batch) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(suffixes, *rest)
+        return real(work, batch)
 
     monkeypatch.setattr(engine, "_decode", scarce)
     assert engine.generate_ids(PROMPTS, sampling) == expected

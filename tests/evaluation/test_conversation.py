@@ -241,3 +241,51 @@ def test_further_training_runs_answer_what_the_aligned_model_answers_without_the
     assert arms["aligned@14"] == arms["aligned"] == ["violations", "probe_wording"]
     assert arms["aligned_policy"] == ["violations"]
     assert [[m.role for m in chat] for chat in engines["other"].asked] == [["user"], ["user"]]
+
+
+class Guessing(Echo):
+    """Takes guesses, and answers as it likes."""
+
+    takes_guesses, tokenizer, device = True, None, "cpu"
+
+    def __init__(self):
+        super().__init__()
+        self.guessed = {}
+
+    def generate(self, chats, sampling, progress=None, guesses=()):
+        self.guessed |= {(c[0].content, c[-1].content): g for c, g in zip(chats, guesses)}
+        return super().generate(chats, sampling)
+
+    def generate_ids(self, prompts, sampling, progress=None, rows=None, guesses=()): ...
+
+
+def test_answers_from_before_an_edit_are_guesses_for_the_same_arm_and_request():
+    cases = [case(Conversation.of(text), "violations") for text in ("One?", "Two?")]
+    cases.append(case(Conversation.of("Three?", "Now?")))
+    policy = POLICY.prompt_text
+    model = Model("m", Guessing)
+    first, _ = generate(cases, [], model, model, POLICY, EvaluationSettings())
+    before = first.to_pylist()
+    for row in before:
+        row["response"] = f"{row['arm']} said {row['response']}"
+    earlier = pa.Table.from_pylist([r for r in before if r["prompt"] != "Two?"], first.schema)
+
+    base, aligned = Guessing(), Guessing()
+    again, _ = generate(
+        cases,
+        [],
+        Model("base", lambda: base),
+        Model("aligned", lambda: aligned),
+        POLICY,
+        EvaluationSettings(),
+        earlier=earlier,
+    )
+    assert again.equals(first)
+    # what stood in no earlier row has no guess, and neither has a conversation of several turns
+    assert base.guessed["One?", "One?"] == "base said reply 1"
+    assert base.guessed[policy, "One?"] == "base_policy said reply 2"
+    assert not base.guessed["Two?", "Two?"] and ("Three?", "Three?") not in base.guessed
+    # the aligned model was taught what the teacher has just said
+    assert aligned.guessed["One?", "One?"] == "aligned said reply 1"
+    assert aligned.guessed["Two?", "Two?"] == "reply 2"
+    assert aligned.guessed[policy, "Two?"] == "reply 2"

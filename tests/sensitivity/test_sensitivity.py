@@ -364,3 +364,74 @@ def test_a_killed_run_goes_on_after_its_last_part(loaded, tmp_path):
     )
     assert score(loaded, counting, parts=PartialScores(tmp_path / "killed", rows=2)).equals(whole)
     assert sum(asked) == 2 * (len(TEXTS) - 4)
+
+
+# ---- responses from before an edit ---------------------------------------------------------------
+
+
+def rescored(loaded, earlier, **changed):
+    """The table, and how many responses were sampled for it."""
+    engine, sampled = TransformersEngine(loaded, 16_384), []
+    real = engine.generate_ids
+
+    def noted(prompts, *rest, **named):
+        sampled.extend(prompts)
+        return real(prompts, *rest, **named)
+
+    engine.generate_ids = noted
+    table = score_instructions(
+        POLICY,
+        instructions(),
+        loaded,
+        engine,
+        SETTINGS.model_copy(update=changed),
+        16_384,
+        earlier=earlier,
+    )
+    return table, len(sampled)
+
+
+def same_scores(left, right):
+    for a, b in zip(left.to_pylist(), right.to_pylist(), strict=True):
+        for name in SENSITIVITY.names:
+            assert a[name] == (pytest.approx(b[name], abs=1e-4) if "kl" in name else b[name]) or (
+                name in ("js", "jeffreys") and a[name] == pytest.approx(b[name], abs=1e-4)
+            )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_responses_from_before_are_checked_and_decide_nothing(loaded, temperature):
+    plain, all_sampled = rescored(loaded, None, temperature=temperature)
+    assert all_sampled == 2 * len(TEXTS)
+    again, sampled = rescored(loaded, plain, temperature=temperature)
+    assert sampled < len(TEXTS)  # the rest was the same, and was seen to be
+    same_scores(again, plain)
+
+    # responses of other instructions, in another order, and some without any
+    wrong = plain.set_column(
+        plain.column_names.index("teacher_response"),
+        "teacher_response",
+        pa.array([*plain["student_response"].to_pylist()[1:], None]),
+    ).take([4, 2, 0])
+    other, sampled = rescored(loaded, wrong, temperature=temperature)
+    assert sampled >= len(TEXTS)
+    same_scores(other, plain)
+
+
+def test_an_engine_that_takes_no_guesses_samples_everything(loaded):
+    earlier = score(loaded)
+    engine = scripted([answer("yes", 7)] * 5, [answer("no", 8)] * 5)
+    table = score_instructions(
+        POLICY, instructions(), loaded, engine, SETTINGS, 16_384, earlier=earlier
+    )
+    assert table["student_response"].to_pylist() == ["yes"] * 5
+
+
+def test_a_few_rows_at_the_end_belong_to_the_part_before_them():
+    def parts(rows):
+        table = pa.table({"n": list(range(rows))})
+        return [(start, part.num_rows) for start, part in PartialScores(rows=10).remaining(table)]
+
+    assert parts(24) == [(0, 10), (10, 14)] and parts(25) == [(0, 10), (10, 10), (20, 5)]
+    assert parts(3) == [(0, 3)] and parts(0) == []

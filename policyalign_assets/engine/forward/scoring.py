@@ -12,6 +12,13 @@ import torch
 from policyalign_assets.engine.forward.protocol import Forward
 from policyalign_assets.engine.forward.shared_prefix import Prefix, shared_length
 
+LOGITS = 1 << 24  # held at a time (64 MiB in float32)
+
+
+def logits_held(forward: Forward) -> int:
+    """For how many tokens the logits of the whole vocabulary are held at a time."""
+    return max(1, LOGITS // int(forward.model.config.get_text_config().vocab_size))
+
 
 def prompt_prefix(forward: Forward, prompts: Sequence[list[int]]) -> Prefix | None:
     """Computes the prefix that all `prompts` share; returns None if sharing does not pay."""

@@ -9,6 +9,7 @@ starting at 0 would raise no error and give wrong results.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from transformers.masking_utils import eager_mask
 from policyalign_assets.engine.forward.kv_cache import has_full_attention_only
 
 NAME = "policyalign_shared_prefix"
+# A group of rows has a prefix of its own if it has so many rows, and so many tokens more in common.
+ALIKE, MUCH_SHARED = 8, 64
 MIN_SHARED = 16  # a common prefix of fewer tokens is not worth sharing
 
 
@@ -74,11 +77,35 @@ def shared_length(model: Any, rows: Sequence[Sequence[int]]) -> int:
         return 0
     # The common prefix of all rows is that of the first and the last in lexicographic order.
     low, high = min(map(list, rows)), max(map(list, rows))
-    common = next(
-        (i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high))
-    )
-    common = min(common, min(map(len, rows)) - 1)
+    common = min(_common(low, high), min(map(len, rows)) - 1)
     return common if common >= MIN_SHARED else 0
+
+
+def alike(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Divides rows, by number, so that those which share a prefix of their own stand together.
+
+    Some requests have the policy or a long text before them, where others do not. A group has at
+    least ALIKE rows that share MUCH_SHARED tokens more than all rows do. The other rows are the
+    last group.
+    """
+    order = sorted(range(len(rows)), key=lambda i: list(rows[i]))
+    shared = [_common(rows[a], rows[b]) for a, b in itertools.pairwise(order)]
+    least = min(shared, default=0) + MUCH_SHARED
+    groups, others, run = list[list[int]](), list[int](), order[:1]
+    for row, common in zip([*order[1:], -1], [*shared, 0]):
+        if row >= 0 and common >= least:
+            run.append(row)
+            continue
+        if len(run) >= ALIKE:
+            groups.append(sorted(run))
+        else:
+            others += run
+        run = [row]
+    return [*groups, sorted(others)] if others else groups
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 @cache
