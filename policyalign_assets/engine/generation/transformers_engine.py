@@ -79,7 +79,9 @@ class TransformersEngine:
         rows: Sequence[int] | None = None,
         guesses: Sequence[str] = (),
     ) -> list[Generation]:
-        """Like `generate`, from rendered prompts; see `TokenEngine.generate_ids` for `rows`.
+        """Like `generate`, from rendered prompts.
+
+        See `TokenEngine.generate_ids` for `rows`, and `GuessingEngine` for `guesses`.
 
         Only the temperature shapes the distribution: sampling parameters in the model's own
         generation_config are ignored, because training needs samples of the model itself.
