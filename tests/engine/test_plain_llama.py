@@ -186,6 +186,29 @@ def test_gradients_are_those_of_the_modules(family, short, monkeypatch):
     assert all(p.grad is None for n, p in model.named_parameters() if n not in expected)
 
 
+def test_a_table_of_the_first_layer_takes_no_gradients_away():
+    """Rollouts may have computed enough tokens for it before the student reads its answers."""
+    model = adapted(PLAIN["qwen2"])
+    weights = torch.randn(
+        sum(map(len, RESPONSES)), len(TOKENIZER), generator=torch.Generator().manual_seed(2)
+    )
+    expected = learned(ModelForward(model), model, weights)
+    plain = forward_of(model)
+    real = plain.read
+
+    def read_and_answer():
+        real()
+        plain._computed = len(TOKENIZER)
+        with torch.no_grad():
+            response_hidden(plain, PROMPTS, RESPONSES)
+        assert plain._first_VN is not None
+
+    plain.read = read_and_answer
+    given = learned(plain, model, weights)
+    for name, gradient in expected.items():
+        assert (given[name] - gradient).norm() < 1e-4 * gradient.norm(), name
+
+
 def test_generation_in_inference_mode_reads_weights_that_can_then_be_trained_on():
     model = adapted(PLAIN["qwen2"])
     plain = PlainLlama(model)

@@ -217,7 +217,6 @@ class PlainLlama:
             x_MD = layer.down(swiglu(layer.gate_up(layer.before_mlp(x_MD))), x_MD)
         return self._norm(x_MD)
 
-    @torch.no_grad()
     def _first(self, ids_M: torch.Tensor) -> torch.Tensor | None:
         """Queries, keys and values of the first layer, which depend on the tokens alone: qkv_MN.
 
