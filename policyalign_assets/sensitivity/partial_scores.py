@@ -33,8 +33,10 @@ class PartialScores:
             starts.pop()  # a few rows are computed with the part before them
         for start, end in itertools.pairwise([*starts, table.num_rows]):
             file = self._file(start)
-            if file and file.exists():
-                self._parts[start] = _mapped(file)
+            saved = _mapped(file) if file and file.exists() else None
+            # An earlier version may have divided the table elsewhere.
+            if saved is not None and saved.num_rows == end - start:
+                self._parts[start] = saved
             else:
                 yield start, table.slice(start, end - start)
 

@@ -435,3 +435,11 @@ def test_a_few_rows_at_the_end_belong_to_the_part_before_them():
 
     assert parts(24) == [(0, 10), (10, 14)] and parts(25) == [(0, 10), (10, 10), (20, 5)]
     assert parts(3) == [(0, 3)] and parts(0) == []
+
+
+def test_a_saved_part_of_another_size_is_computed_again(tmp_path):
+    table = pa.table({"n": list(range(24))})
+    PartialScores(tmp_path, rows=10).save(10, table.slice(10, 10))
+    assert [start for start, _ in PartialScores(tmp_path, rows=10).remaining(table)] == [0, 10]
+    PartialScores(tmp_path, rows=10).save(10, table.slice(10))
+    assert [start for start, _ in PartialScores(tmp_path, rows=10).remaining(table)] == [0]
